@@ -1,1 +1,62 @@
+"""The GPU: a small device protocol, and the way to open one on this platform.
 
+Natively a coroutine of this package never really suspends, so `run` can drive it anywhere, also inside a running
+event loop.
+"""
+
+from collections.abc import Coroutine
+from typing import Any
+
+from wgtrain.gpu.protocol import (
+    AdapterInfo,
+    Binding,
+    Buffer,
+    Device,
+    Dispatch,
+    Limits,
+    Slot,
+)
+
+__all__ = [
+    "AdapterInfo",
+    "Binding",
+    "Buffer",
+    "Device",
+    "Dispatch",
+    "Limits",
+    "Slot",
+    "list_adapters",
+    "open_device",
+    "run",
+]
+
+
+def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Drives a coroutine that completes without suspending, and returns its result."""
+    try:
+        coroutine.send(None)
+    except StopIteration as stop:
+        return stop.value
+    coroutine.close()
+    raise RuntimeError("this call has to wait for the platform: await its `aio` form instead")
+
+
+def list_adapters() -> list[AdapterInfo]:
+    """All adapters of this machine, strongest first; `index` is what `--adapter-index` takes."""
+    from wgtrain.gpu import native
+
+    return native.list_adapters()
+
+
+async def open_device(
+    adapter_index: int | None = None, *, limits: str | None = None, budget: int | None = None
+) -> Device:
+    """Opens a GPU: the strongest adapter, or number `adapter_index` of `list_adapters`.
+
+    `limits="default"` grants only what every WebGPU adapter has; None asks for what large models need.
+    `budget`: bytes that may be allocated; None = physical memory for a software adapter, else no limit of ours.
+    The environment variable WGTRAIN_ADAPTER_INDEX stands in for a missing `adapter_index`.
+    """
+    from wgtrain.gpu import native
+
+    return native.open_device(adapter_index, limits=limits, budget=budget)

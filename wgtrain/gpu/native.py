@@ -1,0 +1,287 @@
+"""The device protocol through wgpu-py (wgpu-native: Vulkan, Metal, DX12).
+
+wgpu-native aborts the process on an error at `queue.submit`, so everything that could fail there is checked before:
+closed or lost devices by our own flags, encoders by `finish()` right before the submit.
+"""
+
+import gc
+import logging
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import wgpu
+
+from wgtrain.errors import DeviceError, DeviceLostError, OptionError, OutOfMemoryError, ShaderError
+from wgtrain.gpu.protocol import (
+    AdapterInfo,
+    Binding,
+    Buffer,
+    Dispatch,
+    Limits,
+    Slot,
+    check_memory,
+)
+
+INDEX_VARIABLE = "WGTRAIN_ADAPTER_INDEX"
+_STRENGTH = {"DiscreteGPU": 0, "IntegratedGPU": 1, "VirtualGPU": 2, "Unknown": 3, "CPU": 4}
+_USAGE = wgpu.BufferUsage.COPY_SRC | wgpu.BufferUsage.COPY_DST
+_WRITE_PIECE = 4 << 20  # larger writes go through in pieces, so that staging memory stays small
+_NO_ADAPTER = (
+    "no GPU adapter was found. Install a Vulkan driver for your GPU, or a software one "
+    "(Debian, Ubuntu: apt-get install mesa-vulkan-drivers libvulkan1; Fedora: mesa-vulkan-drivers; "
+    "Arch: vulkan-swrast)"
+)
+
+
+def _adapters() -> list[tuple[AdapterInfo, Any]]:
+    found = []
+    for adapter in wgpu.gpu.enumerate_adapters_sync():
+        info = adapter.info
+        if info["adapter_type"] == "Unknown" and not info["device"]:
+            continue
+        backend = info["backend_type"]
+        rank = (backend in ("OpenGL", "OpenGLES"), _STRENGTH.get(info["adapter_type"], 3))
+        found.append((rank, len(found), adapter, info, backend))
+    found.sort(key=lambda item: item[:2])
+    return [
+        (
+            AdapterInfo(
+                index,
+                info["device"],
+                info["adapter_type"],
+                backend,
+                info["description"],
+                {k: int(v) for k, v in adapter.limits.items()},
+                tuple(sorted(adapter.features)),
+            ),
+            adapter,
+        )
+        for index, (_, _, adapter, info, backend) in enumerate(found)
+    ]
+
+
+def list_adapters() -> list[AdapterInfo]:
+    """All adapters, strongest first."""
+    return [info for info, _ in _adapters()]
+
+
+def open_device(
+    adapter_index: int | None = None, *, limits: str | None = None, budget: int | None = None
+) -> "NativeDevice":
+    """See `wgtrain.gpu.open_device`."""
+    adapters = _adapters()
+    if not adapters:
+        raise DeviceError(_NO_ADAPTER)
+    given = adapter_index if adapter_index is not None else os.environ.get(INDEX_VARIABLE, 0)
+    try:
+        index = int(given)
+        info, adapter = adapters[index]
+        if index < 0:
+            raise IndexError
+    except (ValueError, IndexError):
+        names = ", ".join(f"{i.index} = {i.name} ({i.backend})" for i, _ in adapters)
+        raise OptionError(f"adapter index {given!r} is not one of: {names}") from None
+    return NativeDevice(info, adapter, limits, budget)
+
+
+class _LossWatch(logging.Handler):
+    """Device loss shows nowhere but in wgpu's log."""
+
+    lost = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "device lost" in record.getMessage().lower():
+            self.lost = True
+
+
+class NativeDevice:
+    """`gpu.protocol.Device` on wgpu-py."""
+
+    def __init__(self, info: AdapterInfo, adapter: Any, limits: str | None, budget: int | None):
+        have = info.limits
+        self.limits = (
+            Limits()
+            if limits == "default"
+            else Limits(
+                binding=have["max-storage-buffer-binding-size"] & ~255,
+                buffer=have["max-buffer-size"] & ~255,
+            )
+        )
+        wanted = {
+            "max-storage-buffer-binding-size": self.limits.binding,
+            "max-buffer-size": self.limits.buffer,
+            "max-storage-buffers-per-shader-stage": self.limits.storage_buffers,
+            "max-compute-workgroup-storage-size": self.limits.workgroup_memory,
+            "max-compute-invocations-per-workgroup": self.limits.invocations,
+            "max-compute-workgroups-per-dimension": self.limits.workgroups,
+        }
+        try:
+            self._device = adapter.request_device_sync(required_limits=wanted, label="wgtrain")
+        except RuntimeError as error:
+            raise DeviceError(f"{info.name} cannot be opened: {error}") from error
+        self.info = info
+        self.features: frozenset[str] = frozenset()
+        self.allocated = 0
+        self.budget = _physical_memory() if budget is None and info.type == "CPU" else budget
+        self._queue = self._device.queue
+        self._buffers: dict[int, Buffer] = {}
+        self._closed = False
+        self._watch = _LossWatch()
+        logging.getLogger("wgpu").addHandler(self._watch)
+
+    @contextmanager
+    def _errors(self, doing: str) -> Iterator[None]:
+        if self._closed:
+            raise DeviceLostError(f"{doing}: the device was closed")
+        if self._watch.lost:
+            raise DeviceLostError(f"{doing}: the GPU was lost (driver reset or removed)")
+        try:
+            yield
+        except (wgpu.GPUError, RuntimeError) as error:
+            text = str(error)
+            if "not enough memory" in text.lower() or isinstance(error, wgpu.GPUOutOfMemoryError):
+                raise OutOfMemoryError(f"{doing}: the GPU has not enough memory left") from error
+            if "lost" in text.lower():
+                self._watch.lost = True
+                raise DeviceLostError(f"{doing}: the GPU was lost: {text}") from error
+            raise DeviceError(f"{doing}: {text}") from error
+
+    def create_buffer(self, size: int, label: str, *, uniform: bool = False) -> Buffer:
+        size = max(-(-size // 4) * 4, 4)
+        check_memory(self.limits, self.budget, self.allocated, size, label)
+        kind = wgpu.BufferUsage.UNIFORM if uniform else wgpu.BufferUsage.STORAGE
+        with self._errors(f"creating buffer '{label}' of {size:,} bytes"):
+            handle = self._device.create_buffer(size=size, usage=_USAGE | kind, label=label)
+        buffer = Buffer(handle, size, label)
+        self._buffers[id(handle)] = buffer
+        self.allocated += size
+        return buffer
+
+    def free(self, buffer: Buffer) -> None:
+        if self._buffers.pop(id(buffer.handle), None) is not None:
+            self.allocated -= buffer.size
+            buffer.handle.destroy()
+
+    def write(self, buffer: Buffer, offset: int, data: bytes | memoryview | np.ndarray) -> None:
+        view = memoryview(data).cast("B") if len(memoryview(data)) else memoryview(b"")
+        with self._errors(f"writing buffer '{buffer.label}'"):
+            for start in range(0, len(view), _WRITE_PIECE):
+                piece = view[start : start + _WRITE_PIECE]
+                self._queue.write_buffer(buffer.handle, offset + start, piece)
+                if len(piece) == _WRITE_PIECE:
+                    self._queue.submit([])
+
+    async def read(self, buffer: Buffer, offset: int, size: int) -> bytes:
+        with self._errors(f"reading buffer '{buffer.label}'"):
+            target = self._device.create_buffer(
+                size=size, usage=wgpu.BufferUsage.COPY_DST | wgpu.BufferUsage.MAP_READ
+            )
+            try:
+                encoder = self._device.create_command_encoder()
+                encoder.copy_buffer_to_buffer(buffer.handle, offset, target, 0, size)
+                commands = encoder.finish()
+                self._queue.submit([commands])
+                target.map_async("READ").sync_wait()
+                return bytes(target.read_mapped(copy=False))
+            finally:
+                target.destroy()
+
+    async def pipeline(self, name: str, code: str, slots: Sequence[Slot]) -> Any:
+        types = {"read": "read-only-storage", "read_write": "storage", "uniform": "uniform"}
+        entries = [
+            {
+                "binding": slot.number,
+                "visibility": wgpu.ShaderStage.COMPUTE,
+                "buffer": {"type": types[slot.access]},
+            }
+            for slot in slots
+        ]
+        try:
+            with self._errors(f"compiling kernel '{name}'"):
+                module = self._device.create_shader_module(code=code, label=name)
+                layout = self._device.create_bind_group_layout(entries=entries, label=name)
+                return self._device.create_compute_pipeline(
+                    layout=self._device.create_pipeline_layout(bind_group_layouts=[layout]),
+                    compute={"module": module, "entry_point": "main"},
+                    label=name,
+                )
+        except DeviceLostError:
+            raise
+        except DeviceError as error:
+            raise ShaderError(_compile_message(name, code, str(error))) from error
+
+    def bind(self, pipeline: Any, bindings: Sequence[Binding]) -> Any:
+        with self._errors("binding buffers"):
+            return self._device.create_bind_group(
+                layout=pipeline.get_bind_group_layout(0),
+                entries=[
+                    {
+                        "binding": b.slot,
+                        "resource": {"buffer": b.buffer.handle, "offset": b.offset, "size": b.size},
+                    }
+                    for b in bindings
+                ],
+            )
+
+    def program(self, dispatches: Sequence[Dispatch]) -> Any:
+        return tuple(dispatches)
+
+    def run(self, program: Any, counts: np.ndarray, cuts: Sequence[int]) -> None:
+        grids = [tuple(row) if all(row) else None for row in counts.tolist()]
+        start = 0
+        for end in (*cuts, len(program)):
+            with self._errors("running a plan"):
+                encoder = self._device.create_command_encoder()
+                compute = encoder.begin_compute_pass()
+                current = None
+                for pipeline, bind_group, grid in program[start:end]:
+                    size = grids[grid]
+                    if size is None:
+                        continue
+                    if pipeline is not current:
+                        compute.set_pipeline(pipeline)
+                        current = pipeline
+                    compute.set_bind_group(0, bind_group)
+                    compute.dispatch_workgroups(*size)
+                compute.end()
+                commands = encoder.finish()
+                self._queue.submit([commands])
+            start = end
+
+    def flush(self) -> None:
+        with self._errors("flushing"):
+            self._queue.submit([])
+
+    def close(self) -> None:
+        """Frees every buffer and the device; device and queue form a cycle, hence the collection."""
+        if self._closed:
+            return
+        self._closed = True
+        for buffer in list(self._buffers.values()):
+            self.free(buffer)
+        logging.getLogger("wgpu").removeHandler(self._watch)
+        self._device.destroy()
+        del self._device, self._queue
+        gc.collect()
+
+
+def _physical_memory() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _compile_message(name: str, code: str, text: str) -> str:
+    """`kernel 'name', line N: message` with the source line, from a compiler's text."""
+    where = re.search(r"(?:wgsl|[\w.]+):(\d+):(\d+)", text)
+    if not where:
+        return f"kernel '{name}': {text.strip()}"
+    line = int(where.group(1))
+    lines = code.splitlines()
+    source = lines[line - 1].strip() if 0 < line <= len(lines) else ""
+    return f"kernel '{name}', line {line}: {text.strip()}\n    {source}"

@@ -1,0 +1,127 @@
+"""What the engine asks of a GPU, and nothing more; `native.py` gives it through wgpu-py.
+
+Opening a device, compiling and reading back are `async`, because a browser waits there; everything else is queued
+and returns at once. The device frees nothing by itself: whoever creates a buffer frees it, `close` frees all.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from wgtrain.errors import OutOfMemoryError
+
+
+@dataclass(frozen=True)
+class AdapterInfo:
+    """One GPU (or software driver) as `wgtrain doctor` shows it; `limits` in bytes and counts."""
+
+    index: int
+    name: str
+    type: str  # "DiscreteGPU", "IntegratedGPU", "CPU", ...
+    backend: str  # "Vulkan", "Metal", "D3D12", "OpenGL", "WebGPU"
+    driver: str
+    limits: dict[str, int] = field(default_factory=dict)
+    features: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The limits the plan has to obey; the defaults are those every WebGPU adapter grants."""
+
+    binding: int = 128 << 20  # bytes of one storage binding
+    buffer: int = 256 << 20  # bytes of one buffer
+    uniform: int = 64 << 10  # bytes of one uniform binding
+    storage_buffers: int = 8  # per shader stage
+    workgroup_memory: int = 16 << 10
+    invocations: int = 256  # per workgroup
+    workgroups: int = 65_535  # per dimension
+    alignment: int = 256  # of binding offsets
+
+
+class Buffer(NamedTuple):
+    """A device buffer: `handle` is the platform's own object."""
+
+    handle: Any
+    size: int
+    label: str
+
+
+class Binding(NamedTuple):
+    """One entry of a bind group: a window of a buffer at a slot of the kernel."""
+
+    slot: int
+    buffer: Buffer
+    offset: int
+    size: int
+
+
+class Slot(NamedTuple):
+    """One binding a kernel declares: `access` is "read", "read_write" or "uniform"."""
+
+    number: int
+    access: str
+
+
+class Dispatch(NamedTuple):
+    """One prepared kernel call; `grid` is the row of the counts table that holds its workgroup counts."""
+
+    pipeline: Any
+    bind_group: Any
+    grid: int
+
+
+class Device(Protocol):
+    """A GPU opened for work."""
+
+    info: AdapterInfo
+    limits: Limits
+    features: frozenset[str]
+    allocated: int  # bytes of all live buffers
+
+    def create_buffer(self, size: int, label: str, *, uniform: bool = False) -> Buffer:
+        """A zeroed buffer of `size` bytes (rounded up to 4); OutOfMemoryError when it does not fit."""
+
+    def free(self, buffer: Buffer) -> None:
+        """Destroys a buffer; work already queued may still use it."""
+
+    def write(self, buffer: Buffer, offset: int, data: bytes | memoryview | np.ndarray) -> None:
+        """Queues a write of `data` (a multiple of 4 bytes) at `offset` (likewise)."""
+
+    async def read(self, buffer: Buffer, offset: int, size: int) -> bytes:
+        """Waits for all queued work and returns `size` bytes from `offset`."""
+
+    async def pipeline(self, name: str, code: str, slots: Sequence[Slot]) -> Any:
+        """Compiles the `main` of WGSL `code`; ShaderError names kernel, line and message."""
+
+    def bind(self, pipeline: Any, bindings: Sequence[Binding]) -> Any:
+        """A bind group of a pipeline."""
+
+    def program(self, dispatches: Sequence[Dispatch]) -> Any:
+        """A list of prepared dispatches, handed over once."""
+
+    def run(self, program: Any, counts: np.ndarray, cuts: Sequence[int]) -> None:
+        """Replays a program: `counts` uint32 (grids, 3); a submit ends before each index in `cuts` and at the end.
+
+        A dispatch whose workgroup counts hold a zero is skipped.
+        """
+
+    def flush(self) -> None:
+        """Hands pending writes to the GPU, so that their staging memory can return."""
+
+    def close(self) -> None:
+        """Frees every buffer and the device; later calls raise DeviceLostError."""
+
+
+def check_memory(limits: Limits, budget: int | None, allocated: int, size: int, label: str) -> None:
+    """Raises OutOfMemoryError if a buffer of `size` bytes exceeds the largest buffer or the memory budget."""
+    if size > limits.buffer:
+        raise OutOfMemoryError(
+            f"buffer '{label}' needs {size:,} bytes; this adapter allows {limits.buffer:,} in one buffer"
+        )
+    if budget is not None and allocated + size > budget:
+        raise OutOfMemoryError(
+            f"buffer '{label}' needs {size:,} bytes, {allocated:,} are in use and the budget is {budget:,}"
+        )
+
