@@ -1,0 +1,6 @@
+"""`python -m wgtrain`: the command line."""
+
+from wgtrain.cli import main
+
+if __name__ == "__main__":
+    main()
