@@ -1,0 +1,51 @@
+"""Fixtures of every test: a fixed seed, numpy errors that raise, the data folder, one device."""
+
+import os
+import random
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+# Before anything imports the libraries that read them.
+os.environ.setdefault("XDG_RUNTIME_DIR", tempfile.gettempdir())  # drivers warn where it is unset
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import needs
+import numpy as np
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """The same random numbers for every test, whatever ran before it."""
+    random.seed(0)
+    np.random.seed(0)
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def numpy_errors() -> Iterator[None]:
+    """Overflow, division by zero or a new NaN in numpy fails the test; underflow is no error."""
+    with np.errstate(over="raise", divide="raise", invalid="raise"):
+        yield
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of shared test data."""
+    return needs.data()
+
+
+@pytest.fixture(scope="session")
+def device() -> Iterator[Any]:
+    """A GPU with WebGPU's default limits, because native accepts much that a browser refuses."""
+    from wgtrain import gpu
+
+    opened = gpu.run(gpu.open_device(limits="default"))
+    yield opened
+    opened.close()

@@ -1,0 +1,38 @@
+"""What a test cannot do without: the shared data and the oracles.
+
+Where one is missing the test is skipped; where WGTRAIN_REQUIRE_DATA is set, as in CI, it fails.
+"""
+
+import importlib
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def data() -> Path:
+    """The folder of shared test data: `WGTRAIN_DATA`, or `../shared/data` beside the checkout."""
+    folder = Path(os.environ.get("WGTRAIN_DATA") or ROOT.parent / "shared" / "data")
+    if not folder.is_dir():
+        _missing(f"no shared test data at {folder}; WGTRAIN_DATA names another place")
+    return folder
+
+
+def package(name: str) -> Any:
+    """Imports an oracle, such as "torch" or "llama_cpp"; mark its test with `oracle`."""
+    try:
+        module = importlib.import_module(name)
+    except ImportError as error:
+        _missing(f"{name} is not installed ({error}); scripts/setup --test does it")
+    if name == "torch":
+        module.set_num_threads(2)
+    return module
+
+
+def _missing(what: str) -> None:
+    if os.environ.get("WGTRAIN_REQUIRE_DATA"):
+        pytest.fail(what, pytrace=False)
+    pytest.skip(what, allow_module_level=True)
