@@ -1,0 +1,102 @@
+"""Logits by llama.cpp, with and without an adapter: the judge of the files that leave here.
+
+Set as exact as it goes: F32 key-value cache, no flash attention, no repacked weights, one thread.
+"""
+
+import ctypes
+import tempfile
+import weakref
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import numpy as np
+
+GGML_TYPE_F32 = 0
+
+
+@llama_cpp.llama_log_callback
+def _log(level: int, text: bytes, _: Any) -> None:
+    if level in (3, 4):  # warnings and errors: the last lines explain a refusal
+        _messages.append(text.decode(errors="replace"))
+        del _messages[:-20]
+
+
+_messages: list[str] = []
+llama_cpp.llama_log_set(_log, ctypes.c_void_p(0))
+llama_cpp.llama_backend_init()
+
+
+class LlamaCpp:
+    """A GGUF model in llama.cpp; a file it refuses raises `ValueError` with its own words."""
+
+    def __init__(self, data: bytes, n_ctx: int = 256) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        self._adapters = 0
+        params = llama_cpp.llama_model_default_params()
+        params.use_extra_bufts = False
+        params.n_gpu_layers = 0
+        path = self._write("model.gguf", data)
+        self._model = llama_cpp.llama_model_load_from_file(path, params)
+        if not self._model:
+            self._folder.cleanup()
+            raise ValueError("llama.cpp refuses the model: " + "".join(_messages))
+        context = llama_cpp.llama_context_default_params()
+        context.n_ctx = context.n_batch = context.n_ubatch = n_ctx
+        context.n_threads = context.n_threads_batch = 1
+        context.type_k = context.type_v = GGML_TYPE_F32
+        context.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        self._context = llama_cpp.llama_init_from_model(self._model, context)
+        assert self._context, "".join(_messages)
+        self.vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model))
+        self._close = weakref.finalize(self, _free, self._context, self._model, self._folder)
+
+    def adapter(self, data: bytes) -> Any:
+        """Loads an adapter GGUF; the handle belongs to this model."""
+        self._adapters += 1
+        path = self._write(f"adapter{self._adapters}.gguf", data)
+        adapter = llama_cpp.llama_adapter_lora_init(self._model, path)
+        if not adapter:
+            raise ValueError("llama.cpp refuses the adapter: " + "".join(_messages))
+        return adapter
+
+    def logits(self, tokens: np.ndarray, adapter: Any = None, scale: float = 1.0) -> np.ndarray:
+        """Logits float32 (T, V) of one row, from an empty cache."""
+        n = len(tokens)
+        used = [] if adapter is None else [adapter]
+        status = llama_cpp.llama_set_adapters_lora(
+            self._context,
+            (llama_cpp.llama_adapter_lora_p_ctypes * 1)(*used),
+            len(used),
+            (ctypes.c_float * 1)(scale),
+        )
+        assert status == 0, status
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
+        batch = llama_cpp.llama_batch_init(n, 0, 1)
+        batch.n_tokens = n
+        for i, token in enumerate(tokens):
+            batch.token[i] = int(token)
+            batch.pos[i] = i
+            batch.n_seq_id[i] = 1
+            batch.seq_id[i][0] = 0
+            batch.logits[i] = 1
+        status = llama_cpp.llama_decode(self._context, batch)
+        llama_cpp.llama_batch_free(batch)
+        assert status == 0, f"llama_decode gave {status}: {''.join(_messages)}"
+        out = llama_cpp.llama_get_logits(self._context)
+        return np.ctypeslib.as_array(out, (n, self.vocab)).copy()
+
+    def close(self) -> None:
+        """Frees model, context and adapters."""
+        self._close()
+
+    def _write(self, name: str, data: bytes) -> bytes:
+        path = Path(self._folder.name, name)
+        path.write_bytes(data)
+        return str(path).encode()
+
+
+def _free(context: Any, model: Any, folder: tempfile.TemporaryDirectory) -> None:
+    llama_cpp.llama_free(context)
+    llama_cpp.llama_model_free(model)
+    folder.cleanup()

@@ -1,0 +1,393 @@
+"""Small models with random weights, as GGUF files and as the same weights for transformers.
+
+A `Tiny` holds what both sides need: the file's bytes, an F32 file of the dequantised weights, and
+those weights under Hugging Face names, so that PEFT runs on exactly the numbers in the file. Files
+are written by the `gguf` package, and names and row orders are spelled out here, so that nothing of
+ours stands on both sides of a comparison.
+"""
+
+import functools
+import tempfile
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+
+LINEARS = {
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+NORMS = {
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+}
+OUTSIDE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """The shape of a model; `head_dim` is no power of two and need not be dim / heads."""
+
+    architecture: str
+    dim: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ff: int
+    layers: int
+    vocab: int
+    tied: bool
+    tokenizer: str = "bpe"  # or "spm"
+    rope_theta: float = 10000.0
+    eps: float = 1e-5
+    context: int = 128
+
+    @property
+    def permuted(self) -> bool:
+        """Whether the file's q and k rows are reordered for interleaved rotary pairs."""
+        return self.architecture == "llama"
+
+    def gguf_name(self, hf: str) -> str:
+        """`model.layers.0.self_attn.q_proj` -> `blk.0.attn_q`."""
+        for ours, theirs in OUTSIDE.items():
+            if hf == theirs:
+                return ours
+        layer, rest = hf.removeprefix("model.layers.").split(".", 1)
+        for ours, theirs in (LINEARS | NORMS).items():
+            if rest == theirs:
+                return f"blk.{layer}.{ours}"
+        raise KeyError(hf)
+
+    def hf_name(self, ours: str) -> str:
+        """`blk.0.attn_q` -> `model.layers.0.self_attn.q_proj`."""
+        if ours in OUTSIDE:
+            return OUTSIDE[ours]
+        _, layer, rest = ours.split(".")
+        return f"model.layers.{layer}.{(LINEARS | NORMS)[rest]}"
+
+    def to_file_order(self, hf: str, rows: np.ndarray) -> np.ndarray:
+        """Rows of a q or k tensor (weight, bias or B) from Hugging Face order to the GGUF's."""
+        heads = self._permuted_heads(hf)
+        if heads is None:
+            return rows
+        split = rows.reshape(heads, 2, self.head_dim // 2, *rows.shape[1:])
+        return np.ascontiguousarray(split.swapaxes(1, 2).reshape(rows.shape))
+
+    def from_file_order(self, hf: str, rows: np.ndarray) -> np.ndarray:
+        """The inverse of `to_file_order`."""
+        heads = self._permuted_heads(hf)
+        if heads is None:
+            return rows
+        split = rows.reshape(heads, self.head_dim // 2, 2, *rows.shape[1:])
+        return np.ascontiguousarray(split.swapaxes(1, 2).reshape(rows.shape))
+
+    def _permuted_heads(self, hf: str) -> int | None:
+        if not self.permuted:
+            return None
+        if ".q_proj" in hf:
+            return self.heads
+        return self.kv_heads if ".k_proj" in hf else None
+
+    def linear_shape(self, ours: str) -> tuple[int, int]:
+        """(n_out, n_in) of a linear by its GGUF name without the block."""
+        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        return {
+            "attn_q": (q, self.dim),
+            "attn_k": (kv, self.dim),
+            "attn_v": (kv, self.dim),
+            "attn_output": (self.dim, q),
+            "ffn_gate": (self.ff, self.dim),
+            "ffn_up": (self.ff, self.dim),
+            "ffn_down": (self.dim, self.ff),
+            "output": (self.vocab, self.dim),
+        }[ours.split(".")[-1]]
+
+
+# Widths for types without blocks (multiples of 4 alone), and for types in blocks of 32, whose rows
+# of 34 or 18 byte blocks are no multiples of 4 bytes.
+SPECS = {
+    "llama": Spec("llama", 60, 3, 1, 20, 100, 3, 97, tied=False, tokenizer="spm"),
+    "llama-tied": Spec("llama", 48, 4, 2, 12, 76, 3, 293, tied=True, tokenizer="spm"),
+    "qwen2": Spec("qwen2", 48, 4, 2, 12, 76, 3, 301, tied=True, rope_theta=1e6, eps=1e-6),
+    "qwen3": Spec("qwen3", 60, 4, 2, 20, 100, 3, 283, tied=False, rope_theta=1e6, eps=1e-6),
+}
+BLOCK_SPECS = {
+    name: replace(spec, dim=96, heads=8, kv_heads=2, head_dim=12, ff=160)
+    for name, spec in SPECS.items()
+}
+BLOCK_SPECS["qwen3"] = replace(BLOCK_SPECS["qwen3"], head_dim=20)  # 8 x 20 = 160, not 96
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """One model: `weights` are dequantised, by Hugging Face names and in its row order."""
+
+    spec: Spec
+    type: str
+    gguf: bytes = field(repr=False)
+    gguf_f32: bytes = field(repr=False)
+    weights: dict[str, np.ndarray] = field(repr=False)
+
+    def hf_model(self, dtype: str = "float32") -> Any:
+        """A new transformers model with these weights, without dropout, in eval mode."""
+        import torch
+
+        spec = self.spec
+        torch.manual_seed(0)
+        with torch.device("cpu"):
+            model = hf_class(spec)(hf_config(spec))
+        state = {name: torch.from_numpy(w.copy()) for name, w in self.weights.items()}
+        missing, unexpected = model.load_state_dict(state, strict=False)
+        assert not unexpected and missing == (["lm_head.weight"] if spec.tied else []), (
+            missing,
+            unexpected,
+        )
+        model.tie_weights()
+        return model.to(getattr(torch, dtype)).eval()
+
+
+def hf_class(spec: Spec) -> Any:
+    """The transformers class of an architecture."""
+    import transformers
+
+    return {
+        "llama": transformers.LlamaForCausalLM,
+        "qwen2": transformers.Qwen2ForCausalLM,
+        "qwen3": transformers.Qwen3ForCausalLM,
+    }[spec.architecture]
+
+
+def hf_config(spec: Spec) -> Any:
+    """The transformers configuration of a shape."""
+    kind = hf_class(spec).config_class
+    return kind(
+        vocab_size=spec.vocab,
+        hidden_size=spec.dim,
+        intermediate_size=spec.ff,
+        num_hidden_layers=spec.layers,
+        num_attention_heads=spec.heads,
+        num_key_value_heads=spec.kv_heads,
+        head_dim=spec.head_dim,
+        rms_norm_eps=spec.eps,
+        rope_parameters={"rope_type": "default", "rope_theta": spec.rope_theta},
+        tie_word_embeddings=spec.tied,
+        max_position_embeddings=spec.context,
+        attn_implementation="sdpa",
+        use_cache=False,
+    )
+
+
+def random_weights(spec: Spec, seed: int) -> dict[str, np.ndarray]:
+    """Weights float32 by GGUF names, in the file's row order; nothing at its initial value.
+
+    The spread of the logits is about 2.
+    """
+    rng = np.random.default_rng(seed)
+
+    def matrix(name: str, shape: tuple[int, int], scale: float) -> None:
+        weights[f"{name}.weight"] = rng.normal(0, scale / np.sqrt(shape[1]), shape)
+
+    def norm(name: str, n: int) -> None:
+        weights[f"{name}.weight"] = rng.uniform(0.8, 1.2, n)
+
+    weights: dict[str, np.ndarray] = {}
+    matrix("token_embd", (spec.vocab, spec.dim), 2.0)
+    for layer in range(spec.layers):
+        block = f"blk.{layer}."
+        for name in LINEARS:
+            matrix(block + name, spec.linear_shape(name), 1.0)
+        norm(block + "attn_norm", spec.dim)
+        norm(block + "ffn_norm", spec.dim)
+        if spec.architecture == "qwen2":
+            for name in ("attn_q", "attn_k", "attn_v"):
+                weights[f"{block}{name}.bias"] = rng.normal(0, 0.1, spec.linear_shape(name)[0])
+        if spec.architecture == "qwen3":
+            norm(block + "attn_q_norm", spec.head_dim)
+            norm(block + "attn_k_norm", spec.head_dim)
+    norm("output_norm", spec.dim)
+    if not spec.tied:
+        matrix("output", (spec.vocab, spec.dim), 2.0)
+    return {name: w.astype(np.float32) for name, w in weights.items()}
+
+
+@functools.cache
+def tiny(name: str, type: str = "F32", seed: int = 0) -> Tiny:
+    """The model of a name of `SPECS`; its matrices have the GGUF type, norms and biases F32."""
+    spec = (BLOCK_SPECS if type.startswith("Q") else SPECS)[name]
+    kind = gguf.GGMLQuantizationType[type]
+    stored: dict[str, tuple[np.ndarray, gguf.GGMLQuantizationType]] = {}
+    plain: dict[str, np.ndarray] = {}
+    for key, w in random_weights(spec, seed).items():
+        if w.ndim == 1:
+            stored[key], plain[key] = (w, gguf.GGMLQuantizationType.F32), w
+        else:
+            data = gguf.quants.quantize(w, kind)
+            stored[key] = (data, kind)
+            plain[key] = gguf.quants.dequantize(data, kind).astype(np.float32)
+    f32 = {key: (w, gguf.GGMLQuantizationType.F32) for key, w in plain.items()}
+    return Tiny(spec, type, write(spec, stored), write(spec, f32), hf_weights(spec, plain))
+
+
+def hf_weights(spec: Spec, weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Weights by GGUF names -> by Hugging Face names, in its row order."""
+    out = {}
+    for key, w in weights.items():
+        ours, kind = key.rsplit(".", 1)
+        module = spec.hf_name(ours)
+        out[f"{module}.{kind}"] = spec.from_file_order(module, w)
+    return out
+
+
+def from_gguf(path: Path) -> Tiny:
+    """A `Tiny` over an existing F32 `llama` file, read by the `gguf` package."""
+    reader = gguf.GGUFReader(path)
+
+    def get(key: str) -> Any:
+        return reader.fields[f"llama.{key}"].contents()
+
+    weights = {
+        t.name: np.array(t.data, np.float32).reshape(tuple(reversed([int(n) for n in t.shape])))
+        for t in reader.tensors
+    }
+    heads, dim = get("attention.head_count"), get("embedding_length")
+    spec = Spec(
+        "llama",
+        dim,
+        heads,
+        get("attention.head_count_kv"),
+        dim // heads,
+        get("feed_forward_length"),
+        get("block_count"),
+        len(weights["token_embd.weight"]),
+        tied="output.weight" not in weights,
+        eps=get("attention.layer_norm_rms_epsilon"),
+        context=get("context_length"),
+    )
+    data = path.read_bytes()
+    return Tiny(spec, "F32", data, data, hf_weights(spec, weights))
+
+
+def write(spec: Spec, tensors: dict[str, tuple[np.ndarray, gguf.GGMLQuantizationType]]) -> bytes:
+    """A GGUF file by the `gguf` package, with what llama.cpp asks for."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "tiny.gguf")
+        out = gguf.GGUFWriter(path, spec.architecture)
+        out.add_name(f"tiny {spec.architecture}")
+        out.add_context_length(spec.context)
+        out.add_embedding_length(spec.dim)
+        out.add_block_count(spec.layers)
+        out.add_feed_forward_length(spec.ff)
+        out.add_head_count(spec.heads)
+        out.add_head_count_kv(spec.kv_heads)
+        out.add_key_length(spec.head_dim)
+        out.add_value_length(spec.head_dim)
+        out.add_layer_norm_rms_eps(spec.eps)
+        out.add_rope_freq_base(spec.rope_theta)
+        if spec.architecture == "llama":
+            out.add_rope_dimension_count(spec.head_dim)
+            out.add_vocab_size(spec.vocab)
+        (_add_spm if spec.tokenizer == "spm" else _add_bpe)(out, spec.vocab)
+        for name, (data, kind) in tensors.items():
+            out.add_tensor(name, data, raw_dtype=kind)
+        out.write_header_to_file()
+        out.write_kv_data_to_file()
+        out.write_tensors_to_file()
+        out.close()
+        return path.read_bytes()
+
+
+def _add_spm(out: gguf.GGUFWriter, vocab: int) -> None:
+    kind = gguf.TokenType
+    tokens = [("<unk>", kind.UNKNOWN), ("<s>", kind.CONTROL), ("</s>", kind.CONTROL)]
+    if vocab > 259:
+        tokens += [(f"<0x{byte:02X}>", kind.BYTE) for byte in range(256)]
+    letters = ["\u2581"] + [chr(c) for c in range(ord("!"), 127)]
+    pairs = [a + b for a in "\u2581ehlo" for b in "helord"]
+    tokens += [(piece, kind.NORMAL) for piece in letters[: vocab - len(tokens)]]
+    tokens += [(piece, kind.NORMAL) for piece in pairs[: vocab - len(tokens)]]
+    assert len(tokens) == vocab
+    out.add_tokenizer_model("llama")
+    out.add_token_list([piece for piece, _ in tokens])
+    out.add_token_scores([-float(i) for i in range(vocab)])
+    out.add_token_types([int(t) for _, t in tokens])
+    out.add_unk_token_id(0)
+    out.add_bos_token_id(1)
+    out.add_eos_token_id(2)
+
+
+def _add_bpe(out: gguf.GGUFWriter, vocab: int) -> None:
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    rest = [b for b in range(256) if b not in plain]
+    tokens = [chr(b) for b in plain] + [chr(256 + i) for i in range(len(rest))]
+    merges = [(a, b) for a in "\u0120ehlo" for b in "helordstan"][: vocab - len(tokens) - 2]
+    tokens += [a + b for a, b in merges]
+    special = ["<|endoftext|>", "<|im_end|>"]
+    tokens += special
+    assert len(tokens) == vocab
+    out.add_tokenizer_model("gpt2")
+    out.add_tokenizer_pre("qwen2")
+    out.add_token_list(tokens)
+    out.add_token_types(
+        [int(gguf.TokenType.CONTROL if t in special else gguf.TokenType.NORMAL) for t in tokens]
+    )
+    out.add_token_merges([f"{a} {b}" for a, b in merges])
+    out.add_bos_token_id(vocab - 2)
+    out.add_eos_token_id(vocab - 1)
+    out.add_add_bos_token(False)
+
+
+def random_rows(
+    spec: Spec, lengths: list[int], seed: int, ignored: float = 0.25
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Rows of random tokens uint32 (n,) and targets int32 (n,).
+
+    Targets are already shifted; the last of a row and some others are -1.
+    """
+    rng = np.random.default_rng(seed)
+    rows = []
+    for n in lengths:
+        tokens = rng.integers(0, spec.vocab, n).astype(np.uint32)
+        targets = np.append(tokens[1:], 0).astype(np.int32)
+        targets[rng.random(n) < ignored] = -1
+        targets[-1] = -1
+        targets[0] = tokens[1]
+        rows.append((tokens, targets))
+    return rows
+
+
+def random_adapter(
+    spec: Spec, targets: list[str], rank: int, seed: int, scale: float = 0.3
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Random A (r, n_in) and B (n_out, r), float32, by GGUF tensor name, in the file's rows."""
+    rng = np.random.default_rng(seed)
+    out = {}
+    for name in targets:
+        n_out, n_in = spec.linear_shape(name)
+        a = rng.uniform(-1, 1, (rank, n_in)) / np.sqrt(n_in)
+        b = rng.normal(0, scale / np.sqrt(rank), (n_out, rank))
+        out[f"{name}.weight"] = (a.astype(np.float32), b.astype(np.float32))
+    return out
+
+
+def targets(
+    spec: Spec, names: list[str] | None = None, layers: list[int] | None = None
+) -> list[str]:
+    """GGUF names without `.weight`: all linears of all blocks, or those named."""
+    names = list(LINEARS) if names is None else names
+    out = [
+        f"blk.{layer}.{name}"
+        for layer in (range(spec.layers) if layers is None else layers)
+        for name in names
+        if name != "output"
+    ]
+    return out + (["output"] if "output" in names else [])
