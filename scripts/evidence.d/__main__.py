@@ -1,9 +1,10 @@
 """Runs the parts beside this file, each in a process of its own, and writes their figures.
 
-A part is `NAME.py` with a docstring, whose first line is its title, and `main(folder) -> dict` that
-returns figures: JSON values, or lists of flat dicts, which become tables. It raises where a figure
-misses its bound; `folder` is its own, for what it makes on the way. Written are
-`runs/evidence/NAME.json` and `runs/evidence/README.md`, over all parts so far.
+A part is `NAME.py` with a docstring, whose first line is its title, and `main(folder, figures)`
+that fills the dict `figures` with JSON values, or with lists of flat dicts, which become tables. It
+raises where a figure misses its bound; what it found until then is written all the same. `folder` is
+its own, for what it makes on the way. Written are `runs/evidence/NAME.json` and
+`runs/evidence/README.md`, over all parts so far.
 """
 
 import argparse
@@ -52,9 +53,10 @@ def run_part(part: str) -> None:
     folder = OUT / part
     folder.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
-    record: dict[str, Any] = {"part": part, "title": title(part), "status": "failed"}
+    figures: dict[str, Any] = {}
+    record = {"part": part, "title": title(part), "status": "failed", "figures": figures}
     try:
-        record["figures"] = importlib.import_module(part).main(folder)
+        importlib.import_module(part).main(folder, figures)
         record["status"] = "passed"
     except BaseException as error:
         record["error"] = "".join(traceback.format_exception_only(error)).strip()
@@ -81,7 +83,7 @@ def report(records: list[dict[str, Any]]) -> str:
         text += f"{record['adapter']}\n"
         if "error" in record:
             text += f"\n```\n{record['error']}\n```\n"
-        for name, value in record.get("figures", {}).items():
+        for name, value in record["figures"].items():
             if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
                 text += f"\n### {name}\n\n{table(value)}\n"
             else:
