@@ -2,8 +2,8 @@
 
 A part is `NAME.py` with a docstring, whose first line is its title, and `main(folder, figures)`
 that fills the dict `figures` with JSON values, or with lists of flat dicts, which become tables. It
-raises where a figure misses its bound; what it found until then is written all the same. `folder` is
-its own, for what it makes on the way. Written are `runs/evidence/NAME.json` and
+raises where a figure misses its bound; what it found until then is written all the same. `folder`
+is its own, for what it makes on the way. Written are `runs/evidence/NAME.json` and
 `runs/evidence/README.md`, over all parts so far.
 """
 
