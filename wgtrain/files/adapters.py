@@ -1,0 +1,317 @@
+"""LoRA adapters as files: the adapter GGUF of llama.cpp and the folder of PEFT.
+
+In memory rows are in GGUF order and the effect is `alpha / rank * B (A x)`, whatever the file said.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from wgtrain.errors import FileError, OptionError
+from wgtrain.files import names
+from wgtrain.files.gguf import GGUF, TensorInfo, parse_gguf, write_gguf
+from wgtrain.files.safetensors import json_object, read_safetensors, write_safetensors
+from wgtrain.files.source import Data, shown
+
+CONFIG_FILE = "adapter_config.json"
+TENSOR_FILE = "adapter_model.safetensors"
+
+_PREFIX = "wgtrain."
+_HF_PREFIX = "base_model.model."
+_HF_KEY = re.compile(r"base_model\.model\.(.{1,200})\.lora_([AB])\.weight")
+# Fields of adapter_config.json that change what the tensors mean: absent, null or one of these.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA",),
+    "task_type": ("CAUSAL_LM",),
+    "bias": ("none",),
+    "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),  # others change the base
+}
+# Fields that are read, or say nothing about the tensors. Any other must be null, false, 0 or empty.
+_READ = {"r", "lora_alpha", "use_rslora"}
+_SILENT = {
+    *("base_model_name_or_path", "revision", "target_modules", "exclude_modules", "lora_dropout"),
+    *("layers_to_transform", "layers_pattern", "inference_mode", "auto_mapping", "peft_version"),
+    *("megatron_core", "qalora_group_size", "eva_config"),
+}
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """Pairs by base tensor name: A (r, n_in) and B (n_out, r), float32; scale = alpha / rank.
+
+    `metadata` holds what stands under `wgtrain.` in an adapter GGUF, without that prefix.
+    """
+
+    architecture: str
+    rank: int
+    alpha: float
+    tensors: dict[str, tuple[np.ndarray, np.ndarray]]
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+def write_adapter_gguf(adapter: Adapter) -> bytes:
+    """The adapter as llama.cpp loads it, in f32; the same adapter gives the same bytes.
+
+    OptionError for an alpha of 0, which llama.cpp reads as alpha = rank.
+    """
+    if not np.float32(adapter.alpha):
+        raise OptionError("alpha is 0, which llama.cpp would read as alpha = rank")
+    metadata = {
+        "general.type": "adapter",
+        "general.architecture": adapter.architecture,
+        "adapter.type": "lora",
+        "adapter.lora.alpha": np.float32(adapter.alpha),
+    }
+    metadata |= {_PREFIX + key: value for key, value in sorted(adapter.metadata.items())}
+    tensors: dict[str, Any] = {}
+    for name, (a, b) in _ordered(adapter):
+        tensors[f"{name}.lora_a"] = a.astype(np.float32, copy=False)
+        tensors[f"{name}.lora_b"] = b.astype(np.float32, copy=False)
+    return write_gguf(metadata, tensors)
+
+
+def read_adapter_gguf(data: Data, name: str = "adapter.gguf") -> Adapter:
+    """The adapter of a GGUF, as llama.cpp understands it; FileError where it cannot be used."""
+    gguf = parse_gguf(data, name)
+    for key, wanted in (("general.type", "adapter"), ("adapter.type", "lora")):
+        if (value := gguf.get(key, str)) != wanted:
+            raise FileError(f"{name}: key {key!r} is {shown(value)}, a LoRA adapter has {wanted!r}")
+    if "adapter.alora.invocation_tokens" in gguf.metadata:
+        raise FileError(f"{name}: key 'adapter.alora...': activated LoRA is not supported")
+    parts: dict[str, dict[str, np.ndarray]] = {}
+    for info in gguf.tensors.values():
+        base, _, suffix = info.name.rpartition(".")
+        if suffix in ("lora_a", "lora_b") and base:
+            parts.setdefault(base, {})[suffix[-1]] = _floats(gguf, info, data)
+        # llama.cpp passes over norms, so they have no effect there and none here.
+        elif not info.name.endswith("_norm.weight"):
+            raise FileError(f"{name}: tensor {info.name!r} ends in neither .lora_a nor .lora_b")
+    pairs, rank = _pairs(parts, name, str)
+    alpha = gguf.get("adapter.lora.alpha", float, 0.0) or float(rank)
+    mine = {k.removeprefix(_PREFIX): v for k, v in gguf.metadata.items() if k.startswith(_PREFIX)}
+    return Adapter(gguf.get("general.architecture", str), rank, alpha, pairs, mine)
+
+
+def _floats(gguf: GGUF, info: TensorInfo, data: Data) -> np.ndarray:
+    if info.type not in ("F32", "F16"):
+        raise FileError(f"{gguf.name}: tensor {info.name!r} is {info.type}; F32 and F16 are read")
+    view = memoryview(data).cast("B")[info.offset : info.offset + info.nbytes]
+    return np.frombuffer(view, "<f4" if info.type == "F32" else "<f2").reshape(info.shape)
+
+
+def _pairs(
+    parts: dict[str, dict[str, np.ndarray]], file: str, label: Callable[[str], str]
+) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], int]:
+    """Complete pairs, as float32 copies, and their one rank; FileError lists all that is wrong."""
+    problems = []
+    pairs = {}
+    for base in sorted(parts, key=names.tensor_order):
+        part, where = parts[base], label(base)
+        if base == "token_embd.weight":
+            problems.append(f"{where}: adapters of the token embedding are not supported")
+            continue
+        if len(part) == 1:
+            have, lacks = ("a", "b") if "a" in part else ("b", "a")
+            problems.append(f"{where}: lora_{have} without lora_{lacks}")
+            continue
+        a, b = part["a"], part["b"]
+        if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1] or not a.size or not b.size:
+            problems.append(f"{where}: A {a.shape}, B {b.shape}; (r, n_in), (n_out, r) expected")
+            continue
+        wrong = [_not_finite(letter, array) for letter, array in (("A", a), ("B", b))]
+        if any(wrong):
+            problems += [f"{where}: {text}" for text in wrong if text]
+            continue
+        pairs[base] = (a.astype(np.float32), b.astype(np.float32))
+    ranks = {base: a.shape[0] for base, (a, _) in pairs.items()}
+    if len(set(ranks.values())) > 1:
+        low, high = min(ranks, key=ranks.__getitem__), max(ranks, key=ranks.__getitem__)
+        problems.append(
+            f"{label(low)} has rank {ranks[low]}, {label(high)} has {ranks[high]}; "
+            "one rank for all is supported"
+        )
+    if not parts:
+        problems.append("no adapter tensors")
+    if problems:
+        raise FileError(_listed(file, problems))
+    return pairs, next(iter(ranks.values()))
+
+
+def _not_finite(letter: str, array: np.ndarray) -> str:
+    finite = np.isfinite(array)
+    if finite.all():
+        return ""
+    row, column = np.argwhere(~finite)[0].tolist()
+    return f"{letter}[{row}, {column}] is {array[row, column]}"
+
+
+def _listed(file: str, problems: list[str], limit: int = 40) -> str:
+    rest = len(problems) - limit
+    lines = problems[:limit] + ([f"and {rest} more"] if rest > 0 else [])
+    return f"{file}: " + ("\n  " if len(lines) > 1 else "") + "\n  ".join(lines)
+
+
+def adapter_fits(
+    adapter: Adapter, tensors: dict[str, TensorInfo], architecture: str, name: str = "adapter"
+) -> None:
+    """Raises FileError, listing everything, unless each pair has a base tensor (n_out, n_in)."""
+    problems = []
+    if adapter.architecture != architecture:
+        problems.append(f"made for {adapter.architecture!r} models, this one is {architecture!r}")
+    for base, (a, b) in _ordered(adapter):
+        shape = (b.shape[0], a.shape[1])
+        if base in tensors:
+            if tensors[base].shape != shape:
+                problems.append(f"{base}: made for {shape}, the model has {tensors[base].shape}")
+        elif base == "output.weight" and "token_embd.weight" in tensors:
+            problems.append(f"{base}: the model's output head is tied to its embedding")
+        else:
+            problems.append(f"{base}: the model has no such tensor")
+    if problems:
+        raise FileError(_listed(f"{name} does not fit the model", problems))
+
+
+def _ordered(adapter: Adapter) -> list[tuple[str, tuple[np.ndarray, np.ndarray]]]:
+    return sorted(adapter.tensors.items(), key=lambda item: names.tensor_order(item[0]))
+
+
+def write_adapter_peft(
+    adapter: Adapter,
+    *,
+    base_name: str | None,
+    n_head: int,
+    n_head_kv: int,
+    dropout: float = 0.0,
+    n_layer: int | None = None,
+) -> dict[str, bytes]:
+    """The files of a PEFT folder; q and k rows of `llama` go back to Hugging Face's order.
+
+    `n_layer` is the number of blocks of the base: where the adapter leaves some out, target_modules
+    holds whole module paths instead of short names, which PEFT would look for in every block.
+    """
+    tensors, modules = {}, {}
+    for base, (a, b) in _ordered(adapter):
+        module = names.hf_module(base)
+        if module is None:
+            raise FileError(f"adapter tensor {base!r} has no place in a PEFT folder")
+        if heads := _permuted_heads(base, adapter.architecture, n_head, n_head_kv):
+            b = names.unpermute_rows(b, heads)
+        tensors[f"{_HF_PREFIX}{module}.lora_A.weight"] = np.asarray(a, np.float32)
+        tensors[f"{_HF_PREFIX}{module}.lora_B.weight"] = np.asarray(b, np.float32)
+        modules[base] = module
+    alpha = float(adapter.alpha)
+    config = {
+        "base_model_name_or_path": base_name,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "lora_alpha": int(alpha) if alpha.is_integer() else alpha,
+        "lora_dropout": dropout,
+        "modules_to_save": None,
+        "peft_type": "LORA",
+        "r": adapter.rank,
+        "target_modules": _target_modules(modules, n_layer),
+        "task_type": "CAUSAL_LM",
+        "use_dora": False,
+        "use_rslora": False,
+    }
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    return {CONFIG_FILE: text.encode(), TENSOR_FILE: write_safetensors(tensors, {"format": "pt"})}
+
+
+def _target_modules(modules: dict[str, str], n_layer: int | None) -> list[str]:
+    """Short names where every block has the same ones, else whole paths."""
+    places = [place for base in modules if (place := names.split_tensor(base)) and place[0] >= 0]
+    layers = {layer for layer, _ in places}
+    targets = {target for _, target in places}
+    blocks = len(layers) if n_layer is None else n_layer
+    if len(places) != blocks * len(targets):
+        return sorted(modules.values())
+    return sorted({module.rpartition(".")[2] for module in modules.values()})
+
+
+def _permuted_heads(base: str, architecture: str, n_head: int, n_head_kv: int) -> int:
+    """The heads to permute B's rows by; 0 where both worlds agree."""
+    place = names.split_tensor(base)
+    if architecture != "llama" or place is None or place[1] not in names.PERMUTED:
+        return 0
+    return n_head if place[1] == "attn_q" else n_head_kv
+
+
+def read_adapter_peft(
+    files: dict[str, bytes],
+    name: str = "adapter",
+    *,
+    architecture: str,
+    n_head: int,
+    n_head_kv: int,
+) -> Adapter:
+    """The adapter of a PEFT folder; FileError names the field, module or tensor not supported."""
+    for file in (CONFIG_FILE, TENSOR_FILE):
+        if file not in files:
+            have = ", ".join(sorted(files)) or "nothing"
+            raise FileError(f"{name}: {file} is missing; there is {shown(have, 200)}")
+    rank, alpha = _peft_config(json_object(files[CONFIG_FILE], f"{name}/{CONFIG_FILE}"), name)
+    where = f"{name}/{TENSOR_FILE}"
+    parts: dict[str, dict[str, np.ndarray]] = {}
+    for key, array in read_safetensors(files[TENSOR_FILE], where).items():
+        match = _HF_KEY.fullmatch(key)
+        base = names.gguf_tensor(match[1]) if match else None
+        if match is None or base is None:
+            raise FileError(f"{where}: tensor {shown(key, 120)}: {_why_not(key)}")
+        if array.dtype not in (np.float32, np.float16):
+            raise FileError(f"{where}: tensor {key!r} is {array.dtype}; F32, F16 and BF16 are read")
+        parts.setdefault(base, {})[match[2].lower()] = array
+    pairs, found = _pairs(parts, where, lambda base: names.hf_module(base) or base)
+    if found != rank:
+        raise FileError(f"{name}/{CONFIG_FILE}: r is {rank}, the tensors have rank {found}")
+    for base, (a, b) in pairs.items():
+        if heads := _permuted_heads(base, architecture, n_head, n_head_kv):
+            if b.shape[0] % (2 * heads):
+                raise FileError(
+                    f"{where}: {names.hf_module(base)}: B of {b.shape[0]} rows cannot belong to "
+                    f"{heads} heads of even size"
+                )
+            pairs[base] = (a, names.permute_rows(b, heads))
+    return Adapter(architecture, rank, alpha, pairs)
+
+
+def _why_not(key: str) -> str:
+    if "lora_magnitude_vector" in key:
+        return "DoRA is not supported"
+    if "lora_embedding" in key:
+        return "adapters of the token embedding are not supported"
+    known = ", ".join([*names.BLOCK_LINEARS.values(), "lm_head"])
+    return f"not a lora_A.weight or lora_B.weight of a known module ({known})"
+
+
+def _peft_config(config: dict[str, Any], name: str) -> tuple[int, float]:
+    """(rank, alpha with rsLoRA folded in); FileError lists every field that is not supported."""
+    problems = []
+    if "peft_type" not in config:
+        problems.append("peft_type is missing, 'LORA' expected")
+    for key, value in config.items():
+        if key in _NEUTRAL:
+            if value is not None and value not in _NEUTRAL[key]:
+                allowed = " or ".join(map(repr, _NEUTRAL[key]))
+                problems.append(f"{key} is {shown(value)}, {allowed} is supported")
+        elif key not in _READ | _SILENT and value:
+            problems.append(f"{key} is {shown(value)}, which is not supported")
+    rank, alpha = config.get("r"), config.get("lora_alpha", 8)  # 8 is PEFT's own default
+    if type(rank) is not int or not 1 <= rank < 1 << 31:
+        problems.append(f"r is {shown(rank)}, an integer from 1 expected")
+    if type(alpha) not in (int, float) or not 1e-30 < abs(alpha) < 1e30:
+        problems.append(f"lora_alpha is {shown(alpha)}, a finite number other than 0 expected")
+    stabilised = config.get("use_rslora", False)
+    if type(stabilised) is not bool:
+        problems.append(f"use_rslora is {shown(stabilised)}, true or false expected")
+    if problems:
+        raise FileError(_listed(f"{name}/{CONFIG_FILE}", problems))
+    assert isinstance(rank, int)
+    return rank, float(alpha) * (math.sqrt(rank) if stabilised else 1.0)

@@ -1,0 +1,140 @@
+"""GGUF files: metadata and a table of tensors in front of the tensors' bytes.
+
+The reader sees a file through byte ranges and holds only what stands in front of the tensors.
+"""
+
+import math
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from wgtrain.files.blocks import BLOCKS
+from wgtrain.files.gguf_parser import (
+    ALIGNMENT,
+    ARRAY,
+    GGUF,
+    MAX_DIMS,
+    MAX_KEY,
+    MAX_TENSOR_NAME,
+    METADATA_LIMIT,
+    STRING,
+    TYPE_IDS,
+    NeedMore,
+    Parser,
+    TensorInfo,
+)
+from wgtrain.files.source import Data, Source, read_range, shown, source_name
+
+__all__ = ["GGUF", "Raw", "TensorInfo", "parse_gguf", "read_gguf", "write_gguf"]
+
+FIRST_READ = 1 << 20  # bytes
+
+
+@dataclass(frozen=True)
+class Raw:
+    """A tensor for `write_gguf` whose bytes are encoded already; `shape` in numpy order."""
+
+    type: str  # a key of BLOCKS
+    shape: tuple[int, ...]
+    data: Data
+
+
+async def read_gguf(source: Source) -> GGUF:
+    """Metadata and tensor table of a GGUF file, version 2 or 3, reading no more than its front."""
+    parser = Parser(source_name(source), source.size)
+    await _extend(parser, source, min(FIRST_READ, source.size))
+    while True:
+        try:
+            return parser.run()
+        except NeedMore as more:
+            upto = min(max(2 * len(parser.data), more.end), source.size, METADATA_LIMIT)
+            await _extend(parser, source, upto)
+
+
+def parse_gguf(data: Data, name: str = "file") -> GGUF:
+    """As `read_gguf`, over a file that is in memory as a whole."""
+    view = memoryview(data).cast("B")
+    parser = Parser(name, view.nbytes)
+    parser.data = view
+    return parser.run()
+
+
+async def _extend(parser: Parser, source: Source, upto: int) -> None:
+    have = len(parser.data)
+    parser.data = b"".join((parser.data, await read_range(source, have, upto - have)))
+
+
+def write_gguf(metadata: dict[str, Any], tensors: dict[str, np.ndarray | Raw]) -> bytes:
+    """A GGUF v3 file, alignment 32, entries in the order given; same input, same bytes.
+
+    numpy scalars and arrays keep their type; int becomes u32, or i64 or u64 where it does not fit,
+    float f32, list[str] an array of strings. ValueError or TypeError for what GGUF cannot hold.
+    """
+    if metadata.get("general.alignment", ALIGNMENT) != ALIGNMENT:
+        raise ValueError(f"files are written with an alignment of {ALIGNMENT}")
+    head = [b"GGUF", struct.pack("<IQQ", 3, len(tensors), len(metadata))]
+    for key, value in metadata.items():
+        if not 1 <= len(key.encode()) <= MAX_KEY:
+            raise ValueError(f"key {shown(key)}: 1 to {MAX_KEY} bytes allowed")
+        head += [_text(key), _value(key, value)]
+    body: list[Data] = []
+    offset = 0
+    for name, tensor in tensors.items():
+        if not 1 <= len(name.encode()) <= MAX_TENSOR_NAME:
+            raise ValueError(f"tensor name {shown(name)}: 1 to {MAX_TENSOR_NAME} bytes allowed")
+        raw = tensor if isinstance(tensor, Raw) else _raw(name, tensor)
+        block, data = BLOCKS[raw.type], memoryview(raw.data).cast("B")
+        if not 1 <= len(raw.shape) <= MAX_DIMS or raw.shape[-1] % block.size:
+            raise ValueError(f"tensor {name!r}: shape {raw.shape} cannot be {block.name}")
+        nbytes = math.prod(raw.shape[:-1]) * block.row_nbytes(raw.shape[-1])
+        if not nbytes or data.nbytes != nbytes:
+            raise ValueError(f"tensor {name!r}: {data.nbytes} bytes, {nbytes} for {raw.shape}")
+        dims = struct.pack(f"<I{len(raw.shape)}Q", len(raw.shape), *reversed(raw.shape))
+        head += [_text(name), dims, struct.pack("<IQ", block.ggml_id, offset)]
+        padding = -nbytes % ALIGNMENT
+        body += [data, bytes(padding)]
+        offset += nbytes + padding
+    head.append(bytes(-sum(map(len, head)) % ALIGNMENT))
+    return b"".join([*head, *body])
+
+
+def _raw(name: str, array: np.ndarray) -> Raw:
+    # "float32" -> "F32", "int8" -> "I8"
+    kind = f"{array.dtype.kind.upper()}{array.dtype.itemsize * 8}"
+    if kind not in BLOCKS:
+        raise TypeError(f"tensor {name!r}: {array.dtype} has no GGUF tensor type")
+    flat = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(-1)
+    return Raw(kind, array.shape, flat.view(np.uint8).data)
+
+
+def _text(text: str) -> bytes:
+    data = text.encode()
+    return struct.pack("<Q", len(data)) + data
+
+
+def _value(key: str, value: Any) -> bytes:
+    """Type id and bytes of one metadata value."""
+    if isinstance(value, str):
+        return struct.pack("<I", STRING) + _text(value)
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return struct.pack("<IIQ", ARRAY, STRING, len(value)) + b"".join(map(_text, value))
+    if isinstance(value, bool):
+        value = np.bool_(value)
+    elif isinstance(value, int):
+        if not -(1 << 63) <= value < 1 << 64:
+            raise ValueError(f"key {key!r}: {value} needs more than 64 bits")
+        small, signed = 0 <= value < 1 << 32, value < 1 << 63
+        value = (np.uint32 if small else np.int64 if signed else np.uint64)(value)
+    elif isinstance(value, float) and not isinstance(value, np.generic):
+        value = np.float32(value)
+    if not isinstance(value, (np.generic, np.ndarray)) or value.ndim > 1:
+        raise TypeError(f"key {key!r}: GGUF cannot hold {shown(value)} ({type(value).__name__})")
+    dtype = value.dtype.newbyteorder("<")
+    if dtype not in TYPE_IDS:
+        raise TypeError(f"key {key!r}: GGUF cannot hold {dtype}")
+    kind, data = TYPE_IDS[dtype], value.astype(dtype).tobytes()
+    if value.ndim:
+        return struct.pack("<IIQ", ARRAY, kind, value.size) + data
+    return struct.pack("<I", kind) + data

@@ -1,0 +1,112 @@
+"""GGUF's and Hugging Face's spelling of a module, and the row order that differs between them."""
+
+import difflib
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from wgtrain.errors import OptionError
+
+# GGUF short name -> Hugging Face module inside a block, in the order of the forward pass.
+BLOCK_LINEARS = {
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+HEAD = "output"  # GGUF's name of the output head, `lm_head` elsewhere
+ALL_LINEAR = "all-linear"
+PERMUTED = ("attn_q", "attn_k")  # whose rows files of architecture `llama` hold in another order
+
+_ORDER = (*BLOCK_LINEARS, HEAD)
+_SPELLINGS = {
+    **{name: name for name in _ORDER},
+    **{module: name for name, module in BLOCK_LINEARS.items()},
+    **{module.split(".")[1]: name for name, module in BLOCK_LINEARS.items()},
+    "lm_head": HEAD,
+}
+_FROM_MODULE = {module: name for name, module in BLOCK_LINEARS.items()}
+_TENSOR = re.compile(r"blk\.(0|[1-9][0-9]{0,5})\.([a-z_]{1,40})\.weight")
+_MODULE = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,5})\.([a-z_]{1,40}\.[a-z_]{1,40})")
+
+
+def resolve_targets(targets: str | Sequence[str]) -> tuple[str, ...]:
+    """GGUF short names of "all-linear" or names in either spelling, in the forward pass's order.
+
+    OptionError names the unknown one, its nearest known and all that are allowed.
+    """
+    names = targets.split(",") if isinstance(targets, str) else list(targets)
+    chosen: set[str] = set()
+    for name in (name.strip() for name in names):
+        if name == ALL_LINEAR:
+            chosen.update(BLOCK_LINEARS)
+        elif name in _SPELLINGS:
+            chosen.add(_SPELLINGS[name])
+        else:
+            near = difflib.get_close_matches(name, [ALL_LINEAR, *_SPELLINGS], 1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            allowed = ", ".join(f"{name}/{_short(name)}" for name in _ORDER)
+            raise OptionError(
+                f"target_modules: unknown module {name!r}{hint}; allowed: {ALL_LINEAR}, {allowed}"
+            )
+    return tuple(name for name in _ORDER if name in chosen)
+
+
+def _short(name: str) -> str:
+    return "lm_head" if name == HEAD else BLOCK_LINEARS[name].split(".")[1]
+
+
+def tensor_name(target: str, layer: int) -> str:
+    """The base tensor of a target: "attn_q", 3 -> "blk.3.attn_q.weight"; the head has no layer."""
+    return f"{HEAD}.weight" if target == HEAD else f"blk.{layer}.{target}.weight"
+
+
+def split_tensor(tensor: str) -> tuple[int, str] | None:
+    """(layer, short name) of a linear's tensor, (-1, "output") for the head; None for any other."""
+    if tensor == f"{HEAD}.weight":
+        return -1, HEAD
+    match = _TENSOR.fullmatch(tensor)
+    return (int(match[1]), match[2]) if match and match[2] in BLOCK_LINEARS else None
+
+
+def hf_module(tensor: str) -> str | None:
+    """The Hugging Face module of a linear's tensor, "model.layers.3.self_attn.q_proj", or None."""
+    if (place := split_tensor(tensor)) is None:
+        return None
+    layer, name = place
+    return "lm_head" if name == HEAD else f"model.layers.{layer}.{BLOCK_LINEARS[name]}"
+
+
+def gguf_tensor(module: str) -> str | None:
+    """The inverse of `hf_module`."""
+    if module == "lm_head":
+        return f"{HEAD}.weight"
+    match = _MODULE.fullmatch(module)
+    if match is None or match[2] not in _FROM_MODULE:
+        return None
+    return tensor_name(_FROM_MODULE[match[2]], int(match[1]))
+
+
+def tensor_order(tensor: str) -> tuple[int, int, int, str]:
+    """Sort key: blocks by number, in each the forward pass's order; then the head; then others."""
+    place = split_tensor(tensor)
+    if place is None:
+        return 2, 0, 0, tensor
+    return (1 if place[1] == HEAD else 0), place[0], _ORDER.index(place[1]), tensor
+
+
+def permute_rows(x: np.ndarray, n_head: int) -> np.ndarray:
+    """Hugging Face row order -> that of `llama` GGUFs; (rows, ...), k with `n_head_kv` heads.
+
+    Within a head, row j of half i moves to 2 j + i, so that rotary pairs lie side by side.
+    """
+    return x.reshape(n_head, 2, -1, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)
+
+
+def unpermute_rows(x: np.ndarray, n_head: int) -> np.ndarray:
+    """The inverse of `permute_rows`: `llama` GGUF row order -> Hugging Face's."""
+    return x.reshape(n_head, -1, 2, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)

@@ -1,0 +1,153 @@
+"""safetensors: a JSON header, then the arrays one after the other."""
+
+import json
+import math
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from wgtrain.errors import FileError
+from wgtrain.files.source import Data, shown
+
+MAX_HEADER = 4 << 20  # bytes; forty thousand tensors
+
+_DTYPES = {
+    "BOOL": "?",
+    "U8": "u1",
+    "I8": "i1",
+    "U16": "<u2",
+    "I16": "<i2",
+    "U32": "<u4",
+    "I32": "<i4",
+    "U64": "<u8",
+    "I64": "<i8",
+    "F16": "<f2",
+    "F32": "<f4",
+    "F64": "<f8",
+    "BF16": "<u2",  # widened to float32 when read
+}
+_NAMES = {np.dtype(code): name for name, code in _DTYPES.items() if name != "BF16"}
+
+
+def read_safetensors(data: Data, name: str = "file") -> dict[str, np.ndarray]:
+    """All arrays of a file, read-only views of `data`; BF16 becomes a float32 copy.
+
+    FileError unless the arrays fill the data exactly: each in bounds, no overlap, no gap.
+    """
+    view = memoryview(data).cast("B")
+    if view.nbytes < 8:
+        raise FileError(f"{name}: {view.nbytes} bytes; a safetensors file begins with 8 of length")
+    length = int.from_bytes(view[:8], "little")
+    if length > min(view.nbytes - 8, MAX_HEADER):
+        raise FileError(
+            f"{name}: byte 0: header of {length} bytes; {view.nbytes - 8} are left in the file, "
+            f"at most {MAX_HEADER} are read"
+        )
+    header = json_object(view[8 : 8 + length], f"{name}: header")
+    start = 8 + length
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise FileError(f"{name}: __metadata__ is {shown(metadata)}, an object of strings expected")
+    spans: list[tuple[int, int, str]] = []
+    arrays: dict[str, np.ndarray] = {}
+    for key, entry in header.items():
+        where = f"{name}: tensor {shown(key)}"
+        dtype, shape, begin, end = _entry(entry, where)
+        nbytes = math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize
+        if end - begin != nbytes:
+            raise FileError(
+                f"{where}: data_offsets {begin} to {end} hold {end - begin} bytes, "
+                f"{nbytes} needed for {dtype} {shown(shape)}"
+            )
+        if start + end > view.nbytes:
+            raise FileError(
+                f"{where}: data_offsets end at {end}, the file's data at {view.nbytes - start}"
+            )
+        spans.append((begin, end, key))
+        arrays[key] = _array(view[start + begin : start + end], dtype, shape)
+    at = 0
+    for begin, end, key in sorted(spans):
+        if begin != at:
+            problem = "overlaps the tensor before it" if begin < at else "leaves a gap before it"
+            raise FileError(f"{name}: tensor {shown(key)}: offset {begin} {problem}, {at} expected")
+        at = end
+    if start + at != view.nbytes:
+        raise FileError(
+            f"{name}: byte {start + at}: {view.nbytes - start - at} bytes after the last tensor"
+        )
+    return arrays
+
+
+def _entry(entry: Any, where: str) -> tuple[str, tuple[int, ...], int, int]:
+    """dtype, shape, begin and end of one tensor's header entry."""
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise FileError(f"{where}: {shown(entry)}; dtype, shape and data_offsets expected")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
+        raise FileError(f"{where}: dtype {shown(dtype)}, known are {', '.join(_DTYPES)}")
+    if not _counts(shape) or len(shape) > 8:
+        raise FileError(f"{where}: shape {shown(shape)}, at most 8 integers from 0 expected")
+    if not _counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise FileError(f"{where}: data_offsets {shown(offsets)}, [begin, end] expected")
+    return dtype, tuple(shape), offsets[0], offsets[1]
+
+
+def _counts(values: Any) -> bool:
+    return isinstance(values, list) and all(type(v) is int and 0 <= v < 1 << 63 for v in values)
+
+
+def _array(raw: memoryview, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+    if dtype == "BF16":
+        wide = np.frombuffer(raw, "<u2").astype(np.uint32) << np.uint32(16)
+        return wide.view(np.float32).reshape(shape)
+    if dtype == "BOOL":  # any byte but 0 is true, and numpy must not see others than 0 and 1
+        return (np.frombuffer(raw, np.uint8) != 0).reshape(shape)
+    return np.frombuffer(raw, _DTYPES[dtype]).reshape(shape)
+
+
+def write_safetensors(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> bytes:
+    """A file of the arrays, widest types first, then by name: same input, same bytes."""
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    body, at = [], 0
+    for key in sorted(tensors, key=lambda key: (-tensors[key].dtype.itemsize, key)):
+        array = tensors[key]
+        dtype = array.dtype.newbyteorder("<")
+        if dtype not in _NAMES:
+            raise TypeError(f"tensor {key!r}: safetensors cannot hold {array.dtype}")
+        data = array.astype(dtype, copy=False).tobytes()
+        header[key] = {
+            "dtype": _NAMES[dtype],
+            "shape": list(array.shape),
+            "data_offsets": [at, at + len(data)],
+        }
+        body.append(data)
+        at += len(data)
+    head = json.dumps(header, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    return b"".join([len(head).to_bytes(8, "little"), head, *body])
+
+
+def json_object(data: Data, where: str) -> dict[str, Any]:
+    """A JSON object without repeated keys; FileError for anything else."""
+
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(items)
+        if len(found) != len(items):
+            twice = Counter(key for key, _ in items).most_common(1)[0][0]
+            raise FileError(f"{where}: {shown(twice)} stands there twice")
+        return found
+
+    try:
+        value = json.loads(str(data, "utf-8"), object_pairs_hook=pairs)
+    except UnicodeDecodeError as error:
+        raise FileError(f"{where}: no valid UTF-8 at its byte {error.start}") from None
+    except json.JSONDecodeError as error:
+        raise FileError(
+            f"{where}: no valid JSON at line {error.lineno}, column {error.colno}: {error.msg}"
+        ) from None
+    except (ValueError, RecursionError) as error:  # a number of 5000 digits, a thousand brackets
+        raise FileError(f"{where}: no usable JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise FileError(f"{where}: {shown(value)}, a JSON object expected")
+    return value
