@@ -9,8 +9,10 @@ import weakref
 from pathlib import Path
 from typing import Any
 
-import llama_cpp
+import needs
 import numpy as np
+
+llama_cpp: Any = needs.package("llama_cpp")
 
 GGML_TYPE_F32 = 0
 

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import needs
 import numpy as np
-import peft
-import torch
 from tiny import Spec, Tiny
 
+torch: Any = needs.package("torch")
+peft: Any = needs.package("peft")
 torch.set_num_threads(1)
 
 Tensors = dict[str, np.ndarray]
@@ -89,8 +90,7 @@ class Peft:
 
     def logits(self, tokens: np.ndarray) -> np.ndarray:
         """Logits (T, V) of one row."""
-        with torch.no_grad():
-            return self.model(_ids(tokens)).logits[0].numpy()
+        return logits_of(self.model, tokens)
 
     def loss(self, rows: Rows) -> tuple[torch.Tensor, int]:
         """The sum of the losses of the trained tokens, and their count.
@@ -179,8 +179,8 @@ def load_peft_folder(base: Tiny, files: dict[str, bytes], dtype: str = "float32"
         for name, data in files.items():
             Path(folder, name).write_bytes(data)
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # PEFT only warns of keys that it does not find
-            warnings.filterwarnings("ignore", category=DeprecationWarning)
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", UserWarning)  # PEFT only warns of keys it does not find
             return peft.PeftModel.from_pretrained(base.hf_model(dtype), folder).eval()
 
 
@@ -209,5 +209,7 @@ def _keep_float64(model: Any) -> None:
             module.forward = forward.__get__(module)
 
 
-def _ids(tokens: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.asarray(tokens, np.int64))[None]
+def logits_of(model: Any, tokens: np.ndarray) -> np.ndarray:
+    """Logits (T, V) of one row by a transformers or PEFT model."""
+    with torch.no_grad():
+        return model(torch.from_numpy(np.asarray(tokens, np.int64))[None]).logits[0].numpy()
