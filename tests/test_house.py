@@ -19,8 +19,8 @@ import wgtrain
 PACKAGE = ROOT / "wgtrain"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-# Room -> the rooms below it that it may import. Every other module beside `__init__.py` is a face: it
-# may import everything, and no room imports it.
+# Room -> the rooms below it that it may import. Every other module beside `__init__.py` is a face:
+# it may import everything, and no room imports it.
 GROUND = {"errors", "random", "aio"}
 BELOW: dict[str, set[str]] = {
     "errors": set(),
