@@ -167,8 +167,15 @@ class NativeDevice:
             buffer.handle.destroy()
 
     def write(self, buffer: Buffer, offset: int, data: bytes | memoryview | np.ndarray) -> None:
-        view = memoryview(data).cast("B") if len(memoryview(data)) else memoryview(b"")
+        view = memoryview(data).cast("B")
+        tail = len(view) % 4
         with self._errors(f"writing buffer '{buffer.label}'"):
+            if tail:
+                end = len(view) - tail
+                self._queue.write_buffer(
+                    buffer.handle, offset + end, bytes(view[end:]).ljust(4, b"\0")
+                )
+                view = view[:end]
             for start in range(0, len(view), _WRITE_PIECE):
                 piece = view[start : start + _WRITE_PIECE]
                 self._queue.write_buffer(buffer.handle, offset + start, piece)

@@ -87,7 +87,7 @@ class Device(Protocol):
         """Destroys a buffer; work already queued may still use it."""
 
     def write(self, buffer: Buffer, offset: int, data: bytes | memoryview | np.ndarray) -> None:
-        """Queues a write of `data` (a multiple of 4 bytes) at `offset` (likewise)."""
+        """Queues a write of `data` at `offset` (a multiple of 4); its end is padded with zeros to a multiple of 4."""
 
     async def read(self, buffer: Buffer, offset: int, size: int) -> bytes:
         """Waits for all queued work and returns `size` bytes from `offset`."""
@@ -124,4 +124,3 @@ def check_memory(limits: Limits, budget: int | None, allocated: int, size: int, 
         raise OutOfMemoryError(
             f"buffer '{label}' needs {size:,} bytes, {allocated:,} are in use and the budget is {budget:,}"
         )
-

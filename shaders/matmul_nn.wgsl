@@ -1,0 +1,81 @@
+// dx (rows, K) = scale * dy (rows, N) W [+ dx], W (N, K) in any weight format, as matmul_nt reads it.
+// One invocation makes TILE_ROWS rows x TILE_PACKS packs (of WEIGHT_STEPS vec4s) in registers, a
+// workgroup LANE_ROWS x LANE_COLS such tiles; nothing is shared. Four rows of W a turn; rows of W
+// past N meet zeros, because padding columns of dy are zero.
+// use: step, weight=weight_f32
+// flops: 8 * rows * n * k4
+// grid: ceil_div(k4, TILE_PACKS * WEIGHT_STEPS * LANE_COLS), ceil_div(rows, TILE_ROWS * LANE_ROWS)
+struct Params {
+  rows: u32,          // which of step.counts
+  n: u32,             // columns of dy, rows of W
+  k4: u32,            // vec4s in a row of dx
+  dy_stride: u32,     // vec4s in a row of dy
+  dy_column: u32,     // first vec4 of dy that is read
+  weight_row: u32,    // first row of W that is used
+  weight_stride: u32, // packs in a row of W
+  scale_stride: u32,  // words in a row of W's scales, quantised formats
+  scale: f32,
+}
+const TILE_ROWS: u32 = 16u;
+const TILE_PACKS: u32 = 4u;
+const TILE_COLS4: u32 = TILE_PACKS * WEIGHT_STEPS;
+const LANE_ROWS: u32 = 4u;
+const LANE_COLS: u32 = 2u;
+const ADD: bool = false;
+
+@group(0) @binding(0) var<storage, read> dy: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read_write> dx: array<vec4<f32>>;
+@group(0) @binding(15) var<uniform> params: Params;
+
+@compute @workgroup_size(LANE_ROWS * LANE_COLS)
+fn main(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) lane: u32,
+) {
+  let rows = step.counts[params.rows];
+  let row0 = (group.y * LANE_ROWS + lane / LANE_COLS) * TILE_ROWS;
+  let pack0 = (group.x * LANE_COLS + lane % LANE_COLS) * TILE_PACKS;
+  if (row0 >= rows || pack0 * WEIGHT_STEPS >= params.k4) {
+    return;
+  }
+  let n4 = (params.n + 3u) / 4u;
+  var dy_row: array<u32, TILE_ROWS>;
+  for (var i = 0u; i < TILE_ROWS; i++) { // unroll
+    dy_row[i] = min(row0 + i, rows - 1u) * params.dy_stride + params.dy_column;
+  }
+  var sum: array<array<vec4<f32>, TILE_COLS4>, TILE_ROWS>;
+  var w: array<array<vec4<f32>, TILE_COLS4>, 4>;
+  var pack: WeightPack;
+  for (var n = 0u; n < n4; n++) {
+    for (var r = 0u; r < 4u; r++) { // unroll
+      let w_row = params.weight_row + min(4u * n + r, params.n - 1u);
+      for (var p = 0u; p < TILE_PACKS; p++) { // unroll
+        pack = weight_load(w_row, min(pack0 + p, params.weight_stride - 1u));
+        for (var s = 0u; s < WEIGHT_STEPS; s++) { // unroll
+          w[r][p * WEIGHT_STEPS + s] = weight_at(pack, s);
+        }
+      }
+    }
+    for (var i = 0u; i < TILE_ROWS; i++) { // unroll
+      let a = dy[dy_row[i] + n];
+      for (var c = 0u; c < TILE_COLS4; c++) { // unroll
+        sum[i][c] += a.x * w[0][c] + a.y * w[1][c] + a.z * w[2][c] + a.w * w[3][c];
+      }
+    }
+  }
+  for (var i = 0u; i < TILE_ROWS; i++) { // unroll
+    if (row0 + i < rows) {
+      for (var c = 0u; c < TILE_COLS4; c++) { // unroll
+        let col = pack0 * WEIGHT_STEPS + c;
+        if (col < params.k4) {
+          let at = (row0 + i) * params.k4 + col;
+          var out = params.scale * sum[i][c];
+          if (ADD) {
+            out += dx[at];
+          }
+          dx[at] = out;
+        }
+      }
+    }
+  }
+}

@@ -1,0 +1,19 @@
+// Y[c] *= running[c].factor: brings an accumulated sum to the new running maximum.
+// One invocation scales four values.
+// grid: ceil_div(d4, 64), rows
+// use: step, running
+struct Params {
+  rows: u32,
+  d4: u32,
+}
+@group(0) @binding(0) var<storage, read> running: array<Running>;
+@group(0) @binding(1) var<storage, read_write> y: array<vec4<f32>>;
+@group(0) @binding(15) var<uniform> params: Params;
+
+@compute @workgroup_size(64)
+fn main(@builtin(global_invocation_id) id: vec3<u32>) {
+  if id.x >= params.d4 || id.y >= step.counts[params.rows] {
+    return;
+  }
+  y[id.y * params.d4 + id.x] *= running[id.y].factor;
+}

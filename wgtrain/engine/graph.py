@@ -1,0 +1,201 @@
+"""The recording: kernel launches over symbolic tensors, and the tape that differentiates them.
+
+Nothing here touches a GPU. Rows of a tensor are "T" (tokens of a step), "C" (trained tokens) or a number; a row of
+`cols` values is stored with its length rounded up to a multiple of four, and the padding is always zero.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from wgtrain.engine.kernel import Kernel, load_kernel
+from wgtrain.gpu import Buffer
+
+
+def padded(n: int) -> int:
+    """The stored length of a row of `n` values."""
+    return -(-n // 4) * 4
+
+
+@dataclass(eq=False)
+class Storage:
+    """A buffer that outlives a step; its size is known before it exists. `size` in bytes."""
+
+    name: str
+    purpose: str  # "weights", "adapter", "gradients", "optimizer", "inputs", ...
+    size: int
+    buffer: Buffer | None = None
+
+    def window(self, offset: int = 0, size: int | None = None) -> "Window":
+        """A part of it, all by default; `offset` must be a multiple of 256."""
+        return Window(self, offset, self.size - offset if size is None else size)
+
+
+class Window(NamedTuple):
+    """Bytes of a storage, bound as one operand."""
+
+    storage: Storage
+    offset: int
+    size: int
+
+
+@dataclass(eq=False)
+class Tensor:
+    """A temporary of one step: `rows` x `cols` values of `item` bytes.
+
+    `trains`: a gradient of it is wanted, because a trainable lies below it.
+    """
+
+    name: str
+    rows: str | int
+    cols: int
+    trains: bool = False
+    item: int = 4
+
+    def nbytes(self, tokens: int) -> int:
+        """Bytes at `tokens` tokens, all of them trained."""
+        rows = self.rows if isinstance(self.rows, int) else tokens
+        return max(rows * padded(self.cols) * self.item, 16)
+
+
+Operand = Tensor | Window
+
+
+@dataclass(eq=False)
+class Launch:
+    """One kernel call over symbolic operands, in slot order."""
+
+    kernel: Kernel
+    operands: dict[str, Operand]
+    params: dict[str, Any]
+    label: str
+
+    def accesses(self) -> list[tuple[Operand, str]]:
+        """(operand, "read" or "read_write") of every storage binding."""
+        access = {slot.name: slot.access for slot in self.kernel.slots}
+        return [(operand, access[name]) for name, operand in self.operands.items()]
+
+
+@dataclass
+class Graph:
+    """What has been recorded so far.
+
+    `training`: a backward pass will follow. `capture`: "f32" keeps saved activations as they are, "bf16" packs them
+    to half the memory.
+    """
+
+    training: bool = True
+    capture: str = "f32"
+    launches: list[Launch] = field(default_factory=list)
+    _scope: str = ""
+    _discarding: bool = False
+    _tape: list[tuple[Tensor, Callable[[Tensor], None]]] = field(default_factory=list)
+    _gradients: dict[Tensor, Tensor] = field(default_factory=dict)
+    _packed: dict[Tensor, Tensor] = field(default_factory=dict)
+    _restored: dict[Tensor, Tensor] = field(default_factory=dict)
+
+    @contextmanager
+    def scope(self, name: str) -> Iterator[None]:
+        """Prefixes the names of what is recorded inside."""
+        before, self._scope = self._scope, f"{self._scope}{name}."
+        yield
+        self._scope = before
+
+    def tensor(
+        self, name: str, rows: str | int, cols: int, *, trains: bool = False, item: int = 4
+    ) -> Tensor:
+        """A new temporary."""
+        return Tensor(self._scope + name, rows, cols, trains and self.training, item)
+
+    def launch(
+        self,
+        kernel: str,
+        operands: Mapping[str, Operand],
+        params: Mapping[str, Any],
+        constants: Mapping[str, Any] | None = None,
+        libraries: Mapping[str, str] | None = None,
+    ) -> None:
+        """Records one kernel call; every storage slot the kernel declares must be given, and no other."""
+        loaded = load_kernel(kernel, constants, libraries)
+        slots = [slot.name for slot in loaded.slots if slot.access != "uniform"]
+        if set(slots) != set(operands):
+            raise KeyError(f"kernel '{kernel}' binds {slots}, got {sorted(operands)}")
+        ordered = {name: operands[name] for name in slots}
+        self.launches.append(Launch(loaded, ordered, dict(params), self._scope.rstrip(".")))
+
+    def on_backward(self, output: Tensor, vjp: Callable[[Tensor], None]) -> None:
+        """Registers how the gradient of `output` flows on; `vjp(d_output)` records the launches."""
+        if output.trains and not self._discarding:
+            self._tape.append((output, vjp))
+
+    def gradient(self, tensor: Tensor) -> tuple[Tensor, bool]:
+        """Where a vjp writes the gradient of `tensor`, and whether it has to add to what is there."""
+        found = self._gradients.get(tensor)
+        if found is not None:
+            shared = [t.name for t, g in self._gradients.items() if g is found and t is not tensor]
+            assert not shared, f"gradient of {tensor.name} is still to be read as that of {shared}"
+            return found, True
+        made = Tensor(f"d.{tensor.name}", tensor.rows, tensor.cols)
+        self._gradients[tensor] = made
+        return made, False
+
+    def pass_gradient(self, tensor: Tensor, gradient: Tensor) -> None:
+        """Makes `gradient` itself the gradient of `tensor`, or adds it to the one there is."""
+        if tensor not in self._gradients:
+            self._gradients[tensor] = gradient
+            return
+        total = Tensor(f"d.{tensor.name}", tensor.rows, tensor.cols)
+        operands = {"a": self._gradients[tensor], "b": gradient, "y": total}
+        self.launch("add", operands, {"rows": tensor.rows, "d4": padded(tensor.cols) // 4})
+        self._gradients[tensor] = total
+
+    def backward(self) -> None:
+        """Walks the tape once, newest first, from the gradients known so far."""
+        tape, self._tape = self._tape, []
+        for output, vjp in reversed(tape):
+            if output in self._gradients:
+                vjp(self._gradients.pop(output))
+
+    def save(self, tensor: Tensor) -> Callable[[], Tensor]:
+        """Keeps an activation for the backward pass; the returned function gives it back there."""
+        if not self.training or self._discarding or self.capture == "f32":
+            return lambda: tensor
+        if tensor not in self._packed:
+            packed = Tensor(f"{tensor.name}.bf16", tensor.rows, tensor.cols, item=2)
+            self._convert("capture_bf16", tensor, packed)
+            self._packed[tensor] = packed
+        return lambda: self._restore(tensor)
+
+    def _restore(self, tensor: Tensor) -> Tensor:
+        if tensor not in self._restored:
+            restored = Tensor(f"{tensor.name}.restored", tensor.rows, tensor.cols)
+            self._convert("restore_bf16", self._packed[tensor], restored)
+            self._restored[tensor] = restored
+        return self._restored[tensor]
+
+    def _convert(self, kernel: str, source: Tensor, target: Tensor) -> None:
+        params = {"rows": source.rows, "d4": padded(source.cols) // 4}
+        self.launch(kernel, {"x": source, "y": target}, params)
+
+    def checkpoint(self, block: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """Records `block(x)` keeping only `x`; its backward pass records the block again first."""
+        if not self.training:
+            return block(x)
+        kept = self.save(x)
+        self._discarding = True
+        y = block(x)
+        self._discarding = False
+
+        def vjp(dy: Tensor) -> None:
+            rest, self._tape = self._tape, []
+            start = kept()
+            start.trains = x.trains
+            self._gradients[block(start)] = dy
+            self.backward()
+            self._tape = rest
+            if start is not x and start in self._gradients:
+                self.pass_gradient(x, self._gradients.pop(start))
+
+        self.on_backward(y, vjp)
+        return y

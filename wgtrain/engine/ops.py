@@ -1,0 +1,393 @@
+"""The operations of a language model: each forward, and right below it its vjp.
+
+Shapes: T tokens, D width, H heads, K key-value heads, E head size, F feed-forward, V vocabulary, R rank.
+An operation records launches on a graph and returns the tensor it made; a vjp gets the gradient of that tensor and
+records what flows on to those inputs that train.
+"""
+
+import math
+from dataclasses import dataclass
+
+from wgtrain.engine.graph import Graph, Tensor, Window, padded
+from wgtrain.engine.weight import Weight, dense_operands, dense_strides
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A trainable matrix in the arenas: `rows` x `columns` f32, rows padded; `gradient` None = frozen."""
+
+    name: str
+    rows: int
+    columns: int
+    value: Window
+    gradient: Window | None
+
+
+@dataclass(frozen=True)
+class Lora:
+    """y += scale B (A dropout(x)): A (R, inputs), B (outputs, R). `site` numbers its dropout mask."""
+
+    a: Parameter
+    b: Parameter
+    scale: float
+    dropout: float = 0.0
+    site: int = 0
+
+    @property
+    def rank(self) -> int:
+        """R."""
+        return self.a.rows
+
+    @property
+    def trains(self) -> bool:
+        """Whether its gradients are wanted."""
+        return self.a.gradient is not None
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a step brings: `spans` = (start, end) of each token's row, `trained` = positions with a target (C,),
+    `where` = index into `trained` or -1 (T,), `targets` = vocabulary index of each trained position (C,)."""
+
+    tokens: Window
+    spans: Window
+    trained: Window
+    where: Window
+    targets: Window
+
+
+def _elementwise(tensor: Tensor) -> dict[str, object]:
+    return {"rows": tensor.rows, "d4": padded(tensor.cols) // 4}
+
+
+def embed(g: Graph, tokens: Window, weight: Weight) -> Tensor:
+    """Rows of the embedding (V, D) -> (T, D). Frozen: nothing flows on."""
+    y = g.tensor("embed", "T", weight.columns)
+    for segment in weight.segments:
+        params = {"row_start": segment.first, "row_count": segment.rows, **weight.strides()}
+        g.launch(
+            "embed",
+            {"tokens": tokens, "y": y, **weight.operands(segment)},
+            {**_elementwise(y), **params},
+            libraries=weight.libraries,
+        )
+    return y
+
+
+def rms_norm(
+    g: Graph,
+    x: Tensor,
+    weight: Window,
+    eps: float,
+    groups: int = 1,
+    name: str = "norm",
+    into: Window | None = None,
+) -> Tensor:
+    """x / rms(x) * weight over each of `groups` equal parts of a row (T, groups d); `into` keeps it."""
+    d = x.cols // groups
+    params = {"rows": x.rows, "groups": groups, "d4": padded(d) // 4, "d": d, "eps": eps}
+    y = g.tensor(name, x.rows, x.cols, trains=x.trains)
+    g.launch("rms_norm", {"x": x, "w": weight, "y": into or y}, params)
+    saved = g.save(x) if x.trains else None
+
+    def vjp(dy: Tensor) -> None:
+        assert saved is not None
+        kept = saved()
+        dx, add = g.gradient(x)
+        operands = {"x": kept, "w": weight, "dy": dy, "dx": dx}
+        g.launch("rms_norm_backward", operands, params, constants={"ADD": add})
+
+    g.on_backward(y, vjp)
+    return y
+
+
+def _product(g: Graph, x: Tensor, weight: Weight, y: Tensor) -> None:
+    """y = x W^T, segment by segment of W's rows."""
+    for segment in weight.segments:
+        g.launch(
+            "matmul_nt",
+            {"x": x, "y": y, **weight.operands(segment)},
+            {
+                **nt_params(x, segment.rows),
+                **weight.strides(),
+                "y_stride": padded(y.cols) // 4,
+                "y_column": segment.first // 4,
+            },
+            libraries=weight.libraries,
+        )
+
+
+def _product_backward(g: Graph, dy: Tensor, weight: Weight, dx: Tensor, add: bool) -> None:
+    """dx = dy W, segment by segment of W's rows."""
+    for segment in weight.segments:
+        g.launch(
+            "matmul_nn",
+            {"dy": dy, "dx": dx, **weight.operands(segment)},
+            {
+                **nn_params(dx, segment.rows),
+                **weight.strides(),
+                "dy_stride": padded(dy.cols) // 4,
+                "dy_column": segment.first // 4,
+            },
+            constants={"ADD": add},
+            libraries=weight.libraries,
+        )
+        add = True
+
+
+def nt_params(x: Tensor, n: int) -> dict[str, object]:
+    """Parameters of matmul_nt that do not depend on the weight: x (rows, K) -> n columns."""
+    return {"rows": x.rows, "n": n, "k4": padded(x.cols) // 4, "weight_row": 0, "scale": 1.0}
+
+
+def nn_params(dx: Tensor, n: int) -> dict[str, object]:
+    """Parameters of matmul_nn that do not depend on the weight: n columns -> dx (rows, K)."""
+    return {"rows": dx.rows, "n": n, "k4": padded(dx.cols) // 4, "weight_row": 0, "scale": 1.0}
+
+
+def small_nt(
+    g: Graph,
+    x: Tensor,
+    p: Parameter,
+    y: Tensor | Window,
+    *,
+    columns: int,
+    scale: float = 1.0,
+    first: int = 0,
+    add: bool,
+) -> None:
+    """y (rows, columns) (+)= scale x P^T for an adapter matrix P, from its row `first` on."""
+    params = {
+        **nt_params(x, columns),
+        **dense_strides(p.columns),
+        "scale": scale,
+        "weight_row": first,
+    }
+    params |= {"y_stride": padded(columns) // 4, "y_column": 0}
+    g.launch(
+        "matmul_nt", {"x": x, "y": y, **dense_operands(p.value)}, params, constants={"ADD": add}
+    )
+
+
+def small_nn(
+    g: Graph, dy: Tensor, p: Parameter, dx: Tensor, *, scale: float = 1.0, first: int = 0, add: bool
+) -> None:
+    """dx (+)= scale dy P for an adapter matrix P, from its row `first` on."""
+    params = {
+        **nn_params(dx, dy.cols),
+        **dense_strides(p.columns),
+        "scale": scale,
+        "weight_row": first,
+    }
+    params |= {"dy_stride": padded(dy.cols) // 4, "dy_column": 0}
+    g.launch(
+        "matmul_nn", {"dy": dy, "dx": dx, **dense_operands(p.value)}, params, constants={"ADD": add}
+    )
+
+
+def accumulate(g: Graph, a: Tensor, b: Tensor, gradient: Window, scale: float) -> None:
+    """gradient (a.cols, b.cols) += scale a^T b, summed over rows."""
+    params = {"rows": a.rows, "m": a.cols, "n4": padded(b.cols) // 4, "scale": scale}
+    g.launch("matmul_tn", {"a": a, "b": b, "out": gradient}, params)
+
+
+def dropout(g: Graph, x: Tensor, p: float, site: int, into: Tensor | None = None) -> Tensor:
+    """x * mask / (1 - p), or added onto `into`. The mask is a hash: its gradient is the same operation."""
+    y = into or g.tensor("dropped", x.rows, x.cols, trains=x.trains)
+    params = {**_elementwise(x), "site": site, "threshold": round(p * 2**24), "scale": 1 / (1 - p)}
+    g.launch("dropout", {"x": x, "y": y}, params, constants={"ADD": into is not None})
+    return y
+
+
+def linear(
+    g: Graph,
+    x: Tensor,
+    weight: Weight,
+    bias: Window | None = None,
+    loras: tuple[Lora, ...] = (),
+    name: str = "linear",
+) -> Tensor:
+    """x W^T + b + sum of LoRA corrections; (T, inputs) -> (T, outputs)."""
+    trains = x.trains or any(lora.trains for lora in loras)
+    y = g.tensor(name, x.rows, weight.rows, trains=trains)
+    _product(g, x, weight, y)
+    if bias is not None:
+        g.launch("add_bias", {"bias": bias, "y": y}, _elementwise(y))
+    kept = [_lora(g, x, y, lora, name) for lora in loras]
+    saved = g.save(x) if any(lora.trains for lora in loras) else None
+
+    def vjp(dy: Tensor) -> None:
+        if x.trains:
+            dx, add = g.gradient(x)
+            _product_backward(g, dy, weight, dx, add)
+        for lora, z in zip(loras, kept, strict=True):
+            _lora_backward(g, x, saved() if saved else x, dy, lora, z, name)
+
+    g.on_backward(y, vjp)
+    return y
+
+
+def _lora(g: Graph, x: Tensor, y: Tensor, lora: Lora, name: str) -> Tensor:
+    """y += s z B^T with z = dropout(x) A^T; returns z (T, R)."""
+    source = dropout(g, x, lora.dropout, lora.site) if lora.dropout else x
+    z = g.tensor(f"{name}.z", x.rows, lora.rank)
+    small_nt(g, source, lora.a, z, columns=lora.rank, add=False)
+    small_nt(g, z, lora.b, y, columns=y.cols, scale=lora.scale, add=True)
+    return z
+
+
+def _lora_backward(
+    g: Graph, x: Tensor, kept: Tensor, dy: Tensor, lora: Lora, z: Tensor, name: str
+) -> None:
+    """With u = dy B: dB += s dy^T z, dA += s u^T dropout(x), dx += s dropout'(u A)."""
+    u = g.tensor(f"{name}.u", x.rows, lora.rank)
+    small_nn(g, dy, lora.b, u, add=False)
+    _lora_gradients(g, kept, dy, u, lora, z)
+    lora_input_gradient(g, x, u, lora)
+
+
+def _lora_gradients(g: Graph, kept: Tensor, dy: Tensor, u: Tensor, lora: Lora, z: Tensor) -> None:
+    if lora.trains:
+        assert lora.a.gradient is not None and lora.b.gradient is not None
+        accumulate(g, dy, z, lora.b.gradient, lora.scale)
+        source = dropout(g, kept, lora.dropout, lora.site) if lora.dropout else kept
+        accumulate(g, u, source, lora.a.gradient, lora.scale)
+
+
+def lora_input_gradient(g: Graph, x: Tensor, u: Tensor, lora: Lora) -> None:
+    """dx += s dropout'(u A), where x trains."""
+    if not x.trains:
+        return
+    dx, add = g.gradient(x)
+    if not lora.dropout:
+        small_nn(g, u, lora.a, dx, scale=lora.scale, add=add)
+        return
+    assert add, "the base product writes dx first"
+    through = g.tensor("through", x.rows, x.cols)
+    small_nn(g, u, lora.a, through, scale=lora.scale, add=False)
+    dropout(g, through, lora.dropout, lora.site, into=dx)
+
+
+def rope(
+    g: Graph,
+    x: Tensor,
+    spans: Window,
+    table: Window,
+    heads: int,
+    rotary: int,
+    interleaved: bool,
+    name: str,
+) -> Tensor:
+    """Rotary embedding of (T, heads * E) by position in the row; `table` (position, rotary / 2) of cos, sin."""
+    params = {"rows": x.rows, "heads": heads, "head_size": x.cols // heads, "rotary": rotary}
+    y = g.tensor(name, x.rows, x.cols, trains=x.trains)
+
+    def rotate(source: Tensor, result: Tensor, inverse: bool) -> None:
+        operands = {"x": source, "spans": spans, "table": table, "y": result}
+        g.launch(
+            "rope", operands, params, constants={"INTERLEAVED": interleaved, "INVERSE": inverse}
+        )
+
+    rotate(x, y, False)
+
+    def vjp(dy: Tensor) -> None:
+        dx = g.tensor(f"d.{name}", x.rows, x.cols)
+        rotate(dy, dx, True)
+        g.pass_gradient(x, dx)
+
+    g.on_backward(y, vjp)
+    return y
+
+
+def attention(
+    g: Graph,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    spans: Window,
+    heads: int,
+    kv_heads: int,
+    scale: float,
+) -> Tensor:
+    """Causal attention within rows: q (T, H E), k and v (T, K E) -> (T, H E)."""
+    head_size = q.cols // heads
+    params = {"rows": q.rows, "heads": heads, "kv_heads": kv_heads, "scale": scale}
+    constants = {"E4": head_size // 4}
+    o = g.tensor("attention", q.rows, q.cols, trains=q.trains or k.trains or v.trains)
+    stats = g.tensor("attention.stats", q.rows, 2 * heads)
+    operands = {"q": q, "k": k, "v": v, "spans": spans, "o": o, "stats": stats}
+    g.launch("attention", operands, params, constants)
+    saved = [g.save(tensor) for tensor in (q, k, v, o)] if o.trains else []
+
+    def vjp(do: Tensor) -> None:
+        kept_q, kept_k, kept_v, kept_o = (restore() for restore in saved)
+        delta = {"rows": q.rows, "heads": heads, "e4": head_size // 4}
+        g.launch("attention_delta", {"o": kept_o, "dout": do, "stats": stats}, delta)
+        common = {"q": kept_q, "k": kept_k, "v": kept_v, "dout": do, "stats": stats, "spans": spans}
+        if q.trains:
+            dq = g.tensor("d.q", q.rows, q.cols)
+            g.launch("attention_backward_q", {**common, "dq": dq}, params, constants)
+            g.pass_gradient(q, dq)
+        if k.trains or v.trains:
+            dk, dv = g.tensor("d.k", k.rows, k.cols), g.tensor("d.v", v.rows, v.cols)
+            g.launch("attention_backward_kv", {**common, "dk": dk, "dv": dv}, params, constants)
+            if k.trains:
+                g.pass_gradient(k, dk)
+            if v.trains:
+                g.pass_gradient(v, dv)
+
+    g.on_backward(o, vjp)
+    return o
+
+
+def swiglu(g: Graph, gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up, (T, F)."""
+    y = g.tensor("swiglu", gate.rows, gate.cols, trains=gate.trains or up.trains)
+    g.launch("swiglu", {"gate": gate, "up": up, "y": y}, _elementwise(y))
+    saved = [g.save(gate), g.save(up)] if y.trains else []
+
+    def vjp(dy: Tensor) -> None:
+        kept_gate, kept_up = (restore() for restore in saved)
+        dgate, dup = (g.tensor(f"d.{n}", y.rows, y.cols) for n in ("gate", "up"))
+        operands = {"gate": kept_gate, "up": kept_up, "dy": dy, "dgate": dgate, "dup": dup}
+        g.launch("swiglu_backward", operands, _elementwise(y))
+        if gate.trains:
+            g.pass_gradient(gate, dgate)
+        if up.trains:
+            g.pass_gradient(up, dup)
+
+    g.on_backward(y, vjp)
+    return y
+
+
+def add(g: Graph, x: Tensor, y: Tensor, name: str = "residual") -> Tensor:
+    """x + y."""
+    z = g.tensor(name, x.rows, x.cols, trains=x.trains or y.trains)
+    g.launch("add", {"a": x, "b": y, "y": z}, _elementwise(z))
+
+    def vjp(dz: Tensor) -> None:
+        for tensor in (x, y):
+            if tensor.trains:
+                g.pass_gradient(tensor, dz)
+
+    g.on_backward(z, vjp)
+    return z
+
+
+def gather(g: Graph, x: Tensor, index: Window, inverse: Window) -> Tensor:
+    """Rows `index` of x (T, D) -> (C, D); `inverse` (T,) brings gradients back, -1 = none."""
+    y = g.tensor("gathered", "C", x.cols, trains=x.trains)
+    g.launch("gather_rows", {"x": x, "index": index, "y": y}, _elementwise(y))
+
+    def vjp(dy: Tensor) -> None:
+        dx = g.tensor("d.gathered", x.rows, x.cols)
+        g.launch("gather_rows", {"x": dy, "index": inverse, "y": dx}, _elementwise(dx))
+        g.pass_gradient(x, dx)
+
+    g.on_backward(y, vjp)
+    return y
+
+
+def default_attention_scale(head_size: int) -> float:
+    """1 / sqrt(E)."""
+    return 1 / math.sqrt(head_size)

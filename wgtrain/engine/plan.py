@@ -1,0 +1,308 @@
+"""A recorded graph made ready for replay: buffers assigned, pipelines and bind groups prepared, memory known.
+
+`Plan` holds programs (named lists of launches) that share one set of temporary buffers, because only one of them is
+in use at a time. Temporaries are whole buffers reused by lifetime: WebGPU forbids binding one buffer readable and
+writable in a dispatch, even on disjoint ranges.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from wgtrain.engine.graph import Graph, Launch, Storage, Tensor, Window
+from wgtrain.errors import OutOfMemoryError
+from wgtrain.gpu import Binding, Buffer, Device, Dispatch, Slot
+
+STEP_WORDS = 16
+_PURPOSE = "activations"
+FIRST_SUBMIT = 2e8  # operand values and multiply-adds of a submit before anything was measured
+
+
+@dataclass
+class Program:
+    """One replayable list: what to dispatch, and how large each dispatch is for given T and C."""
+
+    handle: Any
+    grids: list[Callable[[int, int], list[int]]]
+    work: list[float]  # of each dispatch at the plan's largest T
+
+    def counts(self, tokens: int, trained: int) -> np.ndarray:
+        """Workgroup counts of every distinct grid, uint32 (grids, 3)."""
+        return np.array([grid(tokens, trained) for grid in self.grids], np.uint32)
+
+    def cuts(self, limit: float, scale: float) -> list[int]:
+        """Where submits end so that each holds about `limit` work, when the step is `scale` of the largest."""
+        cuts, sum_ = [], 0.0
+        for index, work in enumerate(self.work):
+            if sum_ > 0 and sum_ + work * scale > limit:
+                cuts.append(index)
+                sum_ = 0.0
+            sum_ += work * scale
+        return cuts
+
+
+class Plan:
+    """Programs over shared buffers for at most `max_tokens` tokens a step.
+
+    `storages`: everything persistent the programs use and the plan has to create (not the model's weights).
+    Sizes are final after construction: `nbytes` is exactly what `build` allocates.
+    """
+
+    def __init__(self, graphs: Mapping[str, Graph], storages: Iterable[Storage], max_tokens: int):
+        self.max_tokens = max_tokens
+        self.storages = list(storages)
+        self.launches = {name: _live(graph.launches) for name, graph in graphs.items()}
+        self._slot_of: dict[Tensor, int] = {}
+        self.slot_sizes: list[int] = []
+        for launches in self.launches.values():
+            self._assign(launches)
+        for launches in self.launches.values():
+            for launch in launches:
+                self._check_aliasing(launch)
+        self._uniforms, self._uniform_offsets = self._pack_uniforms()
+        self.programs: dict[str, Program] = {}
+        self._slots: list[Buffer] = []
+        self._owned: list[Buffer] = []
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that `build` allocates."""
+        return sum(self.by_purpose().values())
+
+    def by_purpose(self) -> dict[str, int]:
+        """Bytes by purpose, largest first."""
+        sizes: dict[str, int] = {_PURPOSE: sum(self.slot_sizes)}
+        for storage in self.storages:
+            sizes[storage.purpose] = sizes.get(storage.purpose, 0) + max(
+                -(-storage.size // 4) * 4, 4
+            )
+        sizes["parameters of kernels"] = len(self._uniforms) + 4 * STEP_WORDS
+        return dict(sorted(sizes.items(), key=lambda item: -item[1]))
+
+    def _assign(self, launches: list[Launch]) -> None:
+        first, last = _lifetimes(launches)
+        ends: dict[int, list[Tensor]] = {}
+        for tensor, end in last.items():
+            ends.setdefault(end, []).append(tensor)
+        begins: dict[int, list[Tensor]] = {}
+        for tensor, begin in first.items():
+            begins.setdefault(begin, []).append(tensor)
+        sizes: list[int] = []
+        free: list[int] = []
+        slots: dict[Tensor, int] = {}
+        for index in range(len(launches)):
+            for tensor in begins.get(index, ()):
+                size = tensor.nbytes(self.max_tokens)
+                fitting = [slot for slot in free if sizes[slot] >= size]
+                if fitting:
+                    slot = min(fitting, key=lambda s: sizes[s])
+                elif free:
+                    slot = max(free, key=lambda s: sizes[s])
+                    sizes[slot] = size
+                else:
+                    slot = len(sizes)
+                    sizes.append(size)
+                if slot in free:
+                    free.remove(slot)
+                slots[tensor] = slot
+            free.extend(slots[tensor] for tensor in ends.get(index, ()))
+        # The k-th largest buffer of every program is the same one.
+        order = sorted(range(len(sizes)), key=lambda s: -sizes[s])
+        rank = {slot: k for k, slot in enumerate(order)}
+        self._slot_of.update({tensor: rank[slot] for tensor, slot in slots.items()})
+        ranked = [sizes[slot] for slot in order]
+        shared = max(len(ranked), len(self.slot_sizes))
+        self.slot_sizes = [
+            max(a, b)
+            for a, b in zip(
+                ranked + [0] * (shared - len(ranked)),
+                self.slot_sizes + [0] * (shared - len(self.slot_sizes)),
+                strict=True,
+            )
+        ]
+
+    def _check_aliasing(self, launch: Launch) -> None:
+        seen: dict[Any, str] = {}
+        for operand, access in launch.accesses():
+            key = self._slot_of[operand] if isinstance(operand, Tensor) else operand.storage
+            if key in seen and "read_write" in (access, seen[key]):
+                raise AssertionError(
+                    f"{launch.label} {launch.kernel.name} binds one buffer readable and writable"
+                )
+            seen[key] = access
+
+    def _pack_uniforms(self) -> tuple[bytes, dict[int, tuple[int, int]]]:
+        packed = bytearray()
+        known: dict[bytes, tuple[int, int]] = {}
+        offsets = {}
+        for launch in self._all():
+            if launch.kernel.params:
+                data = launch.kernel.pack_params(launch.params)
+                if data not in known:
+                    known[data] = (len(packed), len(data))
+                    packed += data.ljust(-(-len(data) // 256) * 256, b"\0")
+                offsets[id(launch)] = known[data]
+        return bytes(packed), offsets
+
+    def _all(self) -> Iterable[Launch]:
+        for launches in self.launches.values():
+            yield from launches
+
+    def check(self, device: Device) -> None:
+        """Raises OutOfMemoryError where a buffer exceeds the adapter's limits; nothing is allocated yet."""
+        limit = min(device.limits.buffer, device.limits.binding)
+        for tensor in self._slot_of:
+            if tensor.nbytes(self.max_tokens) > limit:
+                raise OutOfMemoryError(
+                    f"activation '{tensor.name}' of {self.max_tokens:,} tokens needs "
+                    f"{tensor.nbytes(self.max_tokens):,} bytes; this adapter allows {limit:,} in one binding: "
+                    "use a smaller batch_size or seq_len"
+                )
+        if self.max_tokens > device.limits.workgroups:
+            raise OutOfMemoryError(
+                f"a step of {self.max_tokens:,} tokens; at most {device.limits.workgroups:,} are possible: "
+                "use a smaller batch_size or seq_len"
+            )
+
+    async def build(self, device: Device) -> None:
+        """Allocates, compiles and binds; afterwards `run` replays."""
+        self.check(device)
+        self._device = device
+        try:
+            self._allocate(device)
+            pipelines: dict[tuple[str, str], Any] = {}
+            for name, launches in self.launches.items():
+                self.programs[name] = await self._program(device, launches, pipelines)
+        except BaseException:
+            self.close()
+            raise
+        self.work_limit = FIRST_SUBMIT
+
+    def _allocate(self, device: Device) -> None:
+        for storage in self.storages:
+            storage.buffer = device.create_buffer(storage.size, storage.name)
+            self._owned.append(storage.buffer)
+        self._slots = [
+            device.create_buffer(size, f"{_PURPOSE} {i}") for i, size in enumerate(self.slot_sizes)
+        ]
+        self._owned += self._slots
+        self._step = device.create_buffer(4 * STEP_WORDS, "step", uniform=True)
+        self._owned.append(self._step)
+        if self._uniforms:
+            self._uniform = device.create_buffer(len(self._uniforms), "parameters", uniform=True)
+            self._owned.append(self._uniform)
+            device.write(self._uniform, 0, self._uniforms)
+
+    async def _program(
+        self, device: Device, launches: list[Launch], pipelines: dict[tuple[str, str], Any]
+    ) -> Program:
+        grids: dict[Any, int] = {}
+        functions: list[Callable[[int, int], list[int]]] = []
+        dispatches = []
+        for launch in launches:
+            kernel = launch.kernel
+            if (kernel.name, kernel.code) not in pipelines:
+                slots = [Slot(slot.number, slot.access) for slot in kernel.slots]
+                pipelines[kernel.name, kernel.code] = await device.pipeline(
+                    kernel.name, kernel.code, slots
+                )
+            pipeline = pipelines[kernel.name, kernel.code]
+            key = (kernel.name, kernel.code, tuple(launch.params.items()))
+            if key not in grids:
+                grids[key] = len(functions)
+                functions.append(kernel.grid_function(launch.params))
+            bind_group = device.bind(
+                pipeline, [self._binding(launch, slot) for slot in kernel.slots]
+            )
+            dispatches.append(Dispatch(pipeline, bind_group, grids[key]))
+        work = [launch.kernel.work(launch.params, self.max_tokens) for launch in launches]
+        program = Program(device.program(dispatches), functions, work)
+        largest = program.counts(self.max_tokens, self.max_tokens)
+        if len(largest) and int(largest.max()) > device.limits.workgroups:
+            raise OutOfMemoryError(
+                f"a step of {self.max_tokens:,} tokens needs {int(largest.max()):,} workgroups in one dimension; "
+                f"this adapter allows {device.limits.workgroups:,}: use a smaller batch_size or seq_len"
+            )
+        return program
+
+    def _binding(self, launch: Launch, slot: Any) -> Binding:
+        if slot.name == "params":
+            offset, size = self._uniform_offsets[id(launch)]
+            return Binding(slot.number, self._uniform, offset, size)
+        if slot.name == "step":
+            return Binding(slot.number, self._step, 0, 4 * STEP_WORDS)
+        operand = launch.operands[slot.name]
+        if isinstance(operand, Tensor):
+            buffer = self._slots[self._slot_of[operand]]
+            return Binding(slot.number, buffer, 0, operand.nbytes(self.max_tokens))
+        assert operand.storage.buffer is not None, f"{operand.storage.name} was not loaded"
+        return Binding(slot.number, operand.storage.buffer, operand.offset, operand.size)
+
+    def run(self, name: str, step: bytes, tokens: int, trained: int) -> None:
+        """Queues one replay: `step` is the content of the step uniform, T and C its sizes."""
+        program = self.programs[name]
+        self._device.write(self._step, 0, step)
+        cuts = program.cuts(self.work_limit, max(tokens, 1) / self.max_tokens)
+        self._device.run(program.handle, program.counts(tokens, trained), cuts)
+
+    def total_work(self, name: str, tokens: int) -> float:
+        """Estimated work of a replay, in the unit of `work_limit`."""
+        return sum(self.programs[name].work) * tokens / self.max_tokens
+
+    def close(self) -> None:
+        """Frees everything `build` allocated."""
+        for buffer in self._owned:
+            self._device.free(buffer)
+        self._owned = []
+        self.programs = {}
+
+    def __str__(self) -> str:
+        lines = [f"plan for {self.max_tokens} tokens, {self.nbytes:,} bytes"]
+        lines += [f"  {purpose}: {size:,}" for purpose, size in self.by_purpose().items()]
+        for name, launches in self.launches.items():
+            lines.append(f"{name}: {len(launches)} dispatches")
+            for number, launch in enumerate(launches):
+                operands = ", ".join(
+                    ("*" if access == "read_write" else "") + self._describe(operand)
+                    for operand, access in launch.accesses()
+                )
+                lines.append(f"{number:5} {launch.label:12} {launch.kernel.name:24} {operands}")
+        return "\n".join(lines)
+
+    def _describe(self, operand: Tensor | Window) -> str:
+        if isinstance(operand, Tensor):
+            return f"{operand.name}({operand.rows},{operand.cols})@{self._slot_of[operand]}"
+        return (
+            operand.storage.name
+            if not operand.offset
+            else f"{operand.storage.name}+{operand.offset}"
+        )
+
+
+def _live(launches: list[Launch]) -> list[Launch]:
+    """Drops launches whose results nothing reads."""
+    needed: set[Tensor] = set()
+    kept = []
+    for launch in reversed(launches):
+        accesses = launch.accesses()
+        written = [operand for operand, access in accesses if access == "read_write"]
+        if any(isinstance(operand, Window) or operand in needed for operand in written):
+            kept.append(launch)
+            needed.update(operand for operand, _ in accesses if isinstance(operand, Tensor))
+    return kept[::-1]
+
+
+def _lifetimes(launches: list[Launch]) -> tuple[dict[Tensor, int], dict[Tensor, int]]:
+    """First and last launch that touches each temporary."""
+    first: dict[Tensor, int] = {}
+    last: dict[Tensor, int] = {}
+    for index, launch in enumerate(launches):
+        for operand, access in launch.accesses():
+            if isinstance(operand, Tensor):
+                if operand not in first:
+                    assert access == "read_write", f"{operand.name} is read before it is written"
+                    first[operand] = index
+                last[operand] = index
+    return first, last

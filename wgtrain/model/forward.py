@@ -1,0 +1,81 @@
+"""The forward pass of every supported architecture, recorded over the engine's operations."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from wgtrain.engine import ops
+from wgtrain.engine.graph import Graph, Tensor, Window
+from wgtrain.engine.ops import Inputs, Lora
+from wgtrain.model.config import ModelConfig
+from wgtrain.model.weights import Weights
+
+Loras = Mapping[str, tuple[Lora, ...]]  # base tensor name -> its corrections
+
+
+@dataclass(frozen=True)
+class Network:
+    """Everything `forward` reads: shapes, frozen weights, adapters, and the rotary table (positions, rotary / 2)."""
+
+    config: ModelConfig
+    weights: Weights
+    loras: Loras
+    rope: Window
+
+
+def forward(
+    g: Graph,
+    net: Network,
+    inputs: Inputs,
+    grad_checkpoint: bool = False,
+    into: Window | None = None,
+) -> Tensor:
+    """Tokens (T,) -> normalised hidden states (T, D), of which the head makes logits.
+
+    `into`: where to leave them for another program.
+    """
+    config = net.config
+    x = ops.embed(g, inputs.tokens, net.weights.matrices["token_embd.weight"])
+    for layer in range(config.n_layer):
+
+        def block(x: Tensor, layer: int = layer) -> Tensor:
+            with g.scope(f"blk.{layer}"):
+                return _block(g, net, inputs, x, f"blk.{layer}.")
+
+        x = g.checkpoint(block, x) if grad_checkpoint else block(x)
+    return ops.rms_norm(g, x, net.weights.vectors["output_norm.weight"], config.norm_eps, into=into)
+
+
+def _block(g: Graph, net: Network, inputs: Inputs, x: Tensor, prefix: str) -> Tensor:
+    config, vectors = net.config, net.weights.vectors
+    h = ops.rms_norm(g, x, vectors[f"{prefix}attn_norm.weight"], config.norm_eps, name="attn_norm")
+    q = _rotated(g, net, inputs, h, prefix, "attn_q", config.n_head)
+    k = _rotated(g, net, inputs, h, prefix, "attn_k", config.n_head_kv)
+    v = _linear(g, net, h, prefix, "attn_v")
+    scale = ops.default_attention_scale(config.head_size)
+    o = ops.attention(g, q, k, v, inputs.spans, config.n_head, config.n_head_kv, scale)
+    x = ops.add(g, x, _linear(g, net, o, prefix, "attn_output"), "attn_residual")
+    h = ops.rms_norm(g, x, vectors[f"{prefix}ffn_norm.weight"], config.norm_eps, name="ffn_norm")
+    gate, up = _linear(g, net, h, prefix, "ffn_gate"), _linear(g, net, h, prefix, "ffn_up")
+    return ops.add(
+        g, x, _linear(g, net, ops.swiglu(g, gate, up), prefix, "ffn_down"), "ffn_residual"
+    )
+
+
+def _linear(g: Graph, net: Network, x: Tensor, prefix: str, name: str) -> Tensor:
+    full = f"{prefix}{name}.weight"
+    bias = net.weights.vectors.get(f"{prefix}{name}.bias")
+    return ops.linear(g, x, net.weights.matrices[full], bias, net.loras.get(full, ()), name)
+
+
+def _rotated(
+    g: Graph, net: Network, inputs: Inputs, h: Tensor, prefix: str, name: str, heads: int
+) -> Tensor:
+    """A query or key projection, normalised per head where the model does so, then rotated."""
+    config = net.config
+    x = _linear(g, net, h, prefix, name)
+    norm = net.weights.vectors.get(f"{prefix}{name}_norm.weight")
+    if norm is not None:
+        x = ops.rms_norm(g, x, norm, config.norm_eps, heads, f"{name}_norm")
+    return ops.rope(
+        g, x, inputs.spans, net.rope, heads, config.rotary, config.rope_interleaved, f"{name}_rope"
+    )

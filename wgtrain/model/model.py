@@ -1,0 +1,196 @@
+"""A base model on the GPU: what training, evaluation and generation start from."""
+
+import hashlib
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from wgtrain.aio import aio_view, dual, dual_iterator
+from wgtrain.data.tokenizer import Tokenizer, load_tokenizer
+from wgtrain.errors import FileError, OptionError
+from wgtrain.files import GGUF, Adapter, adapter_fits, read_adapter_gguf, read_gguf, read_range
+from wgtrain.files.source import Source, source_name
+from wgtrain.gpu import Device, open_device
+from wgtrain.model.config import ModelConfig, read_config
+from wgtrain.model.decode import greedy
+from wgtrain.model.session import Session
+from wgtrain.model.weights import Weights, load_weights, plan_weights
+
+AdapterLike = Any  # an Adapter, the bytes of an adapter GGUF, or what the face's reader takes
+_SAMPLE = 1 << 20  # bytes of tensor data at either end that the fingerprint covers
+
+
+class Model:
+    """Frozen weights on a device. A context manager; `close` gives the GPU memory back.
+
+    `fingerprint`: SHA-256, hex, of everything before the tensors, the file's size, and the first and last MiB of
+    tensor data.
+    """
+
+    aio = aio_view()
+
+    def __init__(
+        self,
+        gguf: GGUF,
+        config: ModelConfig,
+        weights: Weights,
+        device: Device,
+        fingerprint: str,
+        read_adapter: Callable[[Any], Adapter],
+    ):
+        self.gguf, self.config, self.weights, self.device = gguf, config, weights, device
+        self.fingerprint = fingerprint
+        self.name = gguf.name
+        self._read_adapter = read_adapter
+        self._tokenizer: Tokenizer | None = None
+        self._session: tuple[Any, Session] | None = None
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the file's own metadata."""
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(self.gguf.metadata, self.name)
+        return self._tokenizer
+
+    @property
+    def base_name(self) -> str | None:
+        """The repository this model came from, where the file says so."""
+        for key in ("general.base_model.0.repo_url", "general.base_model.0.name"):
+            value = self.gguf.metadata.get(key)
+            if isinstance(value, str):
+                return value
+        return None
+
+    @dual
+    async def logits(
+        self, tokens: Sequence[int], adapters: Sequence[tuple[AdapterLike, float]] = ()
+    ) -> np.ndarray:
+        """Logits after each token, float32 (T, V); each adapter is (adapter, strength), 1.0 = as trained."""
+        ids = self.check_tokens(tokens)
+        session = await self.session(adapters, len(ids))
+        return await session.logits([ids])
+
+    @dual_iterator
+    async def generate(
+        self,
+        prompt: str,
+        max_tokens: int = 64,
+        temperature: float = 0.0,
+        adapters: Sequence[tuple[AdapterLike, float]] = (),
+    ) -> AsyncGenerator[str, None]:
+        """Pieces of the text that follows `prompt`, without it, until the model stops or `max_tokens`.
+
+        Greedy: `temperature` other than 0 is refused.
+        """
+        if temperature != 0:
+            raise OptionError(f"temperature = {temperature}: only 0 (greedy) is possible")
+        tokenizer = self.tokenizer
+        start = tokenizer.encode(prompt, bos=tokenizer.add_bos, special=True)
+        made: list[int] = []
+        said = ""
+        async for tokens in greedy(self, [self.check_tokens(start)], max_tokens, adapters):
+            made += tokens.values()
+            whole = tokenizer.decode(start + made).removeprefix(tokenizer.decode(start))
+            if not whole.endswith("\ufffd"):
+                yield whole[len(said) :]
+                said = whole
+
+    def check_tokens(self, tokens: Sequence[int]) -> list[int]:
+        """The ids as plain integers; OptionError for none at all or one outside the vocabulary."""
+        ids = [int(token) for token in tokens]
+        wrong = [token for token in ids if not 0 <= token < self.config.vocabulary]
+        if wrong or not ids:
+            what = f"id {wrong[0]}" if wrong else "an empty list"
+            raise OptionError(
+                f"tokens: {what}; ids from 0 to {self.config.vocabulary - 1} are needed"
+            )
+        return ids
+
+    async def session(
+        self, adapters: Sequence[tuple[AdapterLike, float]], max_tokens: int
+    ) -> Session:
+        """A session for these adapters and at least `max_tokens` tokens; the last one is kept and reused."""
+        stack = [(self._read_adapter(adapter), float(strength)) for adapter, strength in adapters]
+        for adapter, _ in stack:
+            adapter_fits(adapter, self.gguf.tensors, self.config.architecture)
+        key = [(_digest(adapter), strength) for adapter, strength in stack]
+        if self._session and self._session[0] == key and self._session[1].max_tokens >= max_tokens:
+            return self._session[1]
+        self._drop_session()
+        size = max(64, 1 << (max_tokens - 1).bit_length())
+        session = Session(self.device, self.config, self.weights, stack, size)
+        await session.open()
+        self._session = (key, session)
+        return session
+
+    def _drop_session(self) -> None:
+        if self._session:
+            self._session[1].close()
+            self._session = None
+
+    def close(self) -> None:
+        """Gives all GPU memory back; the model cannot be used afterwards."""
+        self._drop_session()
+        self.device.close()
+
+    def __enter__(self) -> "Model":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def adapter_from_bytes(adapter: Any) -> Adapter:
+    """An Adapter as it is, or read from the bytes of an adapter GGUF."""
+    if isinstance(adapter, Adapter):
+        return adapter
+    if isinstance(adapter, bytes | bytearray | memoryview):
+        return read_adapter_gguf(adapter)
+    raise OptionError(
+        f"adapter: {type(adapter).__name__} is neither an Adapter nor bytes of an adapter GGUF"
+    )
+
+
+def _digest(adapter: Adapter) -> bytes:
+    digest = hashlib.blake2b(str((adapter.rank, adapter.alpha)).encode())
+    for name, pair in adapter.tensors.items():
+        digest.update(name.encode())
+        for array in pair:
+            digest.update(np.ascontiguousarray(array))
+    return digest.digest()
+
+
+async def _fingerprint(source: Source, gguf: GGUF) -> str:
+    start = min(tensor.offset for tensor in gguf.tensors.values())
+    digest = hashlib.sha256(str(source.size).encode())
+    ranges = [(0, min(start + _SAMPLE, source.size)), (max(source.size - _SAMPLE, 0), source.size)]
+    for first, last in ranges:
+        digest.update(await read_range(source, first, last - first))
+    return digest.hexdigest()
+
+
+async def open_model(
+    source: Source,
+    *,
+    adapter_index: int | None = None,
+    limits: str | None = None,
+    budget: int | None = None,
+    read_adapter: Callable[[Any], Adapter] = adapter_from_bytes,
+) -> Model:
+    """Reads a GGUF and puts its weights on a GPU; see `gpu.open_device` for the device's options."""
+    gguf = await read_gguf(source)
+    if gguf.metadata.get("general.type", "model") != "model":
+        raise FileError(
+            f"{source_name(source)}: general.type is {gguf.metadata['general.type']!r}, not 'model'"
+        )
+    config = read_config(gguf)
+    fingerprint = await _fingerprint(source, gguf)
+    device = await open_device(adapter_index, limits=limits, budget=budget)
+    try:
+        weights = plan_weights(gguf, config, device.limits)
+        await load_weights(device, source, gguf, weights)
+    except BaseException:
+        device.close()
+        raise
+    return Model(gguf, config, weights, device, fingerprint, read_adapter)

@@ -1,0 +1,126 @@
+"""Logits of a model under a stack of adapters: one plan for the hidden states, one for the head."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from wgtrain.engine import ops
+from wgtrain.engine.arena import Arena
+from wgtrain.engine.graph import Graph, Storage, padded
+from wgtrain.engine.inputs import InputBuffers
+from wgtrain.engine.loss import head_logits
+from wgtrain.engine.ops import Lora
+from wgtrain.engine.plan import Plan
+from wgtrain.files import Adapter
+from wgtrain.gpu import Device
+from wgtrain.model.config import ModelConfig
+from wgtrain.model.forward import Network, forward
+from wgtrain.model.lora import adapter_arrays, adapter_shapes, make_lora
+from wgtrain.model.weights import Weights
+
+LOGITS_BYTES = 64 << 20  # of the logits read back at once
+
+
+class Session:
+    """Inference for streams of up to `max_tokens` tokens with adapters [(adapter, strength), ...].
+
+    The strength multiplies an adapter's own alpha / rank.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        config: ModelConfig,
+        weights: Weights,
+        adapters: Sequence[tuple[Adapter, float]],
+        max_tokens: int,
+    ):
+        self._device, self._config = device, config
+        self.max_tokens = max_tokens
+        self._inputs = InputBuffers(max_tokens)
+        self._rope = config.rope_table(max_tokens)
+        self._arenas = [
+            Arena(adapter_shapes(_bases(adapter), adapter.rank), device.limits)
+            for adapter, _ in adapters
+        ]
+        self._values = [
+            arena.storages(f"adapter {i}", "adapter") for i, arena in enumerate(self._arenas)
+        ]
+        self._adapters = [adapter for adapter, _ in adapters]
+        loras: dict[str, tuple[Lora, ...]] = {}
+        for (adapter, strength), arena, values in zip(
+            adapters, self._arenas, self._values, strict=True
+        ):
+            for name in adapter.tensors:
+                scale = strength * adapter.alpha / adapter.rank
+                loras[name] = (*loras.get(name, ()), make_lora(name, arena, values, None, scale))
+
+        row = padded(config.vocabulary) * 4
+        self.rows = max(min(LOGITS_BYTES // row, max_tokens), 1)  # logits made at once
+        self._logits = Storage("logits", "logits", self.rows * row)
+        hidden = Storage("hidden", "activations", max_tokens * padded(config.width) * 4)
+        rope = Storage("rotary table", "inputs", self._rope.nbytes)
+        net = Network(config, weights, loras, rope.window())
+        self._rope_storage = rope
+        body = Graph(training=False)
+        forward(body, net, self._inputs.inputs, into=hidden.window())
+        head = Graph(training=False)
+        picked = head.tensor("picked", "C", config.width)
+        params = {"rows": "C", "d4": padded(config.width) // 4}
+        operands = {"x": hidden.window(), "index": self._inputs.inputs.trained, "y": picked}
+        head.launch("gather_rows", operands, params)
+        name = config.head_name
+        head_logits(
+            head, picked, weights.matrices[name], loras.get(name, ()), self._logits.window()
+        )
+        storages = [
+            *self._inputs.storages,
+            *(s for v in self._values for s in v),
+            hidden,
+            rope,
+            self._logits,
+        ]
+        self.plan = Plan({"body": body, "head": head}, storages, max_tokens)
+
+    async def open(self) -> None:
+        """Allocates and compiles."""
+        await self.plan.build(self._device)
+        assert self._rope_storage.buffer is not None
+        self._device.write(self._rope_storage.buffer, 0, self._rope)
+        for adapter, arena, values in zip(self._adapters, self._arenas, self._values, strict=True):
+            arena.write(self._device, values, adapter_arrays(adapter))
+
+    async def logits(
+        self, rows: Sequence[Sequence[int]], positions: Sequence[int] | None = None
+    ) -> np.ndarray:
+        """Logits of a stream of token rows, float32 (len(positions), V); `positions` in the stream, all by default."""
+        lengths = np.array([len(row) for row in rows])
+        ends = np.repeat(np.cumsum(lengths), lengths)
+        starts = ends - np.repeat(lengths, lengths)
+        tokens = np.concatenate([np.asarray(row, np.uint32) for row in rows])
+        wanted = np.arange(len(tokens)) if positions is None else np.asarray(positions)
+        self._inputs.write(self._device, tokens, starts, ends, np.full(len(tokens), -1))
+        step = np.array([len(tokens), 0, 0, 0], np.uint32).tobytes()
+        self.plan.run("body", step, len(tokens), 0)
+        parts = []
+        index, logits = self._inputs.inputs.trained.storage.buffer, self._logits.buffer
+        assert index is not None and logits is not None
+        for first in range(0, len(wanted), self.rows):
+            chosen = wanted[first : first + self.rows]
+            self._device.write(index, 0, chosen.astype(np.int32))
+            counts = np.array([len(tokens), len(chosen), 0, 0], np.uint32)
+            self.plan.run("head", counts.tobytes(), len(tokens), len(chosen))
+            width = padded(self._config.vocabulary)
+            data = await self._device.read(logits, 0, len(chosen) * width * 4)
+            parts.append(
+                np.frombuffer(data, np.float32).reshape(-1, width)[:, : self._config.vocabulary]
+            )
+        return np.concatenate(parts)
+
+    def close(self) -> None:
+        """Frees its buffers."""
+        self.plan.close()
+
+
+def _bases(adapter: Adapter) -> dict[str, tuple[int, int]]:
+    return {name: (b.shape[0], a.shape[1]) for name, (a, b) in adapter.tensors.items()}

@@ -1,0 +1,134 @@
+"""From the file to the GPU: slices of the file go to a staging buffer, a shader repacks them into planes.
+
+No tensor is ever whole in main memory, and the staging buffer is gone when loading ends.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from wgtrain.engine.dispatch import Caller
+from wgtrain.engine.graph import Storage, Window, padded
+from wgtrain.engine.kernel import load_kernel
+from wgtrain.engine.weight import FORMATS, Weight, plan_weight
+from wgtrain.files import GGUF, TensorInfo, read_range
+from wgtrain.files.source import Source
+from wgtrain.gpu import Buffer, Device, Limits
+from wgtrain.model.config import ModelConfig
+
+STAGING = 16 << 20  # bytes; a longer row makes it larger
+
+
+@dataclass(frozen=True)
+class Weights:
+    """All frozen tensors of a model: matrices as `Weight`, norms and biases as f32 windows."""
+
+    matrices: dict[str, Weight]
+    vectors: dict[str, Window]
+
+    @property
+    def storages(self) -> list[Storage]:
+        """Every buffer, in file order."""
+        found = [s.storage for weight in self.matrices.values() for s in weight.segments]
+        return found + list(dict.fromkeys(window.storage for window in self.vectors.values()))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in GPU memory."""
+        return sum(max(storage.size, 4) for storage in self.storages)
+
+
+def plan_weights(gguf: GGUF, config: ModelConfig, limits: Limits) -> Weights:
+    """Decides where everything lies; allocates nothing."""
+    matrices = {
+        name: plan_weight(name, gguf.tensors[name].type, rows, columns, limits)
+        for name, (rows, columns) in config.matrices().items()
+    }
+    offsets, size = {}, 0
+    for name, length in config.vectors().items():
+        offsets[name] = (size, padded(length) * 4)
+        size += -(-padded(length) * 4 // limits.alignment) * limits.alignment
+    storage = Storage("norms and biases", "weights", size)
+    return Weights(matrices, {name: storage.window(*place) for name, place in offsets.items()})
+
+
+async def load_weights(device: Device, source: Source, gguf: GGUF, weights: Weights) -> None:
+    """Allocates every buffer and streams the file into them; frees them again on failure."""
+    buffers: list[Buffer] = []
+    callers: dict[str, Caller] = {}
+    try:
+        for storage in weights.storages:
+            storage.buffer = device.create_buffer(storage.size, storage.name)
+            buffers.append(storage.buffer)
+        await _load_vectors(device, source, gguf, weights)
+        tensors = [(weight, gguf.tensors[name]) for name, weight in weights.matrices.items()]
+        staging_size = max(
+            [min(STAGING, t.nbytes) for _, t in tensors] + [_row(t) + 4 for _, t in tensors]
+        )
+        staging = device.create_buffer(staging_size, "staging")
+        try:
+            for weight, tensor in tensors:
+                kernel = FORMATS[weight.type].repack
+                if kernel not in callers:
+                    callers[kernel] = await Caller.open(device, load_kernel(kernel))
+                await _load_matrix(device, source, weight, tensor, staging, callers[kernel])
+            await device.read(staging, 0, 4)
+        finally:
+            device.free(staging)
+            for caller in callers.values():
+                caller.close()
+    except BaseException:
+        for buffer in buffers:
+            device.free(buffer)
+        raise
+
+
+def _row(tensor: TensorInfo) -> int:
+    return tensor.nbytes // tensor.shape[0]
+
+
+async def _load_vectors(device: Device, source: Source, gguf: GGUF, weights: Weights) -> None:
+    for name, window in weights.vectors.items():
+        tensor = gguf.tensors[name]
+        raw = np.frombuffer(await read_range(source, tensor.offset, tensor.nbytes), np.uint8)
+        values = np.zeros(window.size // 4, np.float32)
+        values[: tensor.shape[0]] = _floats(raw, tensor.type)
+        assert window.storage.buffer is not None
+        device.write(window.storage.buffer, window.offset, values)
+
+
+def _floats(raw: np.ndarray, type_: str) -> np.ndarray:
+    if type_ == "BF16":
+        return (raw.view("<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return raw.view("<f4" if type_ == "F32" else "<f2").astype(np.float32)
+
+
+async def _load_matrix(
+    device: Device,
+    source: Source,
+    weight: Weight,
+    tensor: TensorInfo,
+    staging: Buffer,
+    repack: Caller,
+) -> None:
+    row = _row(tensor)
+    most = min(staging.size // row, device.limits.workgroups)
+    for segment in weight.segments:
+        assert segment.storage.buffer is not None
+        for first in range(0, segment.rows, most):
+            rows = min(most, segment.rows - first)
+            offset = tensor.offset + (segment.first + first) * row
+            device.write(staging, 0, await read_range(source, offset, rows * row))
+            repack(
+                {"raw": staging, "planes": segment.storage.buffer},
+                {
+                    "slice_rows": rows,
+                    "first_row": first,
+                    "columns": weight.columns,
+                    "packs": weight.packs,
+                    "scale_stride": weight.scale_words,
+                    "scales_at": segment.scales_at // 4,
+                    "raw_offset": 0,
+                    "raw_row": row,
+                },
+            )
