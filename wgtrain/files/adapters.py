@@ -91,7 +91,7 @@ def read_adapter_gguf(data: Data, name: str = "adapter.gguf") -> Adapter:
         # llama.cpp passes over norms, so they have no effect there and none here.
         elif not info.name.endswith("_norm.weight"):
             raise FileError(f"{name}: tensor {info.name!r} ends in neither .lora_a nor .lora_b")
-    pairs, rank = _pairs(parts, name, str)
+    pairs, rank = _pairs(parts, name, repr)
     alpha = gguf.get("adapter.lora.alpha", float, 0.0) or float(rank)
     mine = {k.removeprefix(_PREFIX): v for k, v in gguf.metadata.items() if k.startswith(_PREFIX)}
     return Adapter(gguf.get("general.architecture", str), rank, alpha, pairs, mine)
@@ -167,11 +167,11 @@ def adapter_fits(
         shape = (b.shape[0], a.shape[1])
         if base in tensors:
             if tensors[base].shape != shape:
-                problems.append(f"{base}: made for {shape}, the model has {tensors[base].shape}")
+                problems.append(f"{base!r}: made for {shape}, the model has {tensors[base].shape}")
         elif base == "output.weight" and "token_embd.weight" in tensors:
-            problems.append(f"{base}: the model's output head is tied to its embedding")
+            problems.append(f"{base!r}: the model's output head is tied to its embedding")
         else:
-            problems.append(f"{base}: the model has no such tensor")
+            problems.append(f"{base!r}: the model has no such tensor")
     if problems:
         raise FileError(_listed(f"{name} does not fit the model", problems))
 
@@ -294,7 +294,7 @@ def _why_not(key: str) -> str:
 def _peft_config(config: dict[str, Any], name: str) -> tuple[int, float]:
     """(rank, alpha with rsLoRA folded in); FileError lists every field that is not supported."""
     problems = []
-    if "peft_type" not in config:
+    if config.get("peft_type") is None:
         problems.append("peft_type is missing, 'LORA' expected")
     for key, value in config.items():
         if key in _NEUTRAL:
@@ -302,7 +302,7 @@ def _peft_config(config: dict[str, Any], name: str) -> tuple[int, float]:
                 allowed = " or ".join(map(repr, _NEUTRAL[key]))
                 problems.append(f"{key} is {shown(value)}, {allowed} is supported")
         elif key not in _READ | _SILENT and value:
-            problems.append(f"{key} is {shown(value)}, which is not supported")
+            problems.append(f"{shown(key)} is {shown(value)}, which is not supported")
     rank, alpha = config.get("r"), config.get("lora_alpha", 8)  # 8 is PEFT's own default
     if type(rank) is not int or not 1 <= rank < 1 << 31:
         problems.append(f"r is {shown(rank)}, an integer from 1 expected")

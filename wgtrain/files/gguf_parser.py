@@ -28,7 +28,7 @@ MAX_DEPTH = 4  # of arrays in arrays
 
 STRING, ARRAY, BOOL = 8, 9, 7
 # Value type id -> (name, little-endian numpy type)
-_NUMBERS = {
+_NUMBERS: dict[int, tuple[str, np.dtype]] = {
     0: ("u8", np.dtype("<u1")),
     1: ("i8", np.dtype("<i1")),
     2: ("u16", np.dtype("<u2")),
@@ -94,9 +94,10 @@ class GGUF:
                 raise FileError(f"{self.name}: key {key!r} is missing, {kind.__name__} expected")
             return default
         value = self.metadata[key]
-        if type(value) is kind and (kind is not float or math.isfinite(value)):
+        found = type(value)
+        if kind is not float and found is kind:  # exactly: True is no integer here
             return value
-        if kind is float and type(value) is int:
+        if kind is float and found in (int, float) and math.isfinite(value):
             return float(value)
         raise FileError(
             f"{self.name}: key {key!r} is {shown(value)} ({type(value).__name__}), "

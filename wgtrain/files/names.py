@@ -40,6 +40,8 @@ def resolve_targets(targets: str | Sequence[str]) -> tuple[str, ...]:
     OptionError names the unknown one, its nearest known and all that are allowed.
     """
     names = targets.split(",") if isinstance(targets, str) else list(targets)
+    if not names:
+        raise OptionError(f"target_modules: none named; {ALL_LINEAR} are the linears of each block")
     chosen: set[str] = set()
     for name in (name.strip() for name in names):
         if name == ALL_LINEAR:
