@@ -153,7 +153,7 @@ def _not_finite(letter: str, array: np.ndarray) -> str:
 def _listed(file: str, problems: list[str], limit: int = 40) -> str:
     rest = len(problems) - limit
     lines = problems[:limit] + ([f"and {rest} more"] if rest > 0 else [])
-    return f"{file}: " + ("\n  " if len(lines) > 1 else "") + "\n  ".join(lines)
+    return f"{file}: {lines[0]}" if len(lines) == 1 else "\n  ".join([f"{file}:", *lines])
 
 
 def adapter_fits(

@@ -1,0 +1,293 @@
+"""Adapter files: the GGUF of llama.cpp, the folder of PEFT, and whether one fits a model."""
+
+import json
+from typing import Any
+
+import broken
+import numpy as np
+import pytest
+from needs import package
+
+from wgtrain.errors import FileError, OptionError
+from wgtrain.files import (
+    Adapter,
+    TensorInfo,
+    adapter_fits,
+    parse_gguf,
+    read_adapter_gguf,
+    read_adapter_peft,
+    read_safetensors,
+    write_adapter_gguf,
+    write_adapter_peft,
+    write_gguf,
+    write_safetensors,
+)
+
+HEADS = {"n_head": 2, "n_head_kv": 1}
+ROOT = "base_model.model.model.layers."
+
+
+def same(found: Adapter, wanted: Adapter) -> None:
+    assert (found.architecture, found.rank, found.alpha) == (
+        *(wanted.architecture, wanted.rank, wanted.alpha),
+    )
+    assert [*found.tensors] == sorted(found.tensors, key=[*wanted.tensors].index)
+    assert found.tensors.keys() == wanted.tensors.keys()
+    for name, pair in wanted.tensors.items():
+        for x, y in zip(found.tensors[name], pair, strict=True):
+            assert x.dtype == np.float32
+            np.testing.assert_array_equal(x, y)
+
+
+# --- GGUF -----------------------------------------------------------------------------------------
+
+
+def test_gguf_holds_what_llama_cpp_asks_for() -> None:
+    wanted = broken.adapter(rank=3)
+    data = write_adapter_gguf(wanted)
+    turned = Adapter("llama", 3, 4.0, dict(reversed(wanted.tensors.items())), wanted.metadata)
+    assert data == write_adapter_gguf(turned)
+    found = parse_gguf(data)
+    assert found.metadata == {
+        "general.type": "adapter",
+        "general.architecture": "llama",
+        "adapter.type": "lora",
+        "adapter.lora.alpha": 4.0,
+        "wgtrain.base.name": "tiny",
+    }
+    names = [f"{name}.lora_{x}" for name in wanted.tensors for x in "ab"]
+    assert [*found.tensors] == names
+    assert all(info.type == "F32" for info in found.tensors.values())
+    assert found.tensors["blk.1.ffn_down.weight.lora_a"].shape == (3, 10)
+    assert found.tensors["blk.1.ffn_down.weight.lora_b"].shape == (6, 3)
+    back = read_adapter_gguf(data)
+    same(back, wanted)
+    assert back.metadata == {"base.name": "tiny"}
+
+
+def test_blocks_are_ordered_by_number() -> None:
+    names = [
+        *(f"blk.{i}.{x}.weight" for i in (2, 10) for x in ("attn_q", "ffn_up")),
+        "output.weight",
+    ]
+    pair = (np.ones((1, 2), np.float32), np.ones((2, 1), np.float32))
+    shuffled = dict.fromkeys(sorted(names, reverse=True), pair)
+    assert [*read_adapter_gguf(write_adapter_gguf(Adapter("x", 1, 1.0, shuffled))).tensors] == names
+
+
+@pytest.mark.parametrize("alpha", [None, 0.0])
+def test_gguf_without_alpha_has_scale_1(alpha: float | None) -> None:
+    metadata, tensors = broken.adapter_parts(broken.adapter(rank=3))
+    del metadata["adapter.lora.alpha"]
+    if alpha is not None:
+        metadata["adapter.lora.alpha"] = np.float32(alpha)
+    assert read_adapter_gguf(write_gguf(metadata, tensors)).alpha == 3.0
+
+
+def test_alpha_0_is_not_written() -> None:
+    with pytest.raises(OptionError, match="alpha is 0, which llama.cpp would read as alpha = rank"):
+        write_adapter_gguf(Adapter("llama", 2, 0.0, broken.adapter().tensors))
+
+
+def test_gguf_in_f16_and_with_norms() -> None:
+    wanted = broken.adapter()
+    metadata, tensors = broken.adapter_parts(wanted)
+    halves = {name: x.astype(np.float16) for name, x in tensors.items()}
+    halves["blk.0.attn_norm.weight"] = np.ones(6, np.float16)  # llama.cpp passes over it
+    found = read_adapter_gguf(write_gguf(metadata, halves))
+    for name, pair in wanted.tensors.items():
+        for x, y in zip(found.tensors[name], pair, strict=True):
+            assert x.dtype == np.float32
+            np.testing.assert_array_equal(x, y.astype(np.float16).astype(np.float32))
+
+
+def test_all_failures_at_once() -> None:
+    metadata, tensors = broken.adapter_parts(broken.adapter())
+    del tensors["blk.0.attn_q.weight.lora_a"]
+    tensors["blk.1.attn_k.weight.lora_b"][0, 0] = np.nan
+    with pytest.raises(FileError) as caught:
+        read_adapter_gguf(write_gguf(metadata, tensors), "a.gguf")
+    assert str(caught.value) == (
+        "a.gguf:\n"
+        "  'blk.0.attn_q.weight': lora_b without lora_a\n"
+        "  'blk.1.attn_k.weight': B[0, 0] is nan"
+    )
+
+
+# --- does it fit ----------------------------------------------------------------------------------
+
+
+def base(a: Adapter, **changes: tuple[int, ...] | None) -> dict[str, TensorInfo]:
+    shapes: dict[str, Any] = {n: (y.shape[0], x.shape[1]) for n, (x, y) in a.tensors.items()}
+    shapes |= {"token_embd.weight": (9, 6)} | {k.replace("__", "."): v for k, v in changes.items()}
+    return {n: TensorInfo(n, shape, "F32", 0, 0) for n, shape in shapes.items() if shape}
+
+
+def test_fits() -> None:
+    a = broken.adapter()
+    adapter_fits(a, base(a), "llama")
+    pair = (np.ones((2, 6), np.float32), np.ones((9, 2), np.float32))
+    headed = Adapter("llama", 2, 4.0, a.tensors | {"output.weight": pair})
+    adapter_fits(headed, base(headed), "llama")
+    wrong = base(headed, output__weight=None, blk__0__attn_q__weight=(8, 7))
+    del wrong["blk.1.ffn_down.weight"]
+    with pytest.raises(FileError) as caught:
+        adapter_fits(headed, wrong, "qwen2", "a.gguf")
+    assert str(caught.value).splitlines() == [
+        "a.gguf does not fit the model:",
+        "  made for 'llama' models, this one is 'qwen2'",
+        "  'blk.0.attn_q.weight': made for (8, 6), the model has (8, 7)",
+        "  'blk.1.ffn_down.weight': the model has no such tensor",
+        "  'output.weight': the model's output head is tied to its embedding",
+    ]
+
+
+# --- PEFT -----------------------------------------------------------------------------------------
+
+
+def config_of(files: dict[str, bytes]) -> dict[str, Any]:
+    return json.loads(files["adapter_config.json"])
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+def test_peft_round_trip(architecture: str) -> None:
+    llama = broken.adapter(rank=3)
+    wanted = Adapter(architecture, 3, 4.5, llama.tensors)
+    files = write_adapter_peft(wanted, base_name="org/base", dropout=0.1, **HEADS)
+    assert files == write_adapter_peft(wanted, base_name="org/base", dropout=0.1, **HEADS)
+    text = files["adapter_config.json"].decode()
+    assert text == json.dumps(config_of(files), indent=2, sort_keys=True) + "\n"
+    assert config_of(files) == {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": 3,
+        "lora_alpha": 4.5,
+        "lora_dropout": 0.1,
+        "base_model_name_or_path": "org/base",
+        "bias": "none",
+        "use_dora": False,
+        "use_rslora": False,
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "modules_to_save": None,
+        "target_modules": ["down_proj", "k_proj", "q_proj"],
+    }
+    same(read_adapter_peft(files, architecture=architecture, **HEADS), wanted)
+
+
+def test_only_llama_rows_are_permuted() -> None:
+    """Row j of half i of a head is row 2 j + i in the GGUF: heads of 4, 2 for q and 1 for k."""
+    a = broken.adapter()
+    tensors = write_adapter_peft(a, base_name=None, **HEADS)["adapter_model.safetensors"]
+    found = read_safetensors(tensors)
+    for module, name, order in (
+        ("self_attn.q_proj", "attn_q", [0, 2, 1, 3, 4, 6, 5, 7]),
+        ("self_attn.k_proj", "attn_k", [0, 2, 1, 3]),
+        ("mlp.down_proj", "ffn_down", range(6)),
+    ):
+        left, right = a.tensors[f"blk.1.{name}.weight"]
+        np.testing.assert_array_equal(found[f"{ROOT}1.{module}.lora_A.weight"], left)
+        np.testing.assert_array_equal(found[f"{ROOT}1.{module}.lora_B.weight"], right[order])
+    plain = Adapter("qwen3", a.rank, a.alpha, a.tensors)
+    files = write_adapter_peft(plain, base_name=None, **HEADS)
+    found = read_safetensors(files["adapter_model.safetensors"])
+    right = a.tensors["blk.0.attn_q.weight"][1]
+    np.testing.assert_array_equal(found[f"{ROOT}0.self_attn.q_proj.lora_B.weight"], right)
+
+
+def test_target_modules_of_some_blocks() -> None:
+    """PEFT makes an adapter in every block for a short name, so parts are named by their paths."""
+    a = broken.adapter(layers=2)
+    all_short = ["down_proj", "k_proj", "q_proj"]
+
+    def targets(a: Adapter, n_layer: int | None) -> list[str]:
+        files = write_adapter_peft(a, base_name=None, n_layer=n_layer, **HEADS)
+        return config_of(files)["target_modules"]
+
+    assert targets(a, 2) == targets(a, None) == all_short
+    paths = [
+        f"model.layers.{i}.{x}"
+        for i in (0, 1)
+        for x in ("mlp.down_proj", "self_attn.k_proj", "self_attn.q_proj")
+    ]
+    assert targets(a, 3) == paths
+    head = {"output.weight": (np.ones((2, 6), np.float32), np.ones((9, 2), np.float32))}
+    headed = Adapter("llama", 2, 4.0, a.tensors | head)
+    assert targets(headed, 2) == sorted([*all_short, "lm_head"])
+    assert targets(headed, 3) == ["lm_head", *paths]
+    assert targets(Adapter("llama", 2, 4.0, head), 2) == ["lm_head"]
+    uneven = dict(a.tensors)
+    del uneven["blk.1.attn_k.weight"]
+    left = [path for path in paths if path != "model.layers.1.self_attn.k_proj"]
+    assert targets(Adapter("llama", 2, 4.0, uneven), 2) == left
+
+
+def test_rslora_is_folded_into_alpha() -> None:
+    files = broken.peft_files(broken.adapter(rank=3))
+    changed = config_of(files) | {"use_rslora": True, "lora_alpha": 5}
+    files["adapter_config.json"] = json.dumps(changed).encode()
+    found = read_adapter_peft(files, architecture="llama", **HEADS)
+    assert found.alpha / found.rank == pytest.approx(5 / 3**0.5, rel=1e-15)
+
+
+@pytest.mark.parametrize("kind", ["<f2", "BF16"])
+def test_peft_in_half_precision(kind: str) -> None:
+    files = broken.peft_files()
+    full = read_safetensors(files["adapter_model.safetensors"])
+    if kind == "BF16":  # numpy has none: u16 bits under another name of the same length + 1
+        bits = {key: (x.view(np.uint32) >> 16).astype(np.uint16) for key, x in full.items()}
+        data = write_safetensors(bits, {})
+        n = int.from_bytes(data[:8], "little")
+        head = data[8 : 8 + n].replace(b'"U16"', b'"BF16"')
+        files["adapter_model.safetensors"] = len(head).to_bytes(8, "little") + head + data[8 + n :]
+        rounded = {k: (x.astype(np.uint32) << 16).view(np.float32) for k, x in bits.items()}
+    else:
+        rounded = {key: x.astype(kind) for key, x in full.items()}
+        files["adapter_model.safetensors"] = write_safetensors(rounded, {})
+    found = read_adapter_peft(files, architecture="llama", **HEADS)
+    left, right = found.tensors["blk.0.ffn_down.weight"]
+    assert left.dtype == right.dtype == np.float32
+    np.testing.assert_array_equal(left, rounded[f"{ROOT}0.mlp.down_proj.lora_A.weight"])
+    np.testing.assert_array_equal(right, rounded[f"{ROOT}0.mlp.down_proj.lora_B.weight"])
+
+
+def test_no_place_in_a_folder() -> None:
+    pair = (np.ones((2, 6), np.float32), np.ones((8, 2), np.float32))
+    fused = Adapter("phi3", 2, 4.0, {"blk.0.attn_qkv.weight": pair})
+    same(read_adapter_gguf(write_adapter_gguf(fused)), fused)
+    with pytest.raises(FileError, match=r"'blk.0.attn_qkv.weight' has no place in a PEFT folder"):
+        write_adapter_peft(fused, base_name=None, **HEADS)
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize(
+    ("options", "refused"),
+    [
+        ({}, ""),
+        ({"use_rslora": True}, ""),
+        ({"init_lora_weights": "gaussian"}, ""),
+        ({"layers_to_transform": [0]}, ""),
+        ({"lora_dropout": 0.1, "target_modules": "all-linear"}, ""),
+        ({"use_dora": True}, "'use_dora' is True"),
+        ({"bias": "all"}, "bias is 'all'"),
+        ({"modules_to_save": ["lm_head"]}, "'modules_to_save' is"),
+        ({"rank_pattern": {"q_proj": 4}}, "'rank_pattern' is"),
+        ({"alpha_pattern": {"q_proj": 4}}, "'alpha_pattern' is"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
+        ({"task_type": "SEQ_CLS"}, "task_type is 'SEQ_CLS'"),
+    ],
+)
+def test_configs_as_peft_writes_them(options: dict, refused: str, tmp_path: Any) -> None:
+    """Every field of the installed PEFT's LoraConfig is known: neutral ones pass, others do not."""
+    peft = package("peft")
+    plain = {"r": 2, "lora_alpha": 16, "task_type": "CAUSAL_LM", "target_modules": ["q_proj"]}
+    peft.LoraConfig(**(plain | options)).save_pretrained(tmp_path)
+    files = broken.peft_files()
+    files["adapter_config.json"] = (tmp_path / "adapter_config.json").read_bytes()
+    if refused:
+        with pytest.raises(FileError, match=refused):
+            read_adapter_peft(files, architecture="llama", **HEADS)
+    else:
+        found = read_adapter_peft(files, architecture="llama", **HEADS)
+        assert found.alpha == pytest.approx(16 * (2**0.5 if "use_rslora" in options else 1))
