@@ -28,7 +28,7 @@ _WHERE = {
     "LoraConfig": "train.config",
     "TrainConfig": "train.config",
     "StepResult": "train.trainer",
-    "Trainer": "train.trainer",
+    "Trainer": "api",
 }
 _MODULES = ("aio", "errors", "random")
 

@@ -5,15 +5,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from wgtrain.errors import OptionError
+from wgtrain.files.names import resolve_targets
 from wgtrain.train.settings import check, setting
 
 
 def _modules(value: Any) -> str:
-    """Comma-separated module names from a text or a list of texts."""
+    """Comma-separated module names from a text or a list of texts; OptionError for unknown ones."""
     parts = value.split(",") if isinstance(value, str) else list(value)
     names = [part.strip() for part in parts]
-    if not names or not all(names):
+    if not names:
         raise ValueError("names separated by commas, or all-linear")
+    resolve_targets(names)
     return ",".join(dict.fromkeys(names))
 
 

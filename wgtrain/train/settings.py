@@ -121,6 +121,8 @@ def check(config: Any, rules: Callable[[Any], Iterable[str]] = lambda config: ()
             continue
         try:
             object.__setattr__(config, name, info.read(value))
+        except OptionError as error:
+            problems.append(str(error))
         except (ValueError, TypeError, KeyError, OverflowError) as error:
             custom = info.convert is not None and error.args
             allowed = error.args[0] if custom else info.allowed()

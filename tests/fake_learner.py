@@ -1,0 +1,227 @@
+"""A learner in numpy with a toy model, so that the trainer is tested without a GPU, bit by bit.
+
+Each target adds s * C_t B A (mask * E_t[token]) to the logits of the next token; E_t and C_t are
+fixed random tables. Gradients are exact, AdamW and the clipping are those of the real learner.
+"""
+
+import hashlib
+import json
+import math
+import sys
+import time
+from types import SimpleNamespace
+
+import numpy as np
+from wgtrain.data.jsonl import Dataset, Row
+
+from wgtrain import random
+from wgtrain.api import data_file, read_file
+from wgtrain.cli import main
+from wgtrain.files.names import resolve_targets, tensor_name
+
+VOCAB, WIDTH, LAYERS = 11, 6, 3
+
+
+class FakeModel:
+    """As much of a model as the trainer asks for."""
+
+    name, base_name, fingerprint = "fake.gguf", "someone/fake", "f" * 64
+    config = SimpleNamespace(architecture="qwen2", n_layer=LAYERS, n_head=2, n_head_kv=1)
+    gguf = SimpleNamespace(
+        metadata={"general.name": "Fake"},
+        tensors={
+            tensor_name(module, layer): SimpleNamespace(shape=(WIDTH, WIDTH))
+            for layer in range(LAYERS)
+            for module in resolve_targets("all-linear,lm_head")
+        },
+    )
+
+    def __init__(self, path="fake.gguf", adapter_index=None):
+        self.adapter_index = adapter_index
+        if path != "fake.gguf":
+            self.fingerprint = hashlib.sha256(read_file(path)).hexdigest()
+
+    def close(self):
+        pass
+
+
+class FakeLearner:
+    seconds = 0.0  # what an update takes
+
+    def __init__(self, model, lora, *, max_tokens, max_row, grad_checkpoint=False, capture="f32"):
+        self.lora, self.max_tokens, self.max_row = lora, max_tokens, max_row
+        self.options = {"grad_checkpoint": grad_checkpoint, "capture": capture}
+        self.targets = []
+        for module in resolve_targets(lora.target_modules):
+            layers = [0] if module == "output" else lora.layer_indices(LAYERS)
+            self.targets += [tensor_name(module, layer) for layer in layers]
+        self.shapes = {}
+        for target in self.targets:
+            self.shapes[f"{target}.lora_a"] = (lora.rank, WIDTH)
+            self.shapes[f"{target}.lora_b"] = (WIDTH, lora.rank)
+        self.parameter_count = sum(math.prod(shape) for shape in self.shapes.values())
+        self.nbytes = 16 * self.parameter_count
+        self.set_parameters({name: np.zeros(s, np.float32) for name, s in self.shapes.items()})
+        zeros = {name: np.zeros(s, np.float32) for name, s in self.shapes.items()}
+        self.set_moments(zeros, zeros)
+        self.poison_at = None  # a step whose loss becomes NaN
+        self.latched, self.unread, self.micros = False, [], []
+        self._zero()
+
+    async def build(self):
+        self.built = True
+
+    def _zero(self):
+        self.g = {name: np.zeros(s, np.float32) for name, s in self.shapes.items()}
+        self.loss_sum, self.count = 0.0, 0
+
+    def set_parameters(self, tensors):
+        assert {n: x.shape for n, x in tensors.items()} == self.shapes
+        self.p = {name: np.array(tensors[name], np.float32) for name in self.shapes}
+
+    async def parameters(self):
+        return {name: x.copy() for name, x in self.p.items()}
+
+    def set_moments(self, m, v):
+        self.m = {name: np.array(m[name], np.float32) for name in self.shapes}
+        self.v = {name: np.array(v[name], np.float32) for name in self.shapes}
+
+    async def moments(self):
+        return ({n: x.copy() for n, x in self.m.items()}, {n: x.copy() for n, x in self.v.items()})
+
+    def micro(self, batch, *, dropout_key=0):
+        assert len(batch.tokens) <= self.max_tokens
+        assert max(batch.ends - batch.starts) <= self.max_row
+        self.micros.append((batch.lines, dropout_key))
+        loss, count = self._loss(batch, dropout_key, self.g)
+        self.loss_sum += loss
+        self.count += count
+
+    def _loss(self, batch, dropout_key, gradients=None):
+        trained = np.flatnonzero(batch.targets >= 0)
+        tokens, targets = batch.tokens[trained], batch.targets[trained]
+        logits = np.zeros((len(trained), VOCAB), np.float32)
+        scale = np.float32(self.lora.alpha / self.lora.rank)
+        kept = []
+        for i, target in enumerate(self.targets):
+            table, head = _tables(i)
+            x = table[tokens]
+            if gradients is not None and self.lora.dropout:
+                u = random.uniform(random.key(dropout_key, "mask", i), x.size).reshape(x.shape)
+                x = x * (u >= self.lora.dropout) / np.float32(1 - self.lora.dropout)
+            z = x @ self.p[f"{target}.lora_a"].T
+            logits += scale * (z @ self.p[f"{target}.lora_b"].T) @ head.T
+            kept.append((target, head, x, z))
+        logits -= logits.max(1, keepdims=True)
+        p = np.exp(logits)
+        p /= p.sum(1, keepdims=True)
+        loss = float(-np.log(p[np.arange(len(p)), targets]).sum())
+        if gradients is not None:
+            p[np.arange(len(p)), targets] -= 1
+            for target, head, x, z in kept:
+                dy = scale * p @ head
+                gradients[f"{target}.lora_b"] += dy.T @ z
+                gradients[f"{target}.lora_a"] += (dy @ self.p[f"{target}.lora_b"]).T @ x
+        return loss, len(trained)
+
+    def update(
+        self,
+        *,
+        step,
+        learning_rate,
+        weight_decay=0.0,
+        max_grad_norm=0.0,
+        betas=(0.9, 0.999),
+        eps=1e-8,
+    ):
+        time.sleep(self.seconds)
+        f = np.float32
+        norm = math.sqrt(sum(float((g.astype(np.float64) ** 2).sum()) for g in self.g.values()))
+        norm /= self.count
+        loss = math.nan if step == self.poison_at else self.loss_sum / self.count
+        self.latched = self.latched or not math.isfinite(loss + norm)
+        self.unread.append(
+            SimpleNamespace(
+                step=step, loss=loss, count=self.count, grad_norm=norm, finite=not self.latched
+            )
+        )
+        clip = min(1.0, max_grad_norm / norm) if max_grad_norm and norm else 1.0
+        for name, g in self.g.items():
+            if self.latched:
+                break
+            g = g * f(clip / self.count)
+            self.m[name] = f(betas[0]) * self.m[name] + f(1 - betas[0]) * g
+            self.v[name] = f(betas[1]) * self.v[name] + f(1 - betas[1]) * g * g
+            m = self.m[name] / f(1 - betas[0] ** step)
+            v = self.v[name] / f(1 - betas[1] ** step)
+            self.p[name] *= f(1 - learning_rate * weight_decay)
+            self.p[name] -= f(learning_rate) * m / (np.sqrt(v) + f(eps))
+        self._zero()
+
+    async def reports(self):
+        reports, self.unread = self.unread, []
+        return reports
+
+    async def evaluate(self, batches):
+        parts = [self._loss(batch, 0) for batch in batches]
+        return sum(loss for loss, _ in parts), sum(count for _, count in parts)
+
+    def close(self):
+        self.closed = True
+
+
+def _tables(i):
+    rng = np.random.default_rng(i)
+    table = rng.normal(0, 1, (VOCAB, WIDTH)).astype(np.float32)
+    return table, rng.normal(0, 0.5, (VOCAB, WIDTH)).astype(np.float32)
+
+
+def fake_rows(n=14, seq_len=16, name="rows.jsonl"):
+    """Rows of unequal length with a learnable rule: the next token is 3 t + 1; some not trained."""
+    rng = np.random.default_rng(5)
+    rows = []
+    for line in range(1, n + 1):
+        length = int(rng.integers(3, 9))
+        tokens = [int(rng.integers(0, VOCAB))]
+        while len(tokens) < length:
+            tokens.append((3 * tokens[-1] + 1) % VOCAB)
+        targets = [-1, *tokens[2:], -1]
+        rows.append(Row(np.array(tokens, np.uint32), np.array(targets, np.int32), line))
+    return Dataset(rows, name, seq_len, 0, 0, [])
+
+
+def fake_dataset(data, model, seq_len=512, train_on="completions"):
+    """Rows from a JSONL file of {"tokens", "targets"}, as `load_dataset` would give them."""
+    path = data_file(data)
+    rows = []
+    for line, text in enumerate(read_file(path).decode().splitlines(), 1):
+        row = json.loads(text)
+        tokens = np.array(row["tokens"][:seq_len], np.uint32)
+        targets = np.array(row["targets"][:seq_len], np.int32)
+        if train_on == "all":
+            targets[:-1] = tokens[1:]
+        rows.append(Row(tokens, targets, line))
+    return Dataset(rows, str(path), seq_len, 0, 0, ["a note"])
+
+
+def write_rows(path, n=14):
+    """A file for `fake_dataset`."""
+    rows = fake_rows(n).rows
+    lines = [{"tokens": r.tokens.tolist(), "targets": r.targets.tolist()} for r in rows]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def install(patch=setattr):
+    """Puts the toy in the place of model, rows and learner of `wgtrain train`."""
+    from wgtrain import session
+    from wgtrain.train import trainer
+
+    patch(trainer, "Learner", FakeLearner)
+    patch(session, "load_model", lambda path, adapter_index=None: FakeModel(path, adapter_index))
+    patch(session, "load_dataset", fake_dataset)
+
+
+if __name__ == "__main__":  # the command line with the toy; each step takes at least argv[1]
+    install()
+    FakeLearner.seconds = float(sys.argv[1])
+    main(sys.argv[2:])

@@ -1,0 +1,159 @@
+"""The functions of the Python API that take paths: they open files and hand bytes to the core."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wgtrain.aio import dual_function
+from wgtrain.errors import FileError
+from wgtrain.files.adapters import (
+    CONFIG_FILE,
+    TENSOR_FILE,
+    Adapter,
+    read_adapter_gguf,
+    read_adapter_peft,
+)
+from wgtrain.files.source import BytesSource, Source
+from wgtrain.progress import watch
+from wgtrain.train.trainer import Trainer
+
+if TYPE_CHECKING:
+    from wgtrain.data.jsonl import Dataset
+    from wgtrain.data.tokenizer import Tokenizer
+    from wgtrain.model.model import Model
+
+AnyPath = str | os.PathLike[str]
+AnyBytes = bytes | bytearray | memoryview
+
+
+Trainer.watch = staticmethod(watch)  # the core does not know where it runs
+
+
+class FileSource:
+    """A file on disk seen through byte ranges; nothing of it is kept in memory."""
+
+    def __init__(self, path: AnyPath):
+        self.name = str(path)
+        try:
+            self._file = open(path, "rb", buffering=0)  # noqa: SIM115  (read for the model's life)
+            self.size = os.fstat(self._file.fileno()).st_size
+        except OSError as error:
+            raise FileError(f"{path}: {error.strerror or error}") from None
+
+    def read_range(self, offset: int, n: int) -> bytes:
+        """The `n` bytes from `offset`; fewer where the file ends."""
+        parts = []
+        self._file.seek(offset)
+        while n > 0 and (part := self._file.read(n)):
+            parts.append(part)
+            n -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+def as_source(source: AnyPath | AnyBytes | Source, name: str = "model") -> Source:
+    """A `Source` over a path, bytes, or an object that is one already."""
+    if isinstance(source, str | os.PathLike):
+        if Path(source).is_dir():
+            raise FileError(f"{source}: a folder; a GGUF file is needed")
+        return FileSource(source)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return BytesSource(source, name)
+    if not hasattr(source, "read_range") or not hasattr(source, "size"):
+        raise TypeError(f"a path, bytes, or an object with read_range and size, not {source!r}")
+    return source
+
+
+def read_file(path: AnyPath) -> bytes:
+    """A whole file; FileError naming it if that fails."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise FileError(f"{path}: {error.strerror or error}") from None
+
+
+@dual_function
+async def load_model(
+    source: AnyPath | AnyBytes | Source,
+    adapter_index: int | None = None,
+    limits: str | None = None,
+) -> "Model":
+    """Opens a GGUF model on a GPU: the strongest, or number `adapter_index` of `list_adapters`.
+
+    `source`: a path, bytes, or an object with `size` and `read_range(offset, n)`. With
+    `limits="default"` only what every WebGPU adapter grants is asked for.
+    """
+    from wgtrain.model.model import open_model
+
+    def read_adapter(adapter: Any) -> Adapter:
+        return adapter if isinstance(adapter, Adapter) else load_adapter(adapter, model)
+
+    model = await open_model(
+        as_source(source), adapter_index=adapter_index, limits=limits, read_adapter=read_adapter
+    )
+    return model
+
+
+@dual_function
+async def load_dataset(
+    data: AnyPath | AnyBytes,
+    model: "Model | Tokenizer",
+    seq_len: int = 512,
+    train_on: str = "completions",
+) -> "Dataset":
+    """Token rows of a JSONL file, of its bytes, or of the `train.jsonl` in a folder.
+
+    `model` gives the tokenizer (or is one). Rows longer than `seq_len` tokens are cut.
+    """
+    from wgtrain.data.jsonl import load_rows
+
+    tokenizer: Any = getattr(model, "tokenizer", model)
+    name = "data"
+    if isinstance(data, str | os.PathLike):
+        path = data_file(data)
+        name, data = str(path), read_file(path)
+    return load_rows(bytes(data), tokenizer, seq_len=seq_len, train_on=train_on, name=name)
+
+
+def data_file(path: AnyPath, part: str = "train") -> Path:
+    """The file of rows a path means: itself, or `<part>.jsonl` where it is a folder."""
+    return Path(path) / f"{part}.jsonl" if Path(path).is_dir() else Path(path)
+
+
+@dual_function
+async def load_tokenizer(source: AnyPath | AnyBytes | Source) -> "Tokenizer":
+    """The tokenizer in a GGUF, which may be a vocabulary without weights."""
+    from wgtrain.data import tokenizer
+    from wgtrain.files.gguf import read_gguf
+
+    opened = as_source(source)
+    gguf = await read_gguf(opened)
+    return tokenizer.load_tokenizer(gguf.metadata, gguf.name)
+
+
+def load_adapter(source: AnyPath | AnyBytes, model: "Model") -> Adapter:
+    """An adapter for `model`: a GGUF file, its bytes, or a PEFT folder (or the tensors in it)."""
+    if isinstance(source, bytes | bytearray | memoryview):
+        return read_adapter_gguf(source, "adapter")
+    path = adapter_file(source)
+    if path.name != TENSOR_FILE:
+        return read_adapter_gguf(read_file(path), str(path))
+    config = model.config
+    return read_adapter_peft(
+        {name: read_file(path.parent / name) for name in (CONFIG_FILE, TENSOR_FILE)},
+        str(path.parent),
+        architecture=config.architecture,
+        n_head=config.n_head,
+        n_head_kv=config.n_head_kv,
+    )
+
+
+def adapter_file(path: AnyPath) -> Path:
+    """The file with the tensors of an adapter: itself, or that of a PEFT folder."""
+    path = Path(path)
+    if path.name == CONFIG_FILE:
+        path = path.parent
+    return path / TENSOR_FILE if path.is_dir() else path

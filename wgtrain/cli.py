@@ -1,0 +1,146 @@
+"""The command line. Options of `train` are generated from the fields of the configs."""
+
+import re
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import Field, fields
+from pathlib import Path
+from typing import Any
+
+import click
+
+from wgtrain import __version__
+from wgtrain.errors import DeviceError, OptionError, WgtrainError
+from wgtrain.train.config import LoraConfig, RunConfig, TrainConfig
+from wgtrain.train.settings import canonical, merge, setting_of
+
+CONFIGS = (RunConfig, LoraConfig, TrainConfig)
+DONE, UNUSABLE, GPU_FAILED, INTERRUPTED = 0, 2, 3, 130
+
+
+def option(f: Field) -> Callable[[Any], Any]:
+    """The click option of a config field; values stay text, the config checks them."""
+    info = setting_of(f)
+    default = "" if f.default in (None, "") else f"  [default: {_shown(f.default)}]"
+    if info.kind is bool:
+        name = _dashes(f.name)
+        return click.option(
+            f"{name}/--no-{name[2:]}", f.name, default=None, help=info.help + default
+        )
+    kind = {int: "N", float: "NUMBER", str: "TEXT"}[info.kind]
+    metavar = info.metavar or ("|".join(info.choices) if info.choices else kind)
+    names = [_dashes(name) for name in (f.name, *info.aliases)]
+    return click.option(*names, f.name, metavar=metavar, help=info.help + default)
+
+
+def switches(f: Field) -> list[Callable[[Any], Any]]:
+    """The on/off spelling of a setting that has one (`--mask-prompt` for `--train-on`)."""
+    switch = setting_of(f).switch
+    if switch is None:
+        return []
+    name, on, off = switch
+    text = f"The same as {_dashes(f.name)} {on} (or {off})."
+    flags = f"{_dashes(name)}/--no-{_dashes(name)[2:]}"
+    return [click.option(flags, name, default=None, help=text)]
+
+
+def options_of(*classes: Any) -> Callable[[Any], Any]:
+    """Decorator that adds the options of all fields of some configs, in order."""
+
+    def decorate(command: Any) -> Any:
+        declared = [f for config_class in classes for f in fields(config_class)]
+        for f in reversed(declared):
+            for add in (*switches(f), option(f)):
+                command = add(command)
+        return command
+
+    return decorate
+
+
+def _dashes(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _shown(default: Any) -> str:
+    if isinstance(default, bool):
+        return "on" if default else "off"
+    return f"{default:g}" if isinstance(default, float) else str(default)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="wgtrain")
+def cli() -> None:
+    """LoRA fine-tuning of GGUF language models through WebGPU."""
+
+
+@cli.command()
+@options_of(*CONFIGS)
+@click.option(
+    "--config",
+    "config_file",
+    metavar="FILE",
+    help="YAML file of these settings, with underscores; the command line goes over it.",
+)
+@click.option(
+    "--resume",
+    metavar="RUN",
+    help="Go on with the run in this folder, alone: everything else comes from it.",
+)
+def train(config_file: str | None, resume: str | None, **given: Any) -> int:
+    """Train an adapter on a GGUF model and JSONL rows."""
+    from wgtrain import session
+    from wgtrain.train.run_folder import read_yaml
+
+    explicit = {name: value for name, value in given.items() if value is not None}
+    if resume is not None:
+        if explicit or config_file:
+            names = [*explicit, *(["config"] if config_file else [])]
+            raise OptionError(
+                f"resume: stands alone, everything else comes from the run; not together with "
+                f"{', '.join(map(_dashes, names))}"
+            )
+        return DONE if session.resume(resume, click.echo) else INTERRUPTED
+    settings = canonical(explicit, CONFIGS, "command line")
+    if config_file is not None:
+        file = canonical(read_yaml(Path(config_file)), CONFIGS, config_file)
+        settings = merge(file, settings, CONFIGS)
+    return DONE if session.start(settings, click.echo) else INTERRUPTED
+
+
+@cli.command()
+def doctor() -> int:
+    """Show adapters, limits, features and versions, and what to do where there is no adapter."""
+    from wgtrain import doctor
+
+    text, usable = doctor.report()
+    click.echo(text)
+    return DONE if usable else GPU_FAILED
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line and exits: 0 done, 2 unusable input, 3 GPU failed, 130 interrupted."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # until a run handles it itself
+    try:
+        status = cli.main(arguments, prog_name="wgtrain", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        status = UNUSABLE
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        status = INTERRUPTED
+    except WgtrainError as error:
+        click.echo(f"error: {as_options(str(error))}", err=True)
+        status = GPU_FAILED if isinstance(error, DeviceError) else UNUSABLE
+    sys.exit(status or DONE)
+
+
+def as_options(message: str) -> str:
+    """Names of settings that begin a line of a message, spelt as options."""
+    known = {f.name for config_class in CONFIGS for f in fields(config_class)} | {"resume"}
+
+    def spelt(match: re.Match[str]) -> str:
+        names = [_dashes(name) if name in known else name for name in match[1].split(", ")]
+        return ", ".join(names) + match[2]
+
+    return re.sub(r"^(\w+(?:, \w+)?)( = |: )", spelt, message, flags=re.MULTILINE)

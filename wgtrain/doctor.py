@@ -1,0 +1,69 @@
+"""`wgtrain doctor`: what this machine offers, and what to do where it offers nothing."""
+
+import os
+import platform
+import sys
+from importlib import metadata
+
+from wgtrain import __version__
+from wgtrain.errors import DeviceError
+from wgtrain.gpu import AdapterInfo, list_adapters
+
+PACKAGES = ("numpy", "wgpu", "tokenizers", "jinja2", "pyyaml", "click", "rich", "pygal")
+VARIABLE = "WGTRAIN_ADAPTER_INDEX"
+ADVICE = {
+    "Linux": """Install a Vulkan driver. For a GPU, the one of its maker:
+  AMD, Intel   Debian, Ubuntu: apt install mesa-vulkan-drivers libvulkan1
+               Fedora: dnf install mesa-vulkan-drivers vulkan-loader
+               Arch: pacman -S vulkan-icd-loader and vulkan-radeon or vulkan-intel
+  NVIDIA       the proprietary driver, with its Vulkan part (libnvidia-gl, nvidia-utils)
+mesa-vulkan-drivers also brings lavapipe, a software adapter that needs no GPU.
+In a container the driver must be inside it, and /dev/dri passed in.""",
+    "Darwin": "Metal is part of macOS 11 and newer: update the system.",
+    "Windows": "Update the graphics driver: Direct3D 12 or Vulkan is needed.",
+}
+
+
+def report() -> tuple[str, bool]:
+    """(what `wgtrain doctor` prints, whether there is an adapter to train on)."""
+    lines = [
+        f"wgtrain {__version__}, Python {platform.python_version()} on {platform.platform()}",
+        ", ".join(f"{name} {_version(name)}" for name in PACKAGES),
+        "",
+    ]
+    try:
+        adapters, problem = list_adapters(), ""
+    except (DeviceError, ImportError, OSError) as error:
+        adapters, problem = [], f" ({error})"
+    if not adapters:
+        lines.append(f"No adapter was found{problem}.")
+        lines.append(ADVICE.get(platform.system(), "Install a driver for Vulkan, Metal or D3D12."))
+        return "\n".join(lines), False
+    for adapter in adapters:
+        lines += [*_described(adapter), ""]
+    return "\n".join([*lines, *_choice(adapters)]), True
+
+
+def _described(adapter: AdapterInfo) -> list[str]:
+    width = max(map(len, adapter.limits), default=0)
+    lines = [f"adapter {adapter.index}: {adapter.name}"]
+    lines.append(f"  {adapter.type}, {adapter.backend}, {adapter.driver or 'driver not named'}")
+    lines += [f"  {name:{width}}  {value:,}" for name, value in sorted(adapter.limits.items())]
+    return [*lines, f"  features: {', '.join(sorted(adapter.features)) or 'none'}"]
+
+
+def _choice(adapters: list[AdapterInfo]) -> list[str]:
+    chosen = os.environ.get(VARIABLE)
+    used = f"{chosen}, from {VARIABLE}" if chosen else f"{adapters[0].index}, the strongest"
+    lines = [f"Used unless --adapter-index or {VARIABLE} says otherwise: {used}."]
+    if all(adapter.type == "CPU" for adapter in adapters):
+        lines.append("It is software. If this machine has a GPU, its driver is missing:")
+        lines.append(ADVICE.get(sys.platform, ADVICE.get(platform.system(), "")))
+    return lines
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "missing"

@@ -1,0 +1,104 @@
+"""What a run starts from: initial parameters, rows held out, a given adapter, hash of the rows."""
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from wgtrain import random
+from wgtrain.data.jsonl import Dataset, Row
+from wgtrain.errors import OptionError
+from wgtrain.files.adapters import Adapter
+from wgtrain.files.names import resolve_targets, split_tensor
+from wgtrain.train.config import LoraConfig
+from wgtrain.train.settings import changed
+
+
+def initial_parameters(shapes: Mapping[str, tuple[int, int]], seed: int) -> dict[str, np.ndarray]:
+    """A (r, n_in) from U(-1 / sqrt(n_in), 1 / sqrt(n_in)), B zero; float32 by parameter name.
+
+    Each A has its own stream, so that what else is trained does not change it.
+    """
+    result = {}
+    for name, (rows, columns) in shapes.items():
+        if name.endswith(".lora_a"):
+            u = random.uniform(random.key(seed, f"lora_a {name}"), rows * columns)
+            bound = np.float32(1 / math.sqrt(columns))
+            result[name] = ((u * 2 - 1) * bound).reshape(rows, columns)
+        else:
+            result[name] = np.zeros((rows, columns), np.float32)
+    return result
+
+
+def split_rows(data: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
+    """(rows to train, rows held out), in the order of the file; OptionError if one is empty."""
+    n = len(data.rows)
+    held = max(1, round(fraction * n))
+    if held >= n:
+        raise OptionError(
+            f"valid = {fraction}: leaves none of the {n} rows of {data.name} to train"
+        )
+    chosen = set(random.permutation(random.key(seed, "valid"), n)[:held].tolist())
+    train = [row for i, row in enumerate(data.rows) if i not in chosen]
+    valid = [row for i, row in enumerate(data.rows) if i in chosen]
+    return dataclasses.replace(data, rows=train), dataclasses.replace(data, rows=valid)
+
+
+def adopt(
+    lora: LoraConfig, adapter: Adapter, n_layer: int, given: Iterable[str] = ()
+) -> LoraConfig:
+    """`lora` with rank, alpha and targets of an `adapter` that fits the model of `n_layer` blocks.
+
+    Raises OptionError, listing all of them, for settings that differ from the adapter's and are in
+    `given` or not at their default.
+    """
+    places = {name: split_tensor(name) for name in adapter.tensors}
+    if strange := [name for name, place in places.items() if place is None]:
+        raise OptionError(f"init_adapter: no linears that are trained: {', '.join(strange)}")
+    modules = resolve_targets([place[1] for place in places.values() if place])
+    blocks = sorted({place[0] for place in places.values() if place and place[0] >= 0})
+    layers = "all" if len(blocks) in (0, n_layer) else _ranges(blocks)
+    linears = [name for name in modules if name != "output"]
+    if len(places) != len(linears) * len(blocks) + len(modules) - len(linears):
+        raise OptionError("init_adapter: its blocks do not all have the same targets")
+    brought = LoraConfig(
+        adapter.rank, adapter.alpha or adapter.rank, lora.dropout, ",".join(modules), layers
+    )
+    explicit = set(given) | changed(lora)
+    same = {
+        "rank": lora.rank == brought.rank,
+        "alpha": np.float32(lora.alpha) == np.float32(brought.alpha),
+        "target_modules": resolve_targets(lora.target_modules) == modules,
+        "layers": lora.layer_indices(n_layer) == brought.layer_indices(n_layer),
+    }
+    problems = [
+        f"{name} = {getattr(lora, name)}: init_adapter brings {getattr(brought, name)}"
+        for name, equal in same.items()
+        if name in explicit and not equal
+    ]
+    if problems:
+        raise OptionError("\n".join(problems))
+    return brought
+
+
+def _ranges(blocks: list[int]) -> str:
+    """[0, 1, 2, 8] -> "0-2,8-8": what `LoraConfig.layers` reads as just these blocks."""
+    parts: list[list[int]] = []
+    for block in blocks:
+        if parts and parts[-1][1] == block - 1:
+            parts[-1][1] = block
+        else:
+            parts.append([block, block])
+    return ",".join(f"{first}-{last}" for first, last in parts)
+
+
+def hash_rows(rows: Iterable[Row]) -> str:
+    """SHA-256 over the tokens and targets of rows, in their order."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(len(row.tokens).to_bytes(8, "little"))
+        digest.update(np.ascontiguousarray(row.tokens, "<u4").tobytes())
+        digest.update(np.ascontiguousarray(row.targets, "<i4").tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,403 @@
+"""The training loop: windows of micro-batches in, one result per optimizer step out; no paths."""
+
+import dataclasses
+import math
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from wgtrain import __version__, random
+from wgtrain.aio import aio_view, dual, dual_iterator
+from wgtrain.data.batches import Batches, make_batch
+from wgtrain.data.jsonl import Dataset
+from wgtrain.errors import NonFiniteError, OptionError
+from wgtrain.files.adapters import (
+    Adapter,
+    adapter_fits,
+    read_adapter_gguf,
+    write_adapter_gguf,
+    write_adapter_peft,
+)
+from wgtrain.train import checkpoint as ckpt
+from wgtrain.train.config import LoraConfig, TrainConfig
+from wgtrain.train.learner import Learner
+from wgtrain.train.schedule import make_schedule
+from wgtrain.train.settings import as_mapping
+from wgtrain.train.start import adopt, hash_rows, initial_parameters, split_rows
+
+MOST_UNREAD, READ_SECONDS = 8, 0.2  # reports are read after so many steps or so long
+# Settings that a checkpoint may differ in: they change no number, or `rows` covers them.
+FREE = {"eval_every", "save_every", "save_total_limit", "valid", "seq_len", "train_on"}
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One optimizer step. `loss` is the mean over its trained tokens, before the update.
+
+    `epoch` counts passes over the data, with fractions; `tokens_seen` are all tokens so far,
+    trained or not, `tokens_per_second` those of the last few steps without validation.
+    """
+
+    step: int
+    epoch: float
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    trained_tokens: int
+    tokens_seen: int
+    tokens_per_second: float
+    elapsed_seconds: float
+    eval_loss: float | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Mean loss over the trained tokens of the validation rows after `step` steps."""
+
+    step: int
+    loss: float
+    count: int
+
+
+@dataclass(frozen=True)
+class _Queued:
+    """A step whose report is not read yet."""
+
+    step: int
+    epoch: float
+    learning_rate: float
+    tokens: int
+    lines: tuple[int, ...]
+
+
+class Trainer:
+    """Trains an adapter on token rows; every number follows from rows, settings and seed.
+
+    `valid` are rows for validation, `init_adapter` an adapter (or the bytes of its GGUF) to start
+    from, which brings rank, alpha and targets; `given` names settings of `lora` that a person set
+    explicitly and that it must not differ from.
+    """
+
+    aio = aio_view()
+    # Shows progress during `fit`: called with the trainer, entered, then called for each step.
+    watch: Callable[["Trainer"], AbstractContextManager[Callable[[StepResult], None]]] = (
+        staticmethod(lambda trainer: nullcontext(lambda result: None))
+    )
+
+    def __init__(
+        self,
+        model: Any,
+        rows: Dataset,
+        lora: LoraConfig | None = None,
+        config: TrainConfig | None = None,
+        valid: Dataset | None = None,
+        init_adapter: Adapter | bytes | None = None,
+        given: tuple[str, ...] = (),
+    ):
+        lora, config = lora or LoraConfig(), config or TrainConfig()
+        if config.seq_len not in (TrainConfig().seq_len, rows.seq_len):
+            raise OptionError(f"seq_len = {config.seq_len}: {rows.name} has {rows.seq_len}")
+        if valid is None and isinstance(config.valid, str):
+            raise OptionError(f"valid = {config.valid}: load its rows and pass them as `valid`")
+        if valid is None and config.valid is not None:
+            rows, valid = split_rows(rows, float(config.valid), config.seed)
+        for part in (rows, valid):
+            if part is not None and not part.rows:
+                raise OptionError(f"{part.name}: no row with a token to train")
+        if isinstance(init_adapter, bytes | bytearray | memoryview):
+            init_adapter = read_adapter_gguf(init_adapter, "init_adapter")
+        if init_adapter is not None:
+            adapter_fits(
+                init_adapter, model.gguf.tensors, model.config.architecture, "init_adapter"
+            )
+            lora = adopt(lora, init_adapter, model.config.n_layer, given)
+        self.model, self.rows, self.valid, self.lora, self.config = model, rows, valid, lora, config
+
+        size = config.batch_size
+        self._batches = Batches(
+            rows.rows, size, config.shuffle, config.seed, config.packing, rows.seq_len
+        )
+        self._rows_hash = hash_rows(rows.rows)
+        self._epoch, self._window = 0, 0  # of the next step
+        self._windows = self._windows_of(0)
+        self.steps_per_epoch = len(self._windows)
+        self.total_steps = config.iters or sum(
+            len(self._windows_of(epoch)) for epoch in range(config.epochs or 0)
+        )
+        self.schedule = make_schedule(config, self.total_steps, self.steps_per_epoch)
+
+        held = valid.rows if valid else []
+        self._held = [make_batch(held[i : i + size]) for i in range(0, len(held), size)]
+        lengths = sorted((len(row.tokens) for row in rows.rows), reverse=True)
+        room = size * rows.seq_len if config.packing else sum(lengths[:size])
+        self.learner = Learner(
+            model,
+            lora,
+            max_tokens=max([min(room, sum(lengths)), *(len(b.tokens) for b in self._held)]),
+            max_row=max([lengths[0], *(len(row.tokens) for row in held)]),
+            grad_checkpoint=config.grad_checkpoint == "on",
+            capture=config.capture,
+        )
+        self.learner.set_parameters(
+            ckpt.to_parameters(init_adapter)
+            if init_adapter
+            else initial_parameters(self.learner.shapes, config.seed)
+        )
+        self.step, self.tokens_seen, self.elapsed_seconds = 0, 0, 0.0
+        self.evaluations: list[Evaluation] = []
+        self.failure: NonFiniteError | None = None
+        self._unread: list[_Queued] = []
+        self._ready: deque[StepResult] = deque()
+        self._stopping = False
+        self._last_read = 0.0
+
+    @dual
+    async def build(self) -> None:
+        """Allocates and compiles what `run` would at its start; OutOfMemoryError if it cannot."""
+        await self.learner.build()
+
+    # ---- the loop ------------------------------------------------------------------------------
+
+    @dual_iterator
+    async def run(self) -> AsyncGenerator[StepResult, None]:
+        """Trains to the end, or from where it stands, yielding every step in order.
+
+        Validation comes at the start, every `eval_every` steps and at the end. Reports are read
+        every few steps; only after a step that is due for validation or a checkpoint, and the last
+        one, `checkpoint()` is sure to be of the step just yielded. NonFiniteError ends the run
+        with the parameters of the last good step.
+        """
+        self._stopping, more = False, True
+        await self.learner.build()
+        if self.step == 0 and self._held and not self.evaluations:
+            await self._validate()
+        self._last_read = time.perf_counter()
+        while more and not self.failure:
+            more = self.step < self.total_steps and not self._stopping
+            if more:
+                self._queue_step()
+            if not more or self._must_read():
+                await self._read()
+            while self._ready:
+                yield self._ready.popleft()
+                self._resume_clock()
+        if self.failure:
+            raise self.failure
+
+    def _queue_step(self) -> None:
+        """Queues one optimizer step: forward and backward of each micro-batch, then the update."""
+        c, step = self.config, self.step + 1
+        batches = [make_batch([self.rows.rows[i] for i in rows]) for rows in self._next_window()]
+        for micro, batch in enumerate(batches):
+            self.learner.micro(batch, dropout_key=random.key(c.seed, "dropout", step, micro))
+        rate = self.schedule(step)
+        self.learner.update(
+            step=step,
+            learning_rate=rate,
+            weight_decay=c.weight_decay,
+            max_grad_norm=c.max_grad_norm,
+        )
+        self.step = step
+        tokens = sum(len(batch.tokens) for batch in batches)
+        lines = tuple(line for batch in batches for line in batch.lines)
+        epoch = self._epoch + self._window / len(self._windows)
+        self._unread.append(_Queued(step, epoch, rate, tokens, lines))
+
+    def _next_window(self) -> list[list[int]]:
+        if self._window == len(self._windows):
+            self._epoch, self._window = self._epoch + 1, 0
+            self._windows = self._windows_of(self._epoch)
+        self._window += 1
+        return self._windows[self._window - 1]
+
+    def _windows_of(self, epoch: int) -> list[list[list[int]]]:
+        """The accumulation windows of an epoch: lists of micro-batches, which are row numbers."""
+        batches, n = self._batches.per_epoch(epoch), self.config.grad_accum
+        return [batches[i : i + n] for i in range(0, len(batches), n)]
+
+    def _must_read(self) -> bool:
+        return (
+            len(self._unread) >= MOST_UNREAD
+            or time.perf_counter() - self._last_read >= READ_SECONDS
+            or self._due(self.config.save_every)
+            or self._due_for_validation()
+        )
+
+    def _due(self, every: int) -> bool:
+        return self.step == self.total_steps or (every > 0 and self.step % every == 0)
+
+    def _due_for_validation(self) -> bool:
+        return bool(self._held) and self._due(self.config.eval_every)
+
+    async def _read(self) -> None:
+        """Turns the reports of all queued steps into results, with a validation if one is due."""
+        if not self._unread:
+            return
+        reports = await self.learner.reports()
+        now = time.perf_counter()
+        seconds = max(now - self._last_read, 1e-9)
+        queued, self._unread, self._last_read = self._unread, [], now
+        assert [r.step for r in reports] == [q.step for q in queued], "reports of other steps"
+        rate = sum(q.tokens for q in queued) / seconds
+        for report, q in zip(reports, queued, strict=True):
+            if not report.finite:
+                self.failure = _non_finite(report, q, self.rows.name)
+                return
+            self.tokens_seen += q.tokens
+            self.elapsed_seconds += q.tokens / rate
+            result = StepResult(
+                q.step,
+                q.epoch,
+                report.loss,
+                q.learning_rate,
+                report.grad_norm,
+                report.count,
+                self.tokens_seen,
+                rate,
+                self.elapsed_seconds,
+            )
+            self._ready.append(result)
+        if self._due_for_validation():
+            loss = await self._validate()
+            self._ready[-1] = dataclasses.replace(self._ready[-1], eval_loss=loss)
+
+    def _resume_clock(self) -> None:
+        """What happens between two results (saving, drawing) counts as elapsed, not as training."""
+        now = time.perf_counter()
+        if not self._ready:
+            self.elapsed_seconds += now - self._last_read
+            self._last_read = now
+
+    async def _validate(self) -> float:
+        loss, count = await self.aio.evaluate()
+        if math.isfinite(loss):
+            self.evaluations.append(Evaluation(self.step, loss, count))
+        else:
+            self.failure = NonFiniteError(f"step {self.step}: the validation loss is {loss}")
+        return loss
+
+    @dual
+    async def evaluate(self) -> tuple[float, int]:
+        """(mean loss, number of trained tokens) of the validation rows."""
+        if not self._held:
+            raise OptionError("valid: no validation rows were given")
+        total, count = await self.learner.evaluate(self._held)
+        return total / count, count
+
+    @dual
+    async def fit(self) -> "Trainer":
+        """Trains to the end and shows progress: a bar in a terminal, a live chart in Jupyter."""
+        with self.watch(self) as show:
+            async for result in self.aio.run():
+                show(result)
+        return self
+
+    def stop(self) -> None:
+        """Makes `run` end after the steps already queued; safe to call from a signal handler."""
+        self._stopping = True
+
+    # ---- bytes out and in ----------------------------------------------------------------------
+
+    @dual
+    async def adapter(self) -> Adapter:
+        """The adapter as it stands, float32."""
+        model = self.model
+        return ckpt.to_adapter(
+            await self.learner.parameters(),
+            architecture=model.config.architecture,
+            rank=self.lora.rank,
+            alpha=self.lora.alpha,
+            metadata={
+                "version": __version__,
+                "base.name": str(model.gguf.metadata.get("general.name", model.name)),
+                "base.fingerprint": model.fingerprint,
+                "rank": self.lora.rank,
+                "target_modules": self.lora.target_modules,
+                "layers": self.lora.layers,
+            },
+        )
+
+    @dual
+    async def adapter_gguf(self) -> bytes:
+        """The adapter as a GGUF file that llama.cpp loads."""
+        return write_adapter_gguf(await self.aio.adapter())
+
+    @dual
+    async def adapter_peft(self) -> dict[str, bytes]:
+        """The adapter as the files of a PEFT folder, {file name: bytes}."""
+        config = self.model.config
+        return write_adapter_peft(
+            await self.aio.adapter(),
+            base_name=self.model.base_name,
+            n_head=config.n_head,
+            n_head_kv=config.n_head_kv,
+            dropout=self.lora.dropout,
+            n_layer=config.n_layer,
+        )
+
+    @dual
+    async def checkpoint(self) -> dict[str, bytes]:
+        """All that `restore` needs to go on bit by bit as if never interrupted.
+
+        The files of a checkpoint, {file name: bytes}.
+        """
+        await self._read()
+        if self.failure:
+            raise self.failure
+        m, v = await self.learner.moments()
+        state = ckpt.State(
+            self.step,
+            self._epoch,
+            self._window,
+            self.tokens_seen,
+            self.elapsed_seconds,
+            as_mapping(self.lora, self.config),
+            self._rows_hash,
+            __version__,
+        )
+        return ckpt.pack(ckpt.Checkpoint(state, await self.aio.adapter(), m, v))
+
+    def restore(self, files: Mapping[str, bytes], name: str = "checkpoint") -> None:
+        """Continues from a checkpoint of a run with the same rows and settings.
+
+        Raises FileError for a damaged one, OptionError naming what differs for one of another run.
+        """
+        saved = ckpt.unpack(files, name)
+        state = saved.state
+        own = as_mapping(self.lora, self.config)
+        problems = [
+            f"{key} = {own[key]}: {name} was made with {state.settings.get(key)}"
+            for key in own
+            if key not in FREE and own[key] != state.settings.get(key)
+        ]
+        if state.rows != self._rows_hash:
+            problems.append(f"{self.rows.name}: {name} was made with other rows")
+        parameters = ckpt.to_parameters(saved.adapter)
+        for tensors in (parameters, saved.m, saved.v):
+            if {key: x.shape for key, x in tensors.items()} != dict(self.learner.shapes):
+                problems.append(f"{name}: its tensors are not those of this model and targets")
+        if problems:
+            raise OptionError("\n".join(dict.fromkeys(problems)))
+        self.learner.set_parameters(parameters)
+        self.learner.set_moments(saved.m, saved.v)
+        self.step, self._epoch, self._window = state.step, state.epoch, state.window
+        self._windows = self._windows_of(self._epoch)
+        self.tokens_seen, self.elapsed_seconds = state.tokens_seen, state.elapsed_seconds
+        self._unread, self.failure = [], None
+        self._ready.clear()
+
+    def close(self) -> None:
+        """Frees the GPU memory of the training plan; the model stays open."""
+        self.learner.close()
+
+
+def _non_finite(report: Any, queued: _Queued, name: str) -> NonFiniteError:
+    lines = sorted(set(queued.lines))
+    shown = ", ".join(map(str, lines[:20])) + (", ..." if len(lines) > 20 else "")
+    return NonFiniteError(
+        f"step {queued.step}: loss {report.loss}, gradient norm {report.grad_norm}, in the rows of "
+        f"lines {shown} of {name}; the parameters are those after step {queued.step - 1}"
+    )
