@@ -1,0 +1,277 @@
+"""Text <-> token ids, as llama.cpp does it: special tokens are cut out first, the rest is merged.
+
+Every token knows the bytes it stands for, so decoding, and telling which part of a text a token covers,
+are sums over pieces and need nothing of the library that merges.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from wgtrain.data.library import Library
+from wgtrain.data.tokenizer_json import SPACE, vocabulary_json
+from wgtrain.data.vocabulary import (
+    BYTE,
+    CONTROL,
+    UNKNOWN,
+    USER_DEFINED,
+    Vocabulary,
+    read_vocabulary,
+)
+from wgtrain.errors import FileError, OptionError
+
+_BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>\Z")
+_SPACE = SPACE.encode()
+
+
+class Encoding(NamedTuple):
+    """One text as tokens: `ids` uint32 (n,), and `ends` int64 (n,), where each token's UTF-8 bytes end."""
+
+    ids: np.ndarray
+    ends: np.ndarray
+
+
+class Tokenizer:
+    """The tokenizer a GGUF carries; made by `load_tokenizer`."""
+
+    def __init__(self, vocabulary: Vocabulary, name: str) -> None:
+        self.name = name
+        self.pieces = vocabulary.pieces
+        self.vocab_size = len(vocabulary.pieces)
+        self.bos_id = vocabulary.bos_id
+        self.eos_id = vocabulary.eos_id
+        self.eot_id = vocabulary.eot_id
+        self.stop_ids = vocabulary.stop_ids
+        self.add_bos = vocabulary.add_bos
+        self.chat_template = vocabulary.chat_template
+        self._unk_id = vocabulary.unk_id
+        self._ids = vocabulary.ids
+        self._prefix = vocabulary.add_space_prefix
+        self._library = Library(vocabulary_json(vocabulary), name)
+        spell = _sentencepiece_bytes if vocabulary.model == "llama" else _byte_level_bytes
+        self._bytes = spell(vocabulary)
+        self._sizes = np.array([len(text) for text in self._bytes], np.int64)
+        self._hidden = np.isin(vocabulary.types, (CONTROL, UNKNOWN))
+        special = np.isin(vocabulary.types, (CONTROL, UNKNOWN, USER_DEFINED))
+        always = vocabulary.types == USER_DEFINED
+        self._cutters = {
+            True: _Cutter({self.pieces[i]: int(i) for i in np.flatnonzero(special)}),
+            False: _Cutter({self.pieces[i]: int(i) for i in np.flatnonzero(always)}),
+        }
+        self._special = special
+
+    def encode(self, text: str, bos: bool = False, special: bool = False) -> list[int]:
+        """The ids of a text. With `special`, special tokens written out in it become themselves.
+
+        With `bos` the BOS token goes in front, unless the text begins with it already.
+        """
+        ids = self.encode_batch([text], special)[0].ids.tolist()
+        if bos:
+            if self.bos_id is None:
+                raise OptionError(f"{self.name}: bos=True, but the file names no BOS token")
+            if ids[:1] != [self.bos_id]:
+                ids.insert(0, self.bos_id)
+        return ids
+
+    def encode_batch(self, texts: Sequence[str], special: bool = False) -> list[Encoding]:
+        """Each text as tokens, with the place where each of them ends; no BOS is added.
+
+        A token covers the bytes from the end of the one before; where SentencePiece puts a space in
+        front of a text, a token may cover none.
+        """
+        cut = self._cutters[special]
+        parts = [cut(text) for text in texts]
+        plain = [
+            " " + part if self._prefixed(fragments, i) else part
+            for fragments in parts
+            for i, part in enumerate(fragments)
+            if isinstance(part, str)
+        ]
+        try:
+            merged = iter(self._library.encode(plain))
+        except UnicodeEncodeError as error:
+            raise OptionError(f"text is not valid Unicode: {error.reason}") from None
+        return [self._join(fragments, merged) for fragments in parts]
+
+    def decode(self, ids: Iterable[int], special: bool = False) -> str:
+        """The text of tokens; control tokens only with `special`. Bytes that are no UTF-8 become U+FFFD."""
+        return self.decode_bytes(ids, special).decode("utf-8", "replace")
+
+    def decode_bytes(
+        self, ids: Iterable[int], special: bool = False, start: bool = True
+    ) -> bytes:
+        """The UTF-8 bytes of tokens, which may end within a character.
+
+        With `start` the tokens begin a text, and the space that encoding puts in front is taken away.
+        """
+        out = []
+        fresh = start
+        for i in ids:
+            if not 0 <= i < self.vocab_size:
+                raise OptionError(f"token {i} is outside the vocabulary of {self.vocab_size}")
+            piece = self._bytes[i]
+            if special or not self._hidden[i]:
+                out.append(piece[1:] if fresh and self._prefix and piece[:1] == b" " else piece)
+            fresh = bool(self._special[i])
+        return b"".join(out)
+
+    def id_of(self, piece: str) -> int | None:
+        """The id of a piece of the vocabulary, None for what is none."""
+        return self._ids.get(piece)
+
+    def _prefixed(self, fragments: list[str | int], i: int) -> bool:
+        """Whether SentencePiece puts a space in front: at the beginning and after special tokens."""
+        return self._prefix and (i == 0 or isinstance(fragments[i - 1], int))
+
+    def _join(self, fragments: list[str | int], merged: Any) -> Encoding:
+        ids: list[list[int]] = []
+        ends: list[np.ndarray] = []
+        at = 0
+        for i, part in enumerate(fragments):
+            if isinstance(part, int):
+                ids.append([part])
+                at += self._sizes[part]
+                ends.append(np.array([at], np.int64))
+            else:
+                ids.append(next(merged))
+                data = part.encode()
+                ends.append(at + self._ends(ids[-1], data, self._prefixed(fragments, i)))
+                at += len(data)
+        flat = np.array([i for group in ids for i in group], np.uint32)
+        return Encoding(flat, np.concatenate(ends) if ends else np.zeros(0, np.int64))
+
+    def _ends(self, ids: list[int], data: bytes, prefixed: bool) -> np.ndarray:
+        """Where the tokens of a fragment end in its bytes."""
+        ends = np.cumsum(self._sizes[ids]) - prefixed
+        if len(ids) == 0 or ends[-1] != len(data) or _SPACE in data or self._unk_id in ids:
+            ends = self._walk(ids, b" " + data if prefixed else data) - prefixed
+        return ends
+
+    def _walk(self, ids: list[int], data: bytes) -> np.ndarray:
+        """As `_ends`, where tokens do not simply spell the bytes: unknown ones, bytes that have no piece."""
+        ends = []
+        at = 0
+        for i in ids:
+            piece = self._bytes[i]
+            if i == self._unk_id:
+                size = 1
+                while at + size < len(data) and data[at + size] & 0xC0 == 0x80:
+                    size += 1
+            else:
+                while (size := _match(piece, data, at)) < 0:
+                    # Byte-level merging drops bytes without a piece of their own.
+                    if at == len(data) or bytes([data[at]]) in self._single_bytes:
+                        raise FileError(
+                            f"{self.name}: token {i} ({self.pieces[i]!r}) does not spell the text"
+                            f" at {data[at : at + 20]!r}"
+                        )
+                    at += 1
+            at += size
+            ends.append(at)
+        return np.array(ends, np.int64)
+
+    @cached_property
+    def _single_bytes(self) -> set[bytes]:
+        return {piece for piece in self._bytes if len(piece) == 1}
+
+
+def load_tokenizer(metadata: dict[str, Any], name: str = "model") -> Tokenizer:
+    """The tokenizer of a GGUF's metadata; `name` is for messages. FileError if it is unusable."""
+    return Tokenizer(read_vocabulary(metadata, name), name)
+
+
+class _Cutter:
+    """Cuts special tokens out of texts: the longest anywhere first, then the next, as llama.cpp does."""
+
+    def __init__(self, ids: dict[str, int]) -> None:
+        self._ids = ids
+        ordered = sorted(ids, key=lambda piece: -len(piece.encode()))
+        self._rank = {piece: rank for rank, piece in enumerate(ordered)}
+        one = "|".join(map(re.escape, ordered))
+        self._all = re.compile(f"(?=({one}))") if ordered else None
+
+    def __call__(self, text: str) -> list[str | int]:
+        """The parts of a text in order: plain text, or the id of a special token."""
+        found = [] if self._all is None else self._find(text)
+        parts: list[str | int] = []
+        at = 0
+        for start, piece in found:
+            if start > at:
+                parts.append(text[at:start])
+            parts.append(self._ids[piece])
+            at = start + len(piece)
+        if at < len(text):
+            parts.append(text[at:])
+        return parts
+
+    def _find(self, text: str) -> list[tuple[int, str]]:
+        assert self._all is not None
+        found = [(match.start(), match[1]) for match in self._all.finditer(text)]
+        if all(a + len(piece) <= b for (a, piece), (b, _) in zip(found, found[1:], strict=False)):
+            return found
+        # Some overlap. A shorter piece may stand where a longer one has to give way, so list them all.
+        found = [
+            (start, piece)
+            for start in {start for start, _ in found}
+            for piece in self._rank
+            if text.startswith(piece, start)
+        ]
+        found.sort(key=lambda item: (self._rank[item[1]], item[0]))
+        taken = bytearray(len(text))
+        chosen = []
+        for start, piece in found:
+            if not any(taken[start : start + len(piece)]):
+                taken[start : start + len(piece)] = b"\1" * len(piece)
+                chosen.append((start, piece))
+        return sorted(chosen)
+
+
+def _match(piece: bytes, data: bytes, at: int) -> int:
+    """How many bytes of `data` a piece spells, -1 if it does not; both ways to write a space are one."""
+    if data.startswith(piece, at):
+        return len(piece)
+    begin = at
+    for part in re.split(b"( |" + _SPACE + b")", piece):
+        if part in (b" ", _SPACE):
+            part = _SPACE if data.startswith(_SPACE, at) else b" "
+        if not data.startswith(part, at):
+            return -1
+        at += len(part)
+    return at - begin
+
+
+def _sentencepiece_bytes(vocabulary: Vocabulary) -> list[bytes]:
+    out = []
+    for piece, kind in zip(vocabulary.pieces, vocabulary.types.tolist(), strict=True):
+        # Merging falls back to a byte's piece by its name, whatever type the file gives it.
+        byte = _BYTE_PIECE.match(piece) if kind == BYTE or piece.startswith("<0x") else None
+        if byte and kind not in (CONTROL, USER_DEFINED):
+            out.append(bytes([int(byte[1], 16)]))
+        else:
+            out.append(piece.replace(SPACE, " ").encode())
+    return out
+
+
+def _byte_level_bytes(vocabulary: Vocabulary) -> list[bytes]:
+    table = _byte_alphabet()
+    out = []
+    for piece, kind in zip(vocabulary.pieces, vocabulary.types.tolist(), strict=True):
+        if kind in (CONTROL, UNKNOWN, USER_DEFINED):
+            out.append(piece.encode())
+        else:
+            try:
+                out.append(bytes([table[letter] for letter in piece]))
+            except KeyError:  # no merge makes it: padding, or a piece that stands for itself
+                out.append(piece.encode())
+    return out
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's letters for the 256 bytes: itself where printable, else the next one from U+0100 on."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    letters = {chr(byte): byte for byte in sorted(printable)}
+    rest = [byte for byte in range(256) if byte not in printable]
+    return letters | {chr(0x100 + i): byte for i, byte in enumerate(rest)}

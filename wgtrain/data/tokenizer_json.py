@@ -1,0 +1,93 @@
+"""GGUF metadata -> the `tokenizer.json` of Hugging Face tokenizers, which natively and in a page does the merging.
+
+It covers plain text alone: special tokens and the space that SentencePiece puts in front are the work of
+`wgtrain.data.tokenizer`, so that they follow llama.cpp's rules and no library's.
+"""
+
+import json
+from typing import Any
+
+from wgtrain.data.vocabulary import PRE_TOKENIZERS, Vocabulary, read_vocabulary
+
+SPACE = "\u2581"  # how SentencePiece writes a space
+
+
+def tokenizer_json(metadata: dict[str, Any], name: str = "model") -> str:
+    """The `tokenizer.json` of a GGUF's metadata; FileError for what is broken or not supported."""
+    return vocabulary_json(read_vocabulary(metadata, name))
+
+
+def vocabulary_json(vocabulary: Vocabulary) -> str:
+    """The `tokenizer.json` of a checked vocabulary."""
+    spm = vocabulary.model == "llama"
+    unknown = None if vocabulary.unk_id is None else vocabulary.pieces[vocabulary.unk_id]
+    model = {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": unknown if spm else None,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": False,
+        "byte_fallback": spm,
+        "ignore_merges": vocabulary.whole_words,
+        "vocab": vocabulary.ids,
+        "merges": merges_by_score(vocabulary) if spm else vocabulary.merges,
+    }
+    return json.dumps(
+        {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": [],
+            "normalizer": _replace_spaces() if spm else None,
+            "pre_tokenizer": None if spm else _words(vocabulary.pre),
+            "post_processor": None,
+            "decoder": None,
+            "model": model,
+        },
+        ensure_ascii=False,
+    )
+
+
+def merges_by_score(vocabulary: Vocabulary) -> list[tuple[str, str]]:
+    """Every way to join two pieces into a third, in the order in which SentencePiece prefers them.
+
+    There the best score goes first and, among equals, the leftmost pair. Here each pair has a rank of
+    its own, so the ways to make one piece are ordered such that the leftmost pair wins where two
+    overlap: that of x + y over y + z with x + y = y + z. Then y is both head and tail of the piece.
+    """
+    ids, scores = vocabulary.ids, vocabulary.scores.tolist()
+    order = sorted(range(len(scores)), key=lambda i: (-scores[i], i))
+    merges = []
+    for i in order:
+        piece = vocabulary.pieces[i]
+        cuts = [
+            cut for cut in range(1, len(piece)) if piece[:cut] in ids and piece[cut:] in ids
+        ]
+        if len(cuts) > 1:
+            cuts.sort(key=lambda cut: (_overlap(piece, cut), -cut))
+        merges += [(piece[:cut], piece[cut:]) for cut in cuts]
+    return merges
+
+
+def _overlap(piece: str, cut: int) -> int:
+    """-1 for a pair that must go before the other one of an overlap, 1 for one that must go after."""
+    return piece.endswith(piece[:cut]) - piece.startswith(piece[cut:])
+
+
+def _replace_spaces() -> dict[str, Any]:
+    return {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+
+
+def _words(pre: str) -> dict[str, Any]:
+    splits = [
+        {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
+        for regex in PRE_TOKENIZERS[pre]
+    ]
+    bytes_ = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": False,
+        "use_regex": False,
+    }
+    return {"type": "Sequence", "pretokenizers": [*splits, bytes_]}

@@ -1,0 +1,248 @@
+"""What a GGUF's metadata says about its tokenizer, checked: pieces, types, scores, merges, special ids."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from wgtrain.errors import FileError
+from wgtrain.files.source import shown
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+NO_ID = 0xFFFFFFFF  # how files write "there is none"
+LONGEST_PIECE = 1024  # characters; finding the ways to merge a piece takes the square of its length
+
+# Pieces that end a turn or a text, by the names models give them; the first found is the end of turn.
+END_OF_TURN = (
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<end_of_turn>",
+    "<|end_of_turn|>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<EOT>",
+    "_<EOT>",
+    "[EOT]",
+    "<end_of_utterance>",
+    "<｜end▁of▁sentence｜>",
+)
+END_OF_MESSAGE = "<|eom_id|>"
+
+# How `gpt2` vocabularies split text into words before merging. A pre-tokenizer is a list of patterns,
+# each applied to the parts that the one before left; matches and what lies between them become parts.
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_CONTRACTION = r"'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD]"
+_MODERN = (
+    _CONTRACTION
+    + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_LLAMA3 = [_MODERN % "{1,3}"]
+_QWEN2 = [_MODERN % ""]
+_DEFAULT = [r"[\p{P}$+<=>^~|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"]
+PRE_TOKENIZERS = {
+    "default": _DEFAULT,
+    "gpt-2": [_GPT2],
+    "phi-2": [_GPT2],
+    "olmo": [_GPT2],
+    "smollm": [r"\p{N}", _GPT2],
+    "llama-bpe": _LLAMA3,
+    "llama3": _LLAMA3,
+    "llama-v3": _LLAMA3,
+    "falcon3": _LLAMA3,
+    "qwen2": _QWEN2,
+    "deepseek-r1-qwen": _QWEN2,
+    "stablelm2": _QWEN2,
+}
+# A word that is a piece is taken whole, whatever the merges say, and rows begin with BOS.
+_WHOLE_WORDS = ("llama-bpe", "llama3", "llama-v3", "falcon3")
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The tokenizer part of a GGUF's metadata; every id lies in range, every merge joins known pieces."""
+
+    model: str  # "llama" (SentencePiece) or "gpt2" (byte-level BPE)
+    pre: str  # of gpt2: a key of PRE_TOKENIZERS
+    pieces: list[str]
+    ids: dict[str, int]  # piece -> id
+    types: np.ndarray  # (V,) int32
+    scores: np.ndarray  # (V,) float32; of llama: the higher, the earlier a piece is merged
+    merges: list[tuple[str, str]]  # of gpt2, the earliest first
+    whole_words: bool
+    bos_id: int | None
+    eos_id: int | None
+    eot_id: int | None
+    unk_id: int | None
+    stop_ids: frozenset[int]
+    add_bos: bool
+    add_space_prefix: bool
+    chat_template: str | None
+
+
+def read_vocabulary(metadata: dict[str, Any], name: str) -> Vocabulary:
+    """Checks the `tokenizer.*` keys; FileError naming the key and the value that is wrong."""
+    get = _Getter(metadata, name)
+    model = get.text("tokenizer.ggml.model")
+    if model not in ("gpt2", "llama"):
+        raise get.error("tokenizer.ggml.model", shown(model), "one of gpt2, llama")
+    pre = get.text("tokenizer.ggml.pre", "default")
+    if model == "gpt2" and pre not in PRE_TOKENIZERS:
+        raise get.error("tokenizer.ggml.pre", shown(pre), "one of " + ", ".join(PRE_TOKENIZERS))
+    pieces = _pieces(get)
+    ids = {piece: i for i, piece in enumerate(pieces)}
+    if len(ids) != len(pieces):
+        i = next(i for i, piece in enumerate(pieces) if ids[piece] != i)
+        raise get.error(f"tokenizer.ggml.tokens[{i}]", shown(pieces[i]), "no piece twice")
+    n = len(pieces)
+    types = _types(get, n)
+    spm = model == "llama"
+    bos = get.id("tokenizer.ggml.bos_token_id", n, 1 if spm and n > 1 else None)
+    eos = get.id("tokenizer.ggml.eos_token_id", n, 2 if spm and n > 2 else None)
+    eot = get.id("tokenizer.ggml.eot_token_id", n, None)
+    eom = get.id("tokenizer.ggml.eom_token_id", n, ids.get(END_OF_MESSAGE))
+    ends = [ids[piece] for piece in END_OF_TURN if piece in ids]
+    if eot is None:
+        eot = next(iter(ends), None)
+    # Some files call these normal or user-defined, and text would then hold them by accident.
+    types[[i for i in (eot, eom) if i is not None]] = CONTROL
+    whole_words = not spm and pre in _WHOLE_WORDS
+    add_bos = get.flag("tokenizer.ggml.add_bos_token", spm or whole_words)
+    if add_bos and bos is None:
+        raise get.error("tokenizer.ggml.bos_token_id", "missing", f"an id below {n}: rows need one")
+    template = get.text("tokenizer.chat_template", "")
+    return Vocabulary(
+        model=model,
+        pre=pre,
+        pieces=pieces,
+        ids=ids,
+        types=types,
+        scores=_scores(get, n) if spm else np.zeros(n, np.float32),
+        merges=[] if spm else _merges(get, ids),
+        whole_words=whole_words,
+        bos_id=bos,
+        eos_id=eos,
+        eot_id=eot,
+        unk_id=get.id("tokenizer.ggml.unknown_token_id", n, 0 if spm else None),
+        stop_ids=frozenset(i for i in (eos, eot, eom, *ends) if i is not None),
+        add_bos=add_bos,
+        add_space_prefix=spm and get.flag("tokenizer.ggml.add_space_prefix", True),
+        chat_template=template or None,
+    )
+
+
+class _Getter:
+    """Typed access to metadata."""
+
+    def __init__(self, metadata: dict[str, Any], name: str) -> None:
+        self.metadata, self.name = metadata, name
+
+    def error(self, key: str, value: str, expected: str) -> FileError:
+        return FileError(f"{self.name}: {key} is {value}; expected {expected}")
+
+    def text(self, key: str, default: str | None = None) -> str:
+        value = self.metadata.get(key, default)
+        if not isinstance(value, str):
+            raise self.error(key, "missing" if value is None else shown(value), "a text")
+        return value
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self.metadata.get(key, default)
+        if not isinstance(value, bool | np.bool_):
+            raise self.error(key, shown(value), "true or false")
+        return bool(value)
+
+    def id(self, key: str, n: int, default: int | None) -> int | None:
+        value = self.metadata.get(key)
+        if value is None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, int | np.integer):
+            raise self.error(key, shown(value), f"an id below {n}")
+        if value in (NO_ID, -1):
+            return None
+        if not 0 <= value < n:
+            raise self.error(key, str(value), f"an id below {n}")
+        return int(value)
+
+    def texts(self, key: str) -> list[str]:
+        value = self.metadata.get(key)
+        if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+            shown = "missing" if value is None else f"a {type(value).__name__}"
+            raise self.error(key, shown, "an array of strings")
+        return value
+
+    def numbers(self, key: str, kinds: str, n: int) -> np.ndarray | None:
+        value = self.metadata.get(key)
+        if value is None:
+            return None
+        array = np.asarray(value)
+        if array.ndim != 1 or array.dtype.kind not in kinds:
+            raise self.error(key, f"a {type(value).__name__}", "an array of numbers")
+        if len(array) != n:
+            raise self.error(key, f"of length {len(array)}", f"length {n}, as tokenizer.ggml.tokens")
+        return array
+
+
+def _pieces(get: _Getter) -> list[str]:
+    key = "tokenizer.ggml.tokens"
+    pieces = [piece or f"[EMPTY_{i}]" for i, piece in enumerate(get.texts(key))]
+    if not pieces:
+        raise get.error(key, "empty", "at least one piece")
+    for i, piece in enumerate(pieces):
+        if len(piece) > LONGEST_PIECE:
+            what = f"{shown(piece)}, of {len(piece)} characters"
+            raise get.error(f"{key}[{i}]", what, f"at most {LONGEST_PIECE}")
+    try:
+        "".join(pieces).encode()
+    except UnicodeEncodeError:
+        i = next(i for i, piece in enumerate(pieces) if not _encodes(piece))
+        raise get.error(f"{key}[{i}]", shown(pieces[i]), "valid Unicode") from None
+    return pieces
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _types(get: _Getter, n: int) -> np.ndarray:
+    key = "tokenizer.ggml.token_type"
+    types = get.numbers(key, "iu", n)
+    if types is None:
+        return np.full(n, NORMAL, np.int32)
+    wrong = np.flatnonzero((types < NORMAL) | (types > BYTE))
+    if len(wrong):
+        i = int(wrong[0])
+        raise get.error(f"{key}[{i}]", str(types[i]), f"{NORMAL} to {BYTE}")
+    return types.astype(np.int32)
+
+
+def _scores(get: _Getter, n: int) -> np.ndarray:
+    key = "tokenizer.ggml.scores"
+    scores = get.numbers(key, "fiu", n)
+    if scores is None:
+        raise get.error(key, "missing", f"{n} numbers: they order the merges")
+    wrong = np.flatnonzero(np.isnan(scores))
+    if len(wrong):
+        i = int(wrong[0])
+        raise get.error(f"{key}[{i}]", str(scores[i]), "a number")
+    return scores.astype(np.float32)
+
+
+def _merges(get: _Getter, ids: dict[str, int]) -> list[tuple[str, str]]:
+    key = "tokenizer.ggml.merges"
+    merges: dict[tuple[str, str], None] = {}  # of a merge listed twice the first counts
+    for i, text in enumerate(get.texts(key)):
+        cut = text.find(" ", 1)
+        left, right = text[:cut], text[cut + 1 :]
+        if cut < 0 or not right:
+            raise get.error(f"{key}[{i}]", shown(text), "two pieces and a space between them")
+        for piece in (left, right, left + right):
+            if piece not in ids:
+                expected = f"pieces of the vocabulary, and {shown(piece)} is none"
+                raise get.error(f"{key}[{i}]", shown(text), expected)
+        merges[left, right] = None
+    return list(merges)
