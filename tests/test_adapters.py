@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-import broken
+import broken_adapters as broken
 import numpy as np
 import pytest
 from needs import package

@@ -7,13 +7,22 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import broken
+import broken_adapters
 import gguf as oracle
 import numpy as np
 import pytest
 from broken import Case
 
 from wgtrain.errors import FileError, WgtrainError
-from wgtrain.files import GGUF, BytesSource, gguf, parse_gguf, read_adapter_gguf, read_adapter_peft
+from wgtrain.files import (
+    GGUF,
+    BytesSource,
+    gguf,
+    parse_gguf,
+    read_adapter_gguf,
+    read_adapter_peft,
+    write_adapter_gguf,
+)
 
 NAME = "some/bad.file"
 SEED = 2024
@@ -173,31 +182,34 @@ def same(x: object, y: object) -> bool:
 
 class TestAdapters:
     def read_peft(self, **files: bytes) -> object:
-        whole = broken.peft_files() | {
+        whole = broken_adapters.peft_files() | {
             name.replace("__", "."): data for name, data in files.items()
         }
         return read_adapter_peft(whole, NAME, architecture="llama", n_head=2, n_head_kv=1)
 
     def test_gguf(self) -> None:
-        refuse(broken.bad_adapters(random.Random(SEED)), lambda data: read_adapter_gguf(data, NAME))
+        refuse(
+            broken_adapters.bad_adapters(random.Random(SEED)),
+            lambda data: read_adapter_gguf(data, NAME),
+        )
 
     def test_safetensors(self) -> None:
         def read(data: bytes) -> object:
             return self.read_peft(adapter_model__safetensors=data)
 
-        messages = refuse(broken.bad_safetensors(random.Random(SEED)), read)
+        messages = refuse(broken_adapters.bad_safetensors(random.Random(SEED)), read)
         assert all(text.startswith(f"{NAME}/adapter_model.safetensors") for text in messages)
 
     def test_config(self) -> None:
         def read(data: bytes) -> object:
             return self.read_peft(adapter_config__json=data)
 
-        messages = refuse(broken.bad_configs(random.Random(SEED)), read)
+        messages = refuse(broken_adapters.bad_configs(random.Random(SEED)), read)
         assert all(text.startswith(f"{NAME}/adapter_config.json") for text in messages)
 
     def test_missing_file(self) -> None:
-        for name in broken.peft_files():
-            files = {key: data for key, data in broken.peft_files().items() if key != name}
+        for name in broken_adapters.peft_files():
+            files = {key: data for key, data in broken_adapters.peft_files().items() if key != name}
             files["adapter_model.bin"] = b""
             with pytest.raises(
                 FileError, match=rf"{name} is missing; there is .*adapter_model\.bin"
@@ -207,10 +219,10 @@ class TestAdapters:
     @pytest.mark.parametrize("kind", ["gguf", "safetensors", "config"])
     def test_bits_flipped(self, kind: str) -> None:
         """Whatever one bit does, it is an error of ours or an adapter of the right shapes."""
-        good = broken.adapter()
-        files = broken.peft_files()
+        good = broken_adapters.adapter()
+        files = broken_adapters.peft_files()
         whole = {
-            "gguf": broken.write_adapter_gguf(good),
+            "gguf": write_adapter_gguf(good),
             "safetensors": files["adapter_model.safetensors"],
             "config": files["adapter_config.json"],
         }[kind]

@@ -18,8 +18,8 @@ from wgtrain.files.blocks import BLOCKS_BY_ID, Block
 from wgtrain.files.source import Data, shown
 
 METADATA_LIMIT = 64 << 20  # bytes; the largest vocabularies of today take 25 MB
-MAX_ENTRIES = 1 << 16  # metadata entries, tensors, or arrays in an array
-MAXSTRINGS = 1 << 21  # in one array; the largest lists of merges have half a million
+MAX_ENTRIES = 1 << 16  # metadata entries, or tensors
+MAX_ITEMS = 1 << 21  # strings and arrays in arrays; vocabulary and merges have under a million
 ALIGNMENT = 32  # bytes, where general.alignment does not say otherwise
 MAX_KEY = 65_535  # bytes, by the specification
 MAX_TENSOR_NAME = 63  # bytes, as llama.cpp has it
@@ -119,28 +119,29 @@ class Parser:
         self.name, self.size = name, size
         self.data: Data = b""
         self.pos = 0  # where reading stands
-        self.done = 0  # where the next whole entry begins
+        self.items = 0  # strings and arrays in arrays so far
+        self.done = 0, 0  # pos and items where the next whole entry begins
         self.what = "the header"  # what is being read, for messages
         self.counts: tuple[int, int, int] | None = None  # version, tensors, keys
         self.metadata: dict[str, Any] = {}
         self.rows: dict[str, Row] = {}
 
     def run(self) -> GGUF:
-        self.pos = self.done
+        self.pos, self.items = self.done
         if self.counts is None:
             self.counts = self.header()
-            self.done = self.pos
+            self.done = self.pos, self.items
         version, n_tensors, n_keys = self.counts
         while len(self.metadata) < n_keys:
             self.what = f"metadata entry {len(self.metadata)} of {n_keys}"
             key, value = self.entry()
             self.metadata[key] = value
-            self.done = self.pos
+            self.done = self.pos, self.items
         while len(self.rows) < n_tensors:
             self.what = f"tensor entry {len(self.rows)} of {n_tensors}"
             name, row = self.tensor()
             self.rows[name] = row
-            self.done = self.pos
+            self.done = self.pos, self.items
         return GGUF(self.name, version, self.metadata, self.place())
 
     def fail(self, problem: str, at: int | None = None) -> FileError:
@@ -253,8 +254,10 @@ class Parser:
         if kind not in _TYPE_NAMES:
             raise self.fail(f"array of type {kind}, known are {_known(_TYPE_NAMES)}", start)
         n = self.u64("the array's count")
-        most = {STRING: MAXSTRINGS, ARRAY: MAX_ENTRIES}.get(kind)
+        most = MAX_ITEMS - self.items if kind in (STRING, ARRAY) else None
         self.fits(n, _SMALLEST[kind], f"{_TYPE_NAMES[kind]} elements", start + 4, most)
+        if most is not None:
+            self.items += n
         if kind == STRING:
             return self.strings(n)
         if kind == ARRAY:
