@@ -8,9 +8,9 @@ import gc
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import wgpu
@@ -24,6 +24,7 @@ from wgtrain.gpu.protocol import (
     Limits,
     Slot,
     check_memory,
+    check_range,
 )
 
 INDEX_VARIABLE = "WGTRAIN_ADAPTER_INDEX"
@@ -84,8 +85,26 @@ def open_device(
             raise IndexError
     except (ValueError, IndexError):
         names = ", ".join(f"{i.index} = {i.name} ({i.backend})" for i, _ in adapters)
-        raise OptionError(f"adapter index {given!r} is not one of: {names}") from None
+        where = "adapter index" if adapter_index is not None else INDEX_VARIABLE
+        raise OptionError(f"{where} {given!r} is not one of: {names}") from None
     return NativeDevice(info, adapter, limits, budget)
+
+
+class _BindGroup(NamedTuple):
+    handle: Any
+    buffers: tuple[Buffer, ...]
+
+
+class _Program:
+    """Prepared dispatches and the buffers they touch.
+
+    `checked_at`: how many buffers had ever been freed when these were last seen alive.
+    """
+
+    def __init__(self, dispatches: Sequence[Dispatch]):
+        self.dispatches = tuple((d.pipeline, d.bind_group.handle, d.grid) for d in dispatches)
+        self.buffers = {id(b.handle): b for d in dispatches for b in d.bind_group.buffers}
+        self.checked_at = -1
 
 
 class _LossWatch(logging.Handler):
@@ -118,6 +137,12 @@ class NativeDevice:
             "max-compute-workgroup-storage-size": self.limits.workgroup_memory,
             "max-compute-invocations-per-workgroup": self.limits.invocations,
             "max-compute-workgroups-per-dimension": self.limits.workgroups,
+            "max-compute-workgroup-size-x": self.limits.invocations,
+            "max-compute-workgroup-size-y": self.limits.invocations,
+            "max-compute-workgroup-size-z": 64,
+            "max-uniform-buffer-binding-size": self.limits.uniform,
+            "min-storage-buffer-offset-alignment": self.limits.alignment,
+            "min-uniform-buffer-offset-alignment": self.limits.alignment,
         }
         try:
             self._device = adapter.request_device_sync(required_limits=wanted, label="wgtrain")
@@ -129,6 +154,7 @@ class NativeDevice:
         self.budget = _physical_memory() if budget is None and info.type == "CPU" else budget
         self._queue = self._device.queue
         self._buffers: dict[int, Buffer] = {}
+        self._frees = 0
         self._closed = False
         self._watch = _LossWatch()
         logging.getLogger("wgpu").addHandler(self._watch)
@@ -164,12 +190,20 @@ class NativeDevice:
     def free(self, buffer: Buffer) -> None:
         if self._buffers.pop(id(buffer.handle), None) is not None:
             self.allocated -= buffer.size
+            self._frees += 1
             buffer.handle.destroy()
+
+    def _check_alive(self, buffers: Iterable[Buffer]) -> None:
+        for buffer in buffers:
+            if id(buffer.handle) not in self._buffers:
+                raise DeviceError(f"buffer '{buffer.label}' was freed")
 
     def write(self, buffer: Buffer, offset: int, data: bytes | memoryview | np.ndarray) -> None:
         view = memoryview(data).cast("B")
         tail = len(view) % 4
+        check_range(buffer, offset, len(view) + -tail % 4)
         with self._errors(f"writing buffer '{buffer.label}'"):
+            self._check_alive([buffer])
             if tail:
                 end = len(view) - tail
                 self._queue.write_buffer(
@@ -183,7 +217,11 @@ class NativeDevice:
                     self._queue.submit([])
 
     async def read(self, buffer: Buffer, offset: int, size: int) -> bytes:
+        check_range(buffer, offset, size)
+        if not size:
+            return b""
         with self._errors(f"reading buffer '{buffer.label}'"):
+            self._check_alive([buffer])
             target = self._device.create_buffer(
                 size=size, usage=wgpu.BufferUsage.COPY_DST | wgpu.BufferUsage.MAP_READ
             )
@@ -216,14 +254,16 @@ class NativeDevice:
                     compute={"module": module, "entry_point": "main"},
                     label=name,
                 )
-        except DeviceLostError:
+        except (DeviceLostError, OutOfMemoryError):
             raise
         except DeviceError as error:
             raise ShaderError(_compile_message(name, code, str(error))) from error
 
     def bind(self, pipeline: Any, bindings: Sequence[Binding]) -> Any:
+        buffers = tuple(b.buffer for b in bindings)
         with self._errors("binding buffers"):
-            return self._device.create_bind_group(
+            self._check_alive(buffers)
+            handle = self._device.create_bind_group(
                 layout=pipeline.get_bind_group_layout(0),
                 entries=[
                     {
@@ -233,19 +273,24 @@ class NativeDevice:
                     for b in bindings
                 ],
             )
+        return _BindGroup(handle, buffers)
 
     def program(self, dispatches: Sequence[Dispatch]) -> Any:
-        return tuple(dispatches)
+        return _Program(dispatches)
 
     def run(self, program: Any, counts: np.ndarray, cuts: Sequence[int]) -> None:
         grids = [tuple(row) if all(row) else None for row in counts.tolist()]
+        if program.checked_at != self._frees:
+            with self._errors("running a plan"):
+                self._check_alive(program.buffers.values())
+            program.checked_at = self._frees
         start = 0
-        for end in (*cuts, len(program)):
+        for end in (*cuts, len(program.dispatches)):
             with self._errors("running a plan"):
                 encoder = self._device.create_command_encoder()
                 compute = encoder.begin_compute_pass()
                 current = None
-                for pipeline, bind_group, grid in program[start:end]:
+                for pipeline, bind_group, grid in program.dispatches[start:end]:
                     size = grids[grid]
                     if size is None:
                         continue

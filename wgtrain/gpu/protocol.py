@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from wgtrain.errors import OutOfMemoryError
+from wgtrain.errors import DeviceError, OutOfMemoryError
 
 
 @dataclass(frozen=True)
@@ -87,16 +87,19 @@ class Device(Protocol):
         """Destroys a buffer; work already queued may still use it."""
 
     def write(self, buffer: Buffer, offset: int, data: bytes | memoryview | np.ndarray) -> None:
-        """Queues a write of `data` at `offset` (a multiple of 4); its end is padded with zeros to a multiple of 4."""
+        """Queues a write of `data` at `offset` (a multiple of 4); its end is padded with zeros to a multiple of 4.
+
+        DeviceError for a range outside the buffer and for a freed buffer, as in `read`.
+        """
 
     async def read(self, buffer: Buffer, offset: int, size: int) -> bytes:
-        """Waits for all queued work and returns `size` bytes from `offset`."""
+        """Waits for all queued work and returns `size` bytes from `offset`, both multiples of 4."""
 
     async def pipeline(self, name: str, code: str, slots: Sequence[Slot]) -> Any:
         """Compiles the `main` of WGSL `code`; ShaderError names kernel, line and message."""
 
     def bind(self, pipeline: Any, bindings: Sequence[Binding]) -> Any:
-        """A bind group of a pipeline."""
+        """A bind group of a pipeline; DeviceError for a freed buffer or a window outside of one."""
 
     def program(self, dispatches: Sequence[Dispatch]) -> Any:
         """A list of prepared dispatches, handed over once."""
@@ -104,7 +107,8 @@ class Device(Protocol):
     def run(self, program: Any, counts: np.ndarray, cuts: Sequence[int]) -> None:
         """Replays a program: `counts` uint32 (grids, 3); a submit ends before each index in `cuts` and at the end.
 
-        A dispatch whose workgroup counts hold a zero is skipped.
+        A dispatch whose workgroup counts hold a zero is skipped. DeviceError if one of its buffers
+        was freed.
         """
 
     def flush(self) -> None:
@@ -123,4 +127,13 @@ def check_memory(limits: Limits, budget: int | None, allocated: int, size: int, 
     if budget is not None and allocated + size > budget:
         raise OutOfMemoryError(
             f"buffer '{label}' needs {size:,} bytes, {allocated:,} are in use and the budget is {budget:,}"
+        )
+
+
+def check_range(buffer: Buffer, offset: int, size: int) -> None:
+    """Raises DeviceError where `size` bytes at `offset` are no whole words inside a buffer."""
+    if offset < 0 or size < 0 or offset + size > buffer.size or offset % 4 or size % 4:
+        raise DeviceError(
+            f"buffer '{buffer.label}' of {buffer.size:,} bytes: {size:,} bytes at {offset:,} "
+            "are outside of it or no multiples of 4"
         )
