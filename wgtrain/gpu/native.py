@@ -199,7 +199,8 @@ class NativeDevice:
                 raise DeviceError(f"buffer '{buffer.label}' was freed")
 
     def write(self, buffer: Buffer, offset: int, data: bytes | memoryview | np.ndarray) -> None:
-        view = memoryview(data).cast("B")
+        view = memoryview(data)
+        view = view.cast("B") if view.nbytes else memoryview(b"")  # no axis may be empty in a cast
         tail = len(view) % 4
         check_range(buffer, offset, len(view) + -tail % 4)
         with self._errors(f"writing buffer '{buffer.label}'"):

@@ -1,0 +1,245 @@
+"""The native device against the contract of `device_contract.py`, and what only a native one has."""
+
+import asyncio
+import gc
+import logging
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import device_contract as contract
+import pytest
+
+from wgtrain import gpu
+from wgtrain.errors import DeviceError, DeviceLostError, OptionError, OutOfMemoryError
+from wgtrain.gpu import native
+
+pytestmark = pytest.mark.gpu
+VARIABLE = "WGTRAIN_ADAPTER_INDEX"
+
+
+@pytest.fixture(autouse=True)
+def first_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The contract is about the strongest adapter."""
+    monkeypatch.delenv(VARIABLE, raising=False)
+
+
+def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs code in a process of its own, with these tests importable."""
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.parametrize("name", [n for n in contract.CHECKS if n not in contract.MAY_ABORT])
+def test_contract(name: str) -> None:
+    gpu.run(contract.CHECKS[name]())
+
+
+def test_contract_where_a_driver_may_abort() -> None:
+    """In a process of its own: wgpu-native ends the process on errors of a submit."""
+    code = """
+import sys
+import device_contract as contract
+from wgtrain import gpu
+for name in sys.argv[1:]:
+    print(name, flush=True)
+    gpu.run(contract.CHECKS[name]())
+print("end")
+"""
+    names = sorted(contract.MAY_ABORT)
+    result = python(code, *names)
+    assert result.stdout.split() == [*names, "end"], result.stderr[-3000:]
+    assert result.returncode == 0
+
+
+def test_contract_inside_an_event_loop() -> None:
+    asyncio.run(contract.CHECKS["dispatches_run_in_order_across_cuts_and_runs"]())
+
+    async def blocking() -> None:
+        gpu.run(contract.CHECKS["large_writes_arrive_whole"]())
+
+    asyncio.run(blocking())
+
+
+def test_run_says_what_to_do_where_it_would_have_to_wait() -> None:
+    async def waits() -> None:
+        await asyncio.sleep(0)
+
+    with pytest.raises(RuntimeError, match="aio"):
+        gpu.run(waits())
+
+
+def test_every_check_has_a_purpose() -> None:
+    """Nothing of the contract is left out by a name that is written twice."""
+    source = Path(contract.__file__).read_text()
+    assert source.count("\n@check\n") + source.count("\n@may_abort\n") == len(contract.CHECKS)
+    assert set(contract.CHECKS) >= contract.MAY_ABORT
+
+
+def test_list_adapters() -> None:
+    found = gpu.list_adapters()
+    assert [info.index for info in found] == list(range(len(found)))
+    assert len(found) >= 1
+    for info in found:
+        assert info.name and info.type and info.backend and info.limits
+    software = [info.type == "CPU" for info in found if info.backend not in ("OpenGL", "OpenGLES")]
+    assert software == sorted(software), "a GPU comes before a software driver"
+    gl = [info.backend in ("OpenGL", "OpenGLES") for info in found]
+    assert gl == sorted(gl), "OpenGL comes last"
+
+
+@pytest.mark.parametrize("index", [-1, 99])
+def test_adapter_index_that_is_none(index: int) -> None:
+    with pytest.raises(OptionError, match=rf"adapter index {index} is not one of: 0 = "):
+        gpu.run(gpu.open_device(index))
+
+
+@pytest.mark.parametrize("value", ["99", "-1", "one", "", "0.5"])
+def test_adapter_index_of_the_environment_that_is_none(
+    value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, value)
+    with pytest.raises(OptionError, match=rf"{VARIABLE} '{value}' is not one of: 0 = "):
+        gpu.run(gpu.open_device())
+
+
+def test_adapter_index_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[tuple[int, Any]] = []
+    monkeypatch.setattr(native, "NativeDevice", lambda info, *rest: opened.append((info.index, 0)))
+    monkeypatch.setattr(native, "_adapters", lambda: [(a, None) for a in two()])
+
+    def two() -> list[gpu.AdapterInfo]:
+        return [gpu.AdapterInfo(i, f"gpu {i}", "DiscreteGPU", "Vulkan", "") for i in range(2)]
+
+    for given, variable, expected in (
+        (None, None, 0),
+        (1, None, 1),
+        (None, "1", 1),
+        (None, " 1 ", 1),
+        (0, "1", 0),
+        (1, "nonsense", 1),
+    ):
+        if variable is None:
+            monkeypatch.delenv(VARIABLE, raising=False)
+        else:
+            monkeypatch.setenv(VARIABLE, variable)
+        native.open_device(given)
+        assert opened.pop() == (expected, 0), (given, variable)
+
+
+def test_no_adapter_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_adapters", list)
+    with pytest.raises(DeviceError, match="apt-get install mesa-vulkan-drivers"):
+        gpu.run(gpu.open_device())
+
+
+def test_all_that_the_adapter_has_is_asked_for_large_models() -> None:
+    device = gpu.run(gpu.open_device())
+    try:
+        have = device.info.limits
+        assert device.limits.binding == have["max-storage-buffer-binding-size"] & ~255
+        assert device.limits.buffer == have["max-buffer-size"] & ~255
+        size = 300 << 20  # more than WebGPU's default; never written, so it costs nothing here
+        if device.limits.buffer >= size:
+            device.free(device.create_buffer(size, "large"))
+        assert device.allocated == 0
+    finally:
+        device.close()
+
+
+def test_a_software_adapter_has_the_memory_of_the_machine() -> None:
+    device = gpu.run(gpu.open_device(limits="default"))
+    try:
+        physical = native._physical_memory()
+        assert device.budget == (physical if device.info.type == "CPU" else None)
+        assert physical and physical > 1 << 30
+    finally:
+        device.close()
+
+
+def test_a_lost_device_says_so() -> None:
+    device = gpu.run(gpu.open_device(limits="default"))
+    try:
+        buffer = device.create_buffer(16, "b")
+        logging.getLogger("wgpu").warning("callback: DEVICE LOST: the driver was reset")
+        for call in (device.flush, lambda: device.create_buffer(4, "c")):
+            with pytest.raises(DeviceLostError, match="lost"):
+                call()
+        with pytest.raises(DeviceLostError, match="lost"):
+            gpu.run(device.read(buffer, 0, 16))
+    finally:
+        device.close()
+    other = gpu.run(gpu.open_device(limits="default"))
+    other.create_buffer(16, "a device opened later lives")
+    other.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
+def test_a_driver_without_memory() -> None:
+    code = """
+import resource
+from wgtrain import gpu
+from wgtrain.errors import OutOfMemoryError
+
+device = gpu.run(gpu.open_device())
+if device.info.type != "CPU":
+    print("hardware")
+    raise SystemExit
+pages = int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * 4096 + (600 << 20),) * 2)
+made = 0
+try:
+    while made < 8:
+        device.create_buffer(250 << 20, f"buffer {made}")
+        made += 1
+except OutOfMemoryError as error:
+    assert f"'buffer {made}'" in str(error), error
+    assert 1 <= made <= 2 and device.allocated == made * (250 << 20), made
+    small = device.create_buffer(64, "small")
+    device.write(small, 0, b"abcd")
+    print(gpu.run(device.read(small, 0, 4)).decode())
+device.close()
+"""
+    result = python(code)
+    if result.stdout.strip() == "hardware":
+        pytest.skip("needs a software adapter")
+    assert result.stdout.strip() == "abcd", result.stdout + result.stderr[-2000:]
+    assert result.returncode == 0
+
+
+def test_an_error_of_memory_is_not_one_of_the_shader(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = gpu.run(gpu.open_device(limits="default"))
+    try:
+
+        def fail(**_: Any) -> None:
+            raise RuntimeError("Not enough memory left.")
+
+        monkeypatch.setattr(device._device, "create_shader_module", fail)
+        with pytest.raises(OutOfMemoryError, match="compiling kernel 'next'"):
+            gpu.run(device.pipeline("next", contract.NEXT, contract.NEXT_SLOTS))
+    finally:
+        monkeypatch.undo()
+        device.close()
+
+
+def resident() -> int:
+    """Bytes of this process in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("times", [40, pytest.param(200, marks=pytest.mark.slow)])
+def test_opening_and_closing_keeps_memory_flat(times: int) -> None:
+    gpu.run(contract.open_and_close(10))
+    gc.collect()
+    before = resident()
+    gpu.run(contract.open_and_close(times))
+    gc.collect()
+    growth = resident() - before
+    assert growth < 20 << 20, f"{growth >> 20} MiB after {times} devices"
