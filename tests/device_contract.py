@@ -1,12 +1,13 @@
 """The device protocol as tests any back end has to pass: natively, and in a page.
 
-Each check is an async function in `CHECKS`, by name. It opens its own devices through `wgtrain.gpu` and
-needs nothing but numpy, so that a page can run this very file. `MAY_ABORT` names those in which a
-careless back end takes the whole process down.
+Each check is an async function in `CHECKS`, by name. It opens its own devices through `wgtrain.gpu`
+and needs nothing but numpy, so that a page can run this very file. `MAY_ABORT` names those in which
+a careless back end takes the whole process down.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -273,7 +274,7 @@ async def one_dispatch_sees_what_another_wrote() -> None:
         chain = [device.create_buffer(4 * n, f"chain {i}") for i in range(9)]
         device.write(chain[0], 0, np.arange(n, dtype=np.uint32))
         dispatches = []
-        for x, y in zip(chain, chain[1:], strict=False):
+        for x, y in pairwise(chain):
             bindings = [Binding(0, x, 0, x.size), Binding(1, y, 0, y.size)]
             dispatches.append(Dispatch(pipeline, device.bind(pipeline, bindings), 0))
         device.run(device.program(dispatches), np.array([[n // 4, 1, 1]], np.uint32), [4])

@@ -1,4 +1,4 @@
-"""The native device against the contract of `device_contract.py`, and what only a native one has."""
+"""The native device against `device_contract.py`, and what only a native one has."""
 
 import asyncio
 import gc
