@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from wgtrain.data import Batch
+from wgtrain.data.batches import Batch
 from wgtrain.engine.arena import Arena
 from wgtrain.engine.graph import Graph, Storage
 from wgtrain.engine.inputs import InputBuffers
