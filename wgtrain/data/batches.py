@@ -1,84 +1,100 @@
-"""Rows into streams: which rows make a batch, and the arrays of one."""
+"""Rows -> batches: streams of tokens in which each row knows where it begins and ends, in a
+seeded order.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wgtrain import random
-
-if TYPE_CHECKING:
-    from wgtrain.data.jsonl import Row
+from wgtrain.data.jsonl import Row
+from wgtrain.errors import OptionError
+from wgtrain.random import key, permutation
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows one after the other as a stream of T tokens; there is no padding.
+    """T tokens of whole rows behind one another. `lines` are the rows' lines in their file."""
 
-    tokens uint32 (T,); targets int32 (T,), -1 = not trained; starts and ends uint32 (T,): where each token's row
-    begins and ends in the stream (exclusive). `lines`: the rows' lines in their file.
-    """
-
-    tokens: np.ndarray
-    targets: np.ndarray
-    starts: np.ndarray
-    ends: np.ndarray
+    tokens: np.ndarray  # uint32 (T,)
+    targets: np.ndarray  # int32 (T,), -1 where not learnt
+    starts: np.ndarray  # uint32 (T,), where the token's row begins
+    ends: np.ndarray  # uint32 (T,), where it ends, exclusive
     lines: tuple[int, ...] = ()
 
 
-def make_batch(rows: Sequence["Row"]) -> Batch:
-    """Concatenates rows."""
-    lengths = np.array([len(row.tokens) for row in rows])
-    ends = np.repeat(np.cumsum(lengths), lengths)
-    starts = ends - np.repeat(lengths, lengths)
+def make_batch(rows: Sequence[Row]) -> Batch:
+    """Rows put behind one another; T is the sum of their lengths."""
+    sizes = np.array([len(row.tokens) for row in rows], np.uint32)
+    ends = np.cumsum(sizes, dtype=np.uint32)
     return Batch(
-        tokens=np.concatenate([row.tokens for row in rows]).astype(np.uint32),
-        targets=np.concatenate([row.targets for row in rows]).astype(np.int32),
-        starts=starts.astype(np.uint32),
-        ends=ends.astype(np.uint32),
+        tokens=np.concatenate([row.tokens for row in rows], dtype=np.uint32),
+        targets=np.concatenate([row.targets for row in rows], dtype=np.int32),
+        starts=np.repeat(ends - sizes, sizes),
+        ends=np.repeat(ends, sizes),
         lines=tuple(row.line for row in rows),
     )
 
 
 class Batches:
-    """Which rows go into which batch: a pure function of seed and epoch, so that a resumed run can begin anywhere.
+    """The batches of every epoch: functions of (rows, settings, seed, epoch), so a resumed run
+    can jump anywhere.
 
-    Without packing a batch has `batch_size` rows, an epoch's last one perhaps fewer. With packing rows are taken in
-    order as long as the next one still fits into batch_size * seq_len tokens.
+    Rows come in file order, or shuffled by the stream (seed, "shuffle", epoch). Without packing
+    each `batch_size` rows make a batch and the last may be short. With packing a batch takes
+    rows in that order until the next one would pass batch_size * seq_len tokens, and that one
+    begins the next batch.
     """
 
     def __init__(
         self,
-        rows: Sequence["Row"],
+        rows: Sequence[Row],
         batch_size: int,
         shuffle: bool = True,
         seed: int = 42,
         packing: bool = False,
         seq_len: int = 512,
-    ):
-        self._lengths = [len(row.tokens) for row in rows]
-        self._batch_size, self._shuffle, self._seed = batch_size, shuffle, seed
-        self._room = batch_size * seq_len if packing else None
+    ) -> None:
+        if not rows or batch_size < 1:
+            raise OptionError(f"{len(rows)} rows in batches of {batch_size}: nothing to train on")
+        self.rows = rows
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.packing = packing
+        self.room = batch_size * seq_len  # tokens of a packed batch
+        self._sizes = [len(row.tokens) for row in rows]
+        self._last: tuple[int, list[list[int]]] | None = None
 
     def per_epoch(self, epoch: int) -> list[list[int]]:
-        """The batches of an epoch (from 0), each a list of row numbers."""
-        n = len(self._lengths)
-        order = list(range(n))
-        if self._shuffle:
-            order = random.permutation(random.key(self._seed, "shuffle", epoch), n).tolist()
-        if self._room is None:
-            return [order[i : i + self._batch_size] for i in range(0, n, self._batch_size)]
-        batches: list[list[int]] = []
-        used = self._room
-        for row in order:
-            if not batches or used + self._lengths[row] > self._room:
-                batches.append([])
-                used = 0
-            batches[-1].append(row)
-            used += self._lengths[row]
-        return batches
+        """The row indices of each batch of an epoch, counted from 0."""
+        if self._last is None or self._last[0] != epoch:
+            self._last = (epoch, self._group(self._order(epoch)))
+        return self._last[1]
 
     def steps_per_epoch(self, epoch: int) -> int:
-        """Batches of an epoch; under packing it depends on the order."""
+        """How many batches an epoch has; with packing it may differ from epoch to epoch."""
         return len(self.per_epoch(epoch))
+
+    def batch(self, epoch: int, index: int) -> Batch:
+        """Batch `index` of an epoch."""
+        return make_batch([self.rows[i] for i in self.per_epoch(epoch)[index]])
+
+    def _order(self, epoch: int) -> list[int]:
+        n = len(self.rows)
+        if not self.shuffle:
+            return list(range(n))
+        return permutation(key(self.seed, "shuffle", epoch), n).tolist()
+
+    def _group(self, order: list[int]) -> list[list[int]]:
+        if not self.packing:
+            return [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+        groups: list[list[int]] = []
+        filled = self.room
+        for i in order:
+            if filled + self._sizes[i] > self.room:
+                groups.append([])
+                filled = 0
+            groups[-1].append(i)
+            filled += self._sizes[i]
+        return groups

@@ -1,4 +1,6 @@
-"""The one door to the `tokenizers` package; a page puts a JavaScript library behind the same call."""
+"""The one door to the `tokenizers` package; a page puts a JavaScript library behind the same
+call.
+"""
 
 from wgtrain.errors import FileError
 

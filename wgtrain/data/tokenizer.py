@@ -1,12 +1,14 @@
-"""Text <-> token ids, as llama.cpp does it: special tokens are cut out first, the rest is merged.
+"""Text <-> token ids, as llama.cpp does it: special tokens are cut out first, the rest is
+merged.
 
-Every token knows the bytes it stands for, so decoding, and telling which part of a text a token covers,
-are sums over pieces and need nothing of the library that merges.
+Every token knows the bytes it stands for, so decoding, and telling which part of a text a token
+covers, are sums over pieces and need nothing of the library that merges.
 """
 
 import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +30,9 @@ _SPACE = SPACE.encode()
 
 
 class Encoding(NamedTuple):
-    """One text as tokens: `ids` uint32 (n,), and `ends` int64 (n,), where each token's UTF-8 bytes end."""
+    """One text as tokens: `ids` uint32 (n,), and `ends` int64 (n,), where each token's UTF-8
+    bytes end.
+    """
 
     ids: np.ndarray
     ends: np.ndarray
@@ -62,6 +66,11 @@ class Tokenizer:
             False: _Cutter({self.pieces[i]: int(i) for i in np.flatnonzero(always)}),
         }
         self._special = special
+
+    @property
+    def end_id(self) -> int | None:
+        """The token that ends a text: EOS, or the end of turn in a file without one."""
+        return self.eot_id if self.eos_id is None else self.eos_id
 
     def encode(self, text: str, bos: bool = False, special: bool = False) -> list[int]:
         """The ids of a text. With `special`, special tokens written out in it become themselves.
@@ -97,15 +106,16 @@ class Tokenizer:
         return [self._join(fragments, merged) for fragments in parts]
 
     def decode(self, ids: Iterable[int], special: bool = False) -> str:
-        """The text of tokens; control tokens only with `special`. Bytes that are no UTF-8 become U+FFFD."""
+        """The text of tokens; control tokens only with `special`. Bytes that are no UTF-8 become
+        U+FFFD.
+        """
         return self.decode_bytes(ids, special).decode("utf-8", "replace")
 
-    def decode_bytes(
-        self, ids: Iterable[int], special: bool = False, start: bool = True
-    ) -> bytes:
+    def decode_bytes(self, ids: Iterable[int], special: bool = False, start: bool = True) -> bytes:
         """The UTF-8 bytes of tokens, which may end within a character.
 
-        With `start` the tokens begin a text, and the space that encoding puts in front is taken away.
+        With `start` the tokens begin a text, and the space that encoding puts in front is taken
+        away.
         """
         out = []
         fresh = start
@@ -123,7 +133,9 @@ class Tokenizer:
         return self._ids.get(piece)
 
     def _prefixed(self, fragments: list[str | int], i: int) -> bool:
-        """Whether SentencePiece puts a space in front: at the beginning and after special tokens."""
+        """Whether SentencePiece puts a space in front: at the beginning and after special
+        tokens.
+        """
         return self._prefix and (i == 0 or isinstance(fragments[i - 1], int))
 
     def _join(self, fragments: list[str | int], merged: Any) -> Encoding:
@@ -151,7 +163,9 @@ class Tokenizer:
         return ends
 
     def _walk(self, ids: list[int], data: bytes) -> np.ndarray:
-        """As `_ends`, where tokens do not simply spell the bytes: unknown ones, bytes that have no piece."""
+        """As `_ends`, where tokens do not simply spell the bytes: unknown ones, bytes that have
+        no piece.
+        """
         ends = []
         at = 0
         for i in ids:
@@ -184,7 +198,9 @@ def load_tokenizer(metadata: dict[str, Any], name: str = "model") -> Tokenizer:
 
 
 class _Cutter:
-    """Cuts special tokens out of texts: the longest anywhere first, then the next, as llama.cpp does."""
+    """Cuts special tokens out of texts: the longest anywhere first, then the next, as llama.cpp
+    does.
+    """
 
     def __init__(self, ids: dict[str, int]) -> None:
         self._ids = ids
@@ -210,9 +226,10 @@ class _Cutter:
     def _find(self, text: str) -> list[tuple[int, str]]:
         assert self._all is not None
         found = [(match.start(), match[1]) for match in self._all.finditer(text)]
-        if all(a + len(piece) <= b for (a, piece), (b, _) in zip(found, found[1:], strict=False)):
+        if all(a + len(piece) <= b for (a, piece), (b, _) in pairwise(found)):
             return found
-        # Some overlap. A shorter piece may stand where a longer one has to give way, so list them all.
+        # Some overlap. A shorter piece may stand where a longer one has to give way, so list them
+        # all.
         found = [
             (start, piece)
             for start in {start for start, _ in found}
@@ -230,7 +247,9 @@ class _Cutter:
 
 
 def _match(piece: bytes, data: bytes, at: int) -> int:
-    """How many bytes of `data` a piece spells, -1 if it does not; both ways to write a space are one."""
+    """How many bytes of `data` a piece spells, -1 if it does not; both ways to write a space are
+    one.
+    """
     if data.startswith(piece, at):
         return len(piece)
     begin = at
@@ -270,7 +289,9 @@ def _byte_level_bytes(vocabulary: Vocabulary) -> list[bytes]:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's letters for the 256 bytes: itself where printable, else the next one from U+0100 on."""
+    """GPT-2's letters for the 256 bytes: itself where printable, else the next one from U+0100
+    on.
+    """
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     letters = {chr(byte): byte for byte in sorted(printable)}
     rest = [byte for byte in range(256) if byte not in printable]

@@ -1,7 +1,8 @@
-"""GGUF metadata -> the `tokenizer.json` of Hugging Face tokenizers, which natively and in a page does the merging.
+"""GGUF metadata -> the `tokenizer.json` of Hugging Face tokenizers, which natively and in a page
+does the merging.
 
-It covers plain text alone: special tokens and the space that SentencePiece puts in front are the work of
-`wgtrain.data.tokenizer`, so that they follow llama.cpp's rules and no library's.
+It covers plain text alone: special tokens and the space that SentencePiece puts in front are the
+work of `wgtrain.data.tokenizer`, so that they follow llama.cpp's rules and no library's.
 """
 
 import json
@@ -50,20 +51,20 @@ def vocabulary_json(vocabulary: Vocabulary) -> str:
 
 
 def merges_by_score(vocabulary: Vocabulary) -> list[tuple[str, str]]:
-    """Every way to join two pieces into a third, in the order in which SentencePiece prefers them.
+    """Every way to join two pieces into a third, in the order in which SentencePiece prefers
+    them.
 
-    There the best score goes first and, among equals, the leftmost pair. Here each pair has a rank of
-    its own, so the ways to make one piece are ordered such that the leftmost pair wins where two
-    overlap: that of x + y over y + z with x + y = y + z. Then y is both head and tail of the piece.
+    There the best score goes first and, among equals, the leftmost pair. Here each pair has a
+    rank of its own, so the ways to make one piece are ordered such that the leftmost pair wins
+    where two overlap: that of x + y over y + z with x + y = y + z. Then y is both head and tail
+    of the piece.
     """
     ids, scores = vocabulary.ids, vocabulary.scores.tolist()
     order = sorted(range(len(scores)), key=lambda i: (-scores[i], i))
     merges = []
     for i in order:
         piece = vocabulary.pieces[i]
-        cuts = [
-            cut for cut in range(1, len(piece)) if piece[:cut] in ids and piece[cut:] in ids
-        ]
+        cuts = [cut for cut in range(1, len(piece)) if piece[:cut] in ids and piece[cut:] in ids]
         if len(cuts) > 1:
             cuts.sort(key=lambda cut: (_overlap(piece, cut), -cut))
         merges += [(piece[:cut], piece[cut:]) for cut in cuts]
@@ -71,7 +72,9 @@ def merges_by_score(vocabulary: Vocabulary) -> list[tuple[str, str]]:
 
 
 def _overlap(piece: str, cut: int) -> int:
-    """-1 for a pair that must go before the other one of an overlap, 1 for one that must go after."""
+    """-1 for a pair that must go before the other one of an overlap, 1 for one that must go
+    after.
+    """
     return piece.endswith(piece[:cut]) - piece.startswith(piece[cut:])
 
 

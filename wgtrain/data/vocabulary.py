@@ -1,4 +1,6 @@
-"""What a GGUF's metadata says about its tokenizer, checked: pieces, types, scores, merges, special ids."""
+"""What a GGUF's metadata says about its tokenizer, checked: pieces, types, scores, merges,
+special ids.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +14,8 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 NO_ID = 0xFFFFFFFF  # how files write "there is none"
 LONGEST_PIECE = 1024  # characters; finding the ways to merge a piece takes the square of its length
 
-# Pieces that end a turn or a text, by the names models give them; the first found is the end of turn.
+# Pieces that end a turn or a text, by the names models give them; the first found is the end of
+# turn.
 END_OF_TURN = (
     "<|eot_id|>",
     "<|im_end|>",
@@ -29,8 +32,9 @@ END_OF_TURN = (
 )
 END_OF_MESSAGE = "<|eom_id|>"
 
-# How `gpt2` vocabularies split text into words before merging. A pre-tokenizer is a list of patterns,
-# each applied to the parts that the one before left; matches and what lies between them become parts.
+# How `gpt2` vocabularies split text into words before merging. A pre-tokenizer is a list of
+# patterns, each applied to the parts that the one before left; matches and what lies between them
+# become parts.
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _CONTRACTION = r"'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD]"
 _MODERN = (
@@ -60,7 +64,9 @@ _WHOLE_WORDS = ("llama-bpe", "llama3", "llama-v3", "falcon3")
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The tokenizer part of a GGUF's metadata; every id lies in range, every merge joins known pieces."""
+    """The tokenizer part of a GGUF's metadata; every id lies in range, every merge joins known
+    pieces.
+    """
 
     model: str  # "llama" (SentencePiece) or "gpt2" (byte-level BPE)
     pre: str  # of gpt2: a key of PRE_TOKENIZERS
@@ -179,7 +185,9 @@ class _Getter:
         if array.ndim != 1 or array.dtype.kind not in kinds:
             raise self.error(key, f"a {type(value).__name__}", "an array of numbers")
         if len(array) != n:
-            raise self.error(key, f"of length {len(array)}", f"length {n}, as tokenizer.ggml.tokens")
+            raise self.error(
+                key, f"of length {len(array)}", f"length {n}, as tokenizer.ggml.tokens"
+            )
         return array
 
 

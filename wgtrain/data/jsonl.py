@@ -1,0 +1,180 @@
+"""JSONL -> token rows with targets: every kind of row, masks, truncation."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cache
+from itertools import islice
+
+import numpy as np
+
+from wgtrain.data.chat import ChatTemplate
+from wgtrain.data.examples import IGNORED, Example, ExampleReader
+from wgtrain.data.records import RowError, read_records
+from wgtrain.data.tokenizer import Encoding, Tokenizer
+from wgtrain.errors import FileError, OptionError
+
+TRAIN_ON = ("completions", "all")
+_CHUNK = 512  # rows tokenised in one call of the library
+
+NO_TEMPLATE = (
+    "the model has no chat template: user and system texts, a blank line, the answer and the end"
+    " token make a row"
+)
+NO_END_OF_TURN = (
+    "the chat template ends answers without a token that ends a turn: the model may not learn to"
+    " stop"
+)
+NO_END_TOKEN = "the model names no end token: the rows end without one"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: `tokens` uint32 (n,); `targets` int32 (n,), the token to follow each, -1 where
+    not learnt.
+    """
+
+    tokens: np.ndarray
+    targets: np.ndarray
+    line: int
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The rows of one file. `truncated` were longer than `seq_len`, `dropped` have nothing to
+    learn.
+    """
+
+    rows: list[Row]
+    name: str
+    seq_len: int
+    truncated: int = 0
+    dropped: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
+def load_rows(
+    data: bytes,
+    tokenizer: Tokenizer,
+    *,
+    seq_len: int,
+    train_on: str = "completions",
+    name: str = "data",
+    now: datetime | None = None,
+) -> Dataset:
+    """The rows of a JSONL file (or a JSON array), as the formats document says.
+
+    `train_on="all"` learns every token of a row; ids that come with labels are taken as they
+    are. `now` is the date for chat templates that write one, today's if None. FileError names
+    the line and the field.
+    """
+    if train_on not in TRAIN_ON:
+        raise OptionError(f"train_on is {train_on!r}; one of {', '.join(TRAIN_ON)}")
+    if isinstance(seq_len, bool) or not isinstance(seq_len, int) or seq_len < 2:
+        raise OptionError(f"seq_len is {seq_len!r}; a number from 2 on")
+    reader = ExampleReader(cache(lambda: chat_template(tokenizer, now)), tokenizer.vocab_size)
+    rows: list[Row] = []
+    n_rows = truncated = 0
+    ended, no_end = True, False
+    examples = _examples(data, reader, name)
+    while chunk := list(islice(examples, _CHUNK)):
+        for example, tokens, learnt in _tokenise(chunk, tokenizer, train_on == "all"):
+            n_rows += 1
+            ended &= example.ended
+            no_end |= tokenizer.end_id is None and any(part.end for part in example.segments)
+            truncated += len(tokens) > seq_len
+            targets = _targets(tokens[:seq_len], learnt[:seq_len], example)
+            if (targets >= 0).any():
+                rows.append(Row(tokens[:seq_len], targets, example.line))
+    if not rows:
+        raise FileError(
+            f"{name}: none of its {n_rows} rows has a token to learn within {seq_len} tokens"
+        )
+    notes = [
+        note
+        for note, holds in (
+            (NO_TEMPLATE, reader.chats_without_template),
+            (NO_END_OF_TURN, not ended),
+            (NO_END_TOKEN, no_end),
+        )
+        if holds
+    ]
+    return Dataset(rows, name, seq_len, truncated, n_rows - len(rows), notes)
+
+
+def chat_template(tokenizer: Tokenizer, now: datetime | None = None) -> ChatTemplate | None:
+    """The chat template of a model's file, None if it has none; FileError if it does not
+    compile.
+    """
+    if tokenizer.chat_template is None:
+        return None
+    bos, eos = tokenizer.bos_id, tokenizer.eos_id
+    return ChatTemplate(
+        tokenizer.chat_template,
+        bos_token="" if bos is None else tokenizer.pieces[bos],
+        eos_token="" if eos is None else tokenizer.pieces[eos],
+        stops=[tokenizer.pieces[i] for i in tokenizer.stop_ids],
+        now=now,
+    )
+
+
+def _examples(data: bytes, reader: ExampleReader, name: str) -> Iterator[Example]:
+    for line, value in read_records(data, name):
+        try:
+            yield reader.read(line, value)
+        except (RowError, FileError) as error:
+            raise FileError(f"{name} line {line}: {error}") from error
+
+
+def _tokenise(
+    examples: list[Example], tokenizer: Tokenizer, everything: bool
+) -> Iterator[tuple[Example, np.ndarray, np.ndarray]]:
+    """Tokens uint32 (n,) and which are learnt, bool (n,), of each example; BOS once, at the
+    front.
+    """
+    texts = [segment.text for example in examples for segment in example.segments]
+    encodings: Iterable[Encoding] = iter(tokenizer.encode_batch(texts, special=True))
+    for example in examples:
+        if example.ids is not None:
+            ids, labels = example.ids
+            yield example, ids, labels != IGNORED
+            continue
+        tokens: list[np.ndarray] = []
+        learnt: list[np.ndarray] = []
+        for segment, (ids, ends) in zip(example.segments, encodings, strict=False):
+            first = not tokens
+            if first and tokenizer.add_bos and (len(ids) == 0 or ids[0] != tokenizer.bos_id):
+                tokens.append(np.array([tokenizer.bos_id], np.uint32))
+                learnt.append(np.array([False]))
+            tokens.append(ids)
+            learnt.append(_covered(segment.text, ends, segment.spans))
+            if segment.end and tokenizer.end_id is not None:
+                tokens.append(np.array([tokenizer.end_id], np.uint32))
+                learnt.append(np.array([True]))
+        flat = np.concatenate(tokens) if tokens else np.zeros(0, np.uint32)
+        mask = np.concatenate(learnt) if learnt else np.zeros(0, bool)
+        yield example, flat, mask | everything
+
+
+def _covered(text: str, ends: np.ndarray, spans: list[tuple[int, int]]) -> np.ndarray:
+    """Which tokens belong to the spans of characters, bool (n,).
+
+    A token that reaches into a span belongs to it, also when it begins before: the text that is
+    learnt would otherwise lose a piece. One that covers nothing (SentencePiece's added space)
+    belongs to the text behind it.
+    """
+    starts = np.concatenate([np.zeros(1, np.int64), ends[:-1]]) if len(ends) else ends
+    out = np.zeros(len(ends), bool)
+    for begin, end in spans:
+        first = begin if text.isascii() else len(text[:begin].encode())
+        last = end if text.isascii() else first + len(text[begin:end].encode())
+        out |= (starts < last) & ((ends > first) | (starts >= first))
+    return out
+
+
+def _targets(tokens: np.ndarray, learnt: np.ndarray, example: Example) -> np.ndarray:
+    """int32 (n,): the label of the next token, -1 for what is not learnt and at the end."""
+    labels = tokens if example.ids is None else example.ids[1][: len(tokens)]
+    targets = np.full(len(tokens), -1, np.int32)
+    targets[:-1] = np.where(learnt[1:], labels[1:], -1)
+    return targets
