@@ -1,0 +1,268 @@
+"""Runs one kernel on the device and compares what it wrote with its oracle.
+
+`check("add", {"a": a, "b": b}, {"rows": "T", "d4": 2}, rows=3)` is a whole test: logical arrays go
+in by binding, rows are padded as the engine pads them, what the kernel should write is poisoned
+first unless it came in, and the space behind every array is poison too. The oracle gets the same
+numbers in float64.
+"""
+
+import inspect
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import oracles
+from gguf import GGMLQuantizationType, quants
+
+from wgtrain.engine.dispatch import Caller
+from wgtrain.engine.kernel import Kernel, load_kernel, read_shader
+from wgtrain.engine.weight import FORMATS, Weight
+from wgtrain.gpu import Buffer, Device, run
+
+POISON = 0x7FC0DEAD  # a quiet NaN that no computation makes
+GUARD = 64  # poisoned words behind every array
+TYPES = {"u32": "<u4", "i32": "<i4", "f32": "<f4", "vec4<u32>": "<u4"}
+
+# Relative L2 error allowed, three times or more what a software adapter makes: a rounding is 6e-8, WGSL
+# allows exp, log and inverseSqrt a few of them. What only moves bits or adds once is at the end.
+TOLERANCES = {
+    "swiglu_backward": 1.5e-6,  # where 1 + g (1 - s) cancels
+    "attention": 1e-6,
+    "attention_backward_q": 2e-6,  # p = exp(score - kept): its error is that of the scores
+    "attention_backward_kv": 2e-6,
+    **dict.fromkeys(("embed", "gather_rows", "restore_bf16"), 0.0),
+    **dict.fromkeys(("add", "add_bias", "scale_rows"), 1e-7),
+}
+DEFAULT_TOLERANCE = 8e-7
+
+
+def struct_type(library: str, name: str) -> np.dtype:
+    """The numpy type of a struct in shaders/lib."""
+    body = re.search(rf"struct {name} \{{([^}}]*)\}}", read_shader(f"lib/{library}"))
+    assert body
+    fields = re.findall(r"^\s*(\w+): ([^,]+),", body.group(1), re.MULTILINE)
+    return np.dtype([(n, TYPES[t], (4,) if "vec4" in t else ()) for n, t in fields])
+
+
+STEP = struct_type("step", "Step")
+TOTALS = struct_type("control", "Totals")
+CONTROL = struct_type("control", "Control")
+REPORT = struct_type("control", "Report")
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A weight as it lies in GPU memory, and the values it stands for, float64 (rows, columns)."""
+
+    type: str
+    values: np.ndarray
+    raw: np.ndarray  # the bytes of a GGUF
+    shape: Weight
+    quants: np.ndarray
+    scales: np.ndarray
+
+    @property
+    def libraries(self) -> dict[str, str]:
+        return self.shape.libraries
+
+
+def pack_weight(values: np.ndarray, type_: str = "F32") -> Packed:
+    """Quantises a matrix with the `gguf` package and lays it out with the oracles."""
+    kind = GGMLQuantizationType[type_]
+    raw = quants.quantize(values.astype(np.float32), kind)
+    exact = quants.dequantize(raw, kind).astype(np.float64)
+    rows, columns = values.shape
+    weight = Weight("test", type_, rows, columns, ())
+    scales_at = rows * weight.packs * 4
+    common = {
+        "raw": np.ascontiguousarray(raw).view(np.uint8).ravel(),
+        "planes": np.full(scales_at + rows * weight.scale_words, POISON, np.uint32),
+        "slice_rows": rows,
+        "first_row": 0,
+        "packs": weight.packs,
+        "scale_stride": weight.scale_words,
+        "scales_at": scales_at,
+        "raw_offset": 0,
+        "raw_row": raw.nbytes // rows,
+    }
+    planes = call_oracle(FORMATS[type_].repack, common)["planes"]
+    return Packed(type_, exact, common["raw"], weight, planes[:scales_at], planes[scales_at:])
+
+
+def call_oracle(name: str, known: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The oracle of a kernel, given those of the `known` values that it names."""
+    oracle = getattr(oracles, name)
+    return oracle(**{n: known[n] for n in inspect.signature(oracle).parameters if n in known})
+
+
+def pad_rows(array: np.ndarray) -> np.ndarray:
+    """Rows of floats padded to a multiple of four: with zeros, or NaN if a row is not written."""
+    missing = -array.shape[-1] % 4
+    if array.dtype.kind != "f" or array.ndim > 2 or not missing:
+        return array
+    fill = np.where(np.isnan(array[..., -1:]), np.nan, 0.0)
+    return np.concatenate([array, np.repeat(fill, missing, -1)], -1)
+
+
+def stored(array: np.ndarray) -> bytes:
+    """What goes into a buffer: padded rows, float32, NaN as poison."""
+    if array.dtype.kind == "f":
+        array = pad_rows(array).astype(np.float32)
+        array = np.where(np.isnan(array), np.uint32(POISON), array.view(np.uint32))
+    return np.ascontiguousarray(array).tobytes()
+
+
+def stored_type(array: np.ndarray) -> np.dtype:
+    """The type of its values on the GPU."""
+    return np.dtype(np.float32) if array.dtype.kind == "f" else array.dtype
+
+
+def as_float64(value: Any) -> Any:
+    """The numbers that reach the GPU, in float64."""
+    if isinstance(value, Packed):
+        return value.values
+    if isinstance(value, float):
+        return float(np.float32(value))
+    if isinstance(value, np.ndarray) and value.dtype.kind == "f":
+        return value.astype(np.float32).astype(np.float64)
+    return value
+
+
+class Checker:
+    """Compiles and calls kernels. `errors`: the largest relative error of each so far."""
+
+    def __init__(self, device: Device):
+        self.device = device
+        self.errors: dict[str, float] = {}
+        self._callers: dict[int, tuple[Kernel, Caller]] = {}
+
+    def check(
+        self,
+        name: str,
+        arrays: Mapping[str, Any],
+        params: Mapping[str, Any],
+        *,
+        rows: int = 0,
+        step: Mapping[str, Any] | None = None,
+        constants: Mapping[str, Any] | None = None,
+        tolerance: float | None = None,
+        scale: float = 0.0,
+    ) -> dict[str, np.ndarray]:
+        """Compares everything the kernel writes with its oracle, and returns it."""
+        kernel, params = self._kernel(name, arrays, params, constants)
+        known = {**kernel.constants, **params, **(step or {}), **arrays}
+        want = call_oracle(name, {n: as_float64(value) for n, value in known.items()})
+        written = {slot.name for slot in kernel.slots if slot.access == "read_write"}
+        assert set(want) == written, f"kernel '{name}' writes {written}, its oracle {set(want)}"
+        shapes = {n: pad_rows(array) for n, array in want.items()}
+        got = self.run(name, arrays, params, shapes, rows=rows, step=step, constants=constants)
+        bound = TOLERANCES.get(name, DEFAULT_TOLERANCE) if tolerance is None else tolerance
+        for output, expected in shapes.items():
+            where = f"kernel '{name}', {output}, {dict(params)}, {dict(constants or {})}"
+            error = compare(got[output], expected, bound, where, scale)
+            self.errors[name] = max(self.errors.get(name, 0.0), error)
+        return got
+
+    def run(
+        self,
+        name: str,
+        arrays: Mapping[str, Any],
+        params: Mapping[str, Any],
+        outputs: Mapping[str, np.ndarray],
+        *,
+        rows: int = 0,
+        step: Mapping[str, Any] | None = None,
+        constants: Mapping[str, Any] | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Runs a kernel and reads back what has the shapes and types of `outputs`."""
+        kernel, params = self._kernel(name, arrays, params, constants)
+        counts = {d: rows if params.get("rows") == d else 0 for d in ("T", "C")}
+        block = np.zeros(1, STEP)
+        block["counts"][0, :2] = counts["T"], counts["C"]
+        for field, value in (step or {}).items():
+            block[field] = value
+        contents = dict(arrays)
+        if isinstance(weight := contents.get("weight"), Packed):
+            contents |= {"weight": weight.quants, "weight_scale": weight.scales}
+        for output, like in outputs.items():
+            words = -(-like.size * stored_type(like).itemsize // 4)
+            contents.setdefault(output, np.full(words, POISON, "<u4"))
+        buffers: dict[str, Buffer] = {}
+        try:
+            for slot in kernel.slots:
+                if slot.access != "uniform":
+                    data = stored(contents[slot.name]) + np.full(GUARD, POISON, "<u4").tobytes()
+                    buffers[slot.name] = self.device.create_buffer(len(data), slot.name)
+                    self.device.write(buffers[slot.name], 0, data)
+            self._caller(kernel)(
+                buffers, params, tokens=counts["T"], trained=counts["C"], step=block.tobytes()
+            )
+            return {n: self._read(name, buffers[n], n, like) for n, like in outputs.items()}
+        finally:
+            for buffer in buffers.values():
+                self.device.free(buffer)
+
+    def _read(self, kernel: str, buffer: Buffer, output: str, like: np.ndarray) -> np.ndarray:
+        raw = run(self.device.read(buffer, 0, buffer.size))
+        kind = stored_type(like)
+        size = like.size * kind.itemsize
+        assert raw[size:] == np.full(GUARD, POISON, "<u4").tobytes(), (
+            f"'{kernel}' wrote past {output}"
+        )
+        return np.frombuffer(raw, kind, like.size).reshape(like.shape)
+
+    def _kernel(
+        self,
+        name: str,
+        arrays: Mapping[str, Any],
+        params: Mapping[str, Any],
+        constants: Mapping[str, Any] | None,
+    ) -> tuple[Kernel, dict[str, Any]]:
+        weight = arrays.get("weight")
+        if not isinstance(weight, Packed):
+            return load_kernel(name, constants), dict(params)
+        kernel = load_kernel(name, constants, weight.libraries)
+        return kernel, {**params, **weight.shape.strides()}
+
+    def _caller(self, kernel: Kernel) -> Caller:
+        found = self._callers.get(id(kernel))
+        if found is None:
+            found = (kernel, run(Caller.open(self.device, kernel)))
+            self._callers[id(kernel)] = found
+        return found[1]
+
+    def close(self) -> None:
+        """Frees every kernel's parameters."""
+        for _, caller in self._callers.values():
+            caller.close()
+
+
+def compare(
+    got: np.ndarray, want: np.ndarray, bound: float, where: str, scale: float = 0.0
+) -> float:
+    """The relative L2 error of floats; integers must be equal, and NaN in `want` still poison.
+
+    `scale`: the least norm that errors are relative to, for results that cancel.
+    """
+    if want.dtype.names:
+        fields = want.dtype.names
+        return max(compare(got[n], want[n], bound, f"{where}, field {n}", scale) for n in fields)
+    if want.dtype.kind != "f":
+        np.testing.assert_array_equal(got, want, where)
+        return 0.0
+    untouched = np.isnan(want)
+    assert np.all(got.view(np.uint32)[untouched] == POISON), f"{where}: wrote more than it should"
+    missing = ~untouched & (got.view(np.uint32) == POISON)
+    assert not missing.any(), f"{where}: index {np.argwhere(missing)[0].tolist()} is not written"
+    with np.errstate(invalid="ignore"):
+        off = np.where(untouched | (got == want), 0.0, np.abs(got - want))
+    worst = tuple(int(i) for i in np.unravel_index(off.argmax(), off.shape))
+    size = max(float(np.linalg.norm(want[~untouched])), scale)
+    error = float(np.linalg.norm(off)) / (size or 1.0)
+    assert error <= bound, (
+        f"{where}: error {error:.1e} over {bound:.0e}, worst at {worst}: "
+        f"{got[worst]} for {want[worst]}"
+    )
+    return error

@@ -1,0 +1,452 @@
+"""One numpy function per kernel, of the same name: float64, written for reading.
+
+Arguments are named as the kernel's bindings, parameters and constants, and the fields of the step;
+arrays are logical, without the padding of a row to a multiple of four. Each returns what the kernel
+writes, by binding; NaN in a result means: not written. What a kernel adds to or changes in place
+comes in as an argument of that name.
+
+T tokens, D width, H heads, K key-value heads, E head size, C trained tokens, V vocabulary.
+"""
+
+import math
+
+import numpy as np
+
+from wgtrain import random
+
+Outputs = dict[str, np.ndarray]
+
+
+def add(a: np.ndarray, b: np.ndarray) -> Outputs:
+    return {"y": a + b}
+
+
+def add_bias(bias: np.ndarray, y: np.ndarray) -> Outputs:
+    return {"y": y + bias}
+
+
+def gather_rows(x: np.ndarray, index: np.ndarray) -> Outputs:
+    return {"y": np.where(index[:, None] >= 0, x[np.maximum(index, 0)], 0.0)}
+
+
+def scale_rows(running: np.ndarray, y: np.ndarray) -> Outputs:
+    return {"y": y * running[:, 3:]}
+
+
+def embed(
+    tokens: np.ndarray,
+    weight: np.ndarray,
+    row_start: int,
+    row_count: int,
+    y: np.ndarray | None = None,
+) -> Outputs:
+    y = np.full((len(tokens), weight.shape[1]), np.nan) if y is None else y.copy()
+    row = tokens.astype(np.int64) - row_start
+    inside = (row >= 0) & (row < row_count)
+    y[inside] = weight[row[inside]]
+    return {"y": y}
+
+
+def dropout(
+    x: np.ndarray,
+    d4: int,
+    dropout_key: int,
+    site: int,
+    threshold: int,
+    scale: float,
+    y: np.ndarray | float = 0.0,
+) -> Outputs:
+    bits = random.stream(random.mix(dropout_key ^ site), len(x) * 4 * d4).reshape(len(x), 4 * d4)
+    kept = (bits >> np.uint32(8)) >= threshold
+    return {"y": y + x * kept[:, : x.shape[1]] * scale}
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return 0.5 * (1 + np.tanh(x / 2))
+
+
+def swiglu(gate: np.ndarray, up: np.ndarray) -> Outputs:
+    return {"y": gate * sigmoid(gate) * up}
+
+
+def swiglu_backward(gate: np.ndarray, up: np.ndarray, dy: np.ndarray) -> Outputs:
+    s = sigmoid(gate)
+    return {"dgate": dy * up * (s + gate * s * (1 - s)), "dup": dy * gate * s}
+
+
+def rms_norm(x: np.ndarray, w: np.ndarray, groups: int, eps: float) -> Outputs:
+    parts = x.reshape(len(x), groups, -1)
+    y = parts / np.sqrt(np.mean(parts**2, -1, keepdims=True) + eps) * w
+    return {"y": y.reshape(x.shape)}
+
+
+def rms_norm_backward(
+    x: np.ndarray,
+    w: np.ndarray,
+    dy: np.ndarray,
+    groups: int,
+    eps: float,
+    dx: np.ndarray | float = 0.0,
+) -> Outputs:
+    parts, upstream = x.reshape(len(x), groups, -1), dy.reshape(len(x), groups, -1)
+    r = 1 / np.sqrt(np.mean(parts**2, -1, keepdims=True) + eps)
+    inner = np.mean(parts * w * upstream, -1, keepdims=True)
+    gradient = r * w * upstream - r**3 * parts * inner
+    return {"dx": dx + gradient.reshape(x.shape)}
+
+
+def rope(
+    x: np.ndarray,
+    spans: np.ndarray,
+    table: np.ndarray,
+    heads: int,
+    rotary: int,
+    INTERLEAVED: bool = False,
+    INVERSE: bool = False,
+) -> Outputs:
+    y = x.reshape(len(x), heads, -1).copy()
+    positions = np.arange(len(x)) - spans[:, 0].astype(np.int64)
+    angle = table[positions, :, 0] + 1j * table[positions, :, 1]
+    angle = (np.conj(angle) if INVERSE else angle)[:, None]
+    if INTERLEAVED:
+        first, second = slice(0, rotary, 2), slice(1, rotary, 2)
+    else:
+        first, second = slice(0, rotary // 2), slice(rotary // 2, rotary)
+    turned = (y[..., first] + 1j * y[..., second]) * angle
+    y[..., first], y[..., second] = turned.real, turned.imag
+    return {"y": y.reshape(x.shape)}
+
+
+def visible(spans: np.ndarray) -> np.ndarray:
+    """(T, T) bool: may query t see key s."""
+    at = np.arange(len(spans))
+    return (at[None] >= spans[:, :1]) & (at[None] <= at[:, None])
+
+
+def by_head(x: np.ndarray, heads: int, repeat: int = 1) -> np.ndarray:
+    """(T, heads E) -> (heads repeat, T, E)."""
+    return np.repeat(x.reshape(len(x), heads, -1).transpose(1, 0, 2), repeat, 0)
+
+
+def by_token(x: np.ndarray) -> np.ndarray:
+    """(H, T, E) -> (T, H E)."""
+    return x.transpose(1, 0, 2).reshape(x.shape[1], -1)
+
+
+def attention(
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    spans: np.ndarray,
+    heads: int,
+    kv_heads: int,
+    scale: float,
+) -> Outputs:
+    repeat = heads // kv_heads
+    scores = scale * by_head(q, heads) @ by_head(k, kv_heads, repeat).transpose(0, 2, 1)
+    scores = np.where(visible(spans), scores, -np.inf)
+    highest = scores.max(-1, keepdims=True)
+    lse = highest + np.log(np.exp(scores - highest).sum(-1, keepdims=True))
+    o = np.exp(scores - lse) @ by_head(v, kv_heads, repeat)
+    stats = np.stack([lse[..., 0].T, np.zeros((len(q), heads))], -1)
+    return {"o": by_token(o), "stats": stats}
+
+
+def attention_delta(o: np.ndarray, dout: np.ndarray, stats: np.ndarray) -> Outputs:
+    delta = (o * dout).reshape(len(o), stats.shape[1], -1).sum(-1)
+    return {"stats": np.stack([stats[..., 0], delta], -1)}
+
+
+def _softmax_gradient(
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    dout: np.ndarray,
+    stats: np.ndarray,
+    spans: np.ndarray,
+    heads: int,
+    kv_heads: int,
+    scale: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """P and dS, both (H, T, T), from the kept log-sum-exp and delta."""
+    repeat = heads // kv_heads
+    scores = scale * by_head(q, heads) @ by_head(k, kv_heads, repeat).transpose(0, 2, 1)
+    lse, delta = stats.transpose(2, 1, 0)[..., None]
+    p = np.exp(np.where(visible(spans), scores - lse, -np.inf))
+    dp = by_head(dout, heads) @ by_head(v, kv_heads, repeat).transpose(0, 2, 1)
+    return p, p * (dp - delta) * scale
+
+
+def attention_backward_q(
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    dout: np.ndarray,
+    stats: np.ndarray,
+    spans: np.ndarray,
+    heads: int,
+    kv_heads: int,
+    scale: float,
+) -> Outputs:
+    _, ds = _softmax_gradient(q, k, v, dout, stats, spans, heads, kv_heads, scale)
+    return {"dq": by_token(ds @ by_head(k, kv_heads, heads // kv_heads))}
+
+
+def attention_backward_kv(
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    dout: np.ndarray,
+    stats: np.ndarray,
+    spans: np.ndarray,
+    heads: int,
+    kv_heads: int,
+    scale: float,
+) -> Outputs:
+    p, ds = _softmax_gradient(q, k, v, dout, stats, spans, heads, kv_heads, scale)
+    dk = ds.transpose(0, 2, 1) @ by_head(q, heads)
+    dv = p.transpose(0, 2, 1) @ by_head(dout, heads)
+    shared = (kv_heads, heads // kv_heads, *dk.shape[1:])
+    return {
+        "dk": by_token(dk.reshape(shared).sum(1)),
+        "dv": by_token(dv.reshape(shared).sum(1)),
+    }
+
+
+def matmul_nt(
+    x: np.ndarray,
+    weight: np.ndarray,
+    n: int,
+    scale: float,
+    weight_row: int = 0,
+    y_column: int = 0,
+    y_stride: int = 0,
+    y: np.ndarray | None = None,
+    ADD: bool = False,
+) -> Outputs:
+    """y_column and y_stride in vec4s. Of y, the window's columns past n become zero."""
+    whole = np.full((len(x), 4 * y_stride), np.nan) if y is None else y.copy()
+    window = whole[:, 4 * y_column : 4 * (y_column + -(-n // 4))]
+    product = scale * x @ weight[weight_row : weight_row + n].T
+    window[:, :n] = product + window[:, :n] if ADD else product
+    window[:, n:] = 0.0
+    return {"y": whole}
+
+
+def matmul_nn(
+    dy: np.ndarray,
+    weight: np.ndarray,
+    n: int,
+    scale: float,
+    weight_row: int = 0,
+    dy_column: int = 0,
+    dx: np.ndarray | float = 0.0,
+) -> Outputs:
+    """dy_column in vec4s."""
+    window = dy[:, 4 * dy_column : 4 * dy_column + n]
+    return {"dx": dx + scale * window @ weight[weight_row : weight_row + n]}
+
+
+def matmul_tn(a: np.ndarray, b: np.ndarray, scale: float, out: np.ndarray | float = 0.0) -> Outputs:
+    return {"out": out + scale * a.T @ b}
+
+
+def cross_entropy_chunk(
+    targets: np.ndarray,
+    logits: np.ndarray,
+    first: int,
+    columns: int,
+    running: np.ndarray | None = None,
+) -> Outputs:
+    if first == 0 or running is None:
+        running = np.tile([-np.inf, 0.0, 0.0, 0.0], (len(logits), 1))
+    highest, total, target_logit, _ = running.T
+    above = np.maximum(highest, logits.max(1))
+    p = np.exp(logits - above[:, None])
+    factor = np.exp(highest - above)
+    column = targets.astype(np.int64) - first
+    inside = (column >= 0) & (column < columns)
+    found = logits[np.arange(len(logits)), np.where(inside, column, 0)]
+    target_logit = np.where(inside, found, target_logit)
+    return {
+        "logits": p,
+        "running": np.stack([above, total * factor + p.sum(1), target_logit, factor], 1),
+    }
+
+
+def cross_entropy_finish(
+    targets: np.ndarray,
+    running: np.ndarray,
+    weight: np.ndarray,
+    dx: np.ndarray,
+    row_start: int,
+    row_count: int,
+    DIVIDE: bool = True,
+) -> Outputs:
+    row = targets.astype(np.int64) - row_start
+    inside = (row >= 0) & (row < row_count)
+    target = np.where(inside[:, None], weight[np.where(inside, row, 0)], 0.0)
+    return {"dx": (dx / running[:, 1:2] if DIVIDE else dx) - target}
+
+
+def cross_entropy_grad(
+    targets: np.ndarray, running: np.ndarray, logits: np.ndarray, first: int
+) -> Outputs:
+    p = np.exp(logits - running[:, :1]) / running[:, 1:2]
+    columns = first + np.arange(logits.shape[1])
+    return {"logits": p - (targets[:, None] == columns)}
+
+
+def loss_sum(running: np.ndarray, totals: np.ndarray) -> Outputs:
+    result = totals.copy()
+    result["loss"] += (running[:, 0] + np.log(running[:, 1]) - running[:, 2]).sum()
+    result["count"] += len(running)
+    return {"totals": result}
+
+
+def grad_norm(
+    grads: np.ndarray, n4: int, first: int, GROUPS: int, LANES: int, partials: np.ndarray
+) -> Outputs:
+    """Group i sums every GROUPS-th block of LANES vec4s, beginning with block i."""
+    result, block = partials.copy(), 4 * LANES
+    squares = np.append(grads[: 4 * n4] ** 2, np.zeros(-4 * n4 % (block * GROUPS)))
+    result[first : first + GROUPS] = squares.reshape(-1, GROUPS, block).sum((0, 2))
+    return {"partials": result}
+
+
+def finish_step(
+    partials: np.ndarray,
+    partial_count: int,
+    totals: np.ndarray,
+    control: np.ndarray,
+    ring: np.ndarray,
+    slot: int,
+    max_grad_norm: float,
+) -> Outputs:
+    (control,), ring, (totals,) = control.copy(), ring.copy(), totals.copy()
+    count = max(int(totals["count"]), 1)
+    norm, loss = math.sqrt(partials[:partial_count].sum()) / count, totals["loss"] / count
+    latched = bool(control["latched"]) or not (math.isfinite(norm) and math.isfinite(loss))
+    clip = min(1.0, max_grad_norm / (norm + 1e-6)) if max_grad_norm > 0 else 1.0
+    ring[slot] = (loss, norm, totals["count"], not latched)
+    control["latched"], control["factor"] = latched, clip / count
+    totals["loss"], totals["count"] = 0, 0
+    return {"totals": np.array([totals]), "control": np.array([control]), "ring": ring}
+
+
+def adamw(
+    control: np.ndarray,
+    params_arena: np.ndarray,
+    grads: np.ndarray,
+    first_moment: np.ndarray,
+    second_moment: np.ndarray,
+    learning_rate: float,
+    keep: float,
+    beta1: float,
+    beta2: float,
+    rest1: float,
+    rest2: float,
+    correction1: float,
+    correction2: float,
+    epsilon: float,
+) -> Outputs:
+    p, m, v = params_arena, first_moment, second_moment
+    if not control["latched"][0]:
+        g = grads * control["factor"][0]
+        m, v = beta1 * m + rest1 * g, beta2 * v + rest2 * g**2
+        p = p * keep - learning_rate * (m / correction1) / (np.sqrt(v / correction2) + epsilon)
+        grads = np.zeros_like(grads)
+    return {"params_arena": p, "grads": grads, "first_moment": m, "second_moment": v}
+
+
+def capture_bf16(x: np.ndarray, d4: int) -> Outputs:
+    """Bits of the nearest bf16, ties to even: eight significant bits, quantum at least 2^-133."""
+    finite = np.where(np.isfinite(x), x, 0.0)
+    quantum = np.exp2(np.maximum(np.frexp(finite)[1] - 8, -133).astype(np.float64))
+    nearest = np.rint(finite / quantum) * quantum
+    nearest = np.where(np.abs(nearest) >= 2.0**128, np.copysign(np.inf, x), nearest)
+    nearest = np.copysign(np.where(np.isfinite(x), nearest, x), x).astype(np.float32)
+    bits = np.zeros((len(x), 4 * d4), np.uint16)
+    bits[:, : x.shape[1]] = nearest.view(np.uint32) >> np.uint32(16)
+    return {"y": bits}
+
+
+def restore_bf16(x: np.ndarray) -> Outputs:
+    return {"y": (x.astype(np.uint32) << np.uint32(16)).view(np.float32).astype(np.float64)}
+
+
+def _blocks(raw: np.ndarray, slice_rows: int, raw_offset: int, raw_row: int) -> np.ndarray:
+    """The rows of a slice as bytes (slice_rows, raw_row)."""
+    return raw[raw_offset : raw_offset + slice_rows * raw_row].reshape(slice_rows, raw_row)
+
+
+def _write_rows(
+    planes: np.ndarray, rows: np.ndarray, first_row: int, stride: int, at: int = 0
+) -> None:
+    """Puts bytes (rows, n) as zero-padded rows of `stride` words, from word `at` on."""
+    padded = np.zeros((len(rows), 4 * stride), np.uint8)
+    padded[:, : rows.shape[1]] = rows
+    start = at + first_row * stride
+    planes[start : start + len(rows) * stride] = padded.view("<u4").ravel()
+
+
+def repack_f32(
+    raw: np.ndarray,
+    planes: np.ndarray,
+    slice_rows: int,
+    first_row: int,
+    packs: int,
+    raw_offset: int,
+    raw_row: int,
+) -> Outputs:
+    planes = planes.copy()
+    rows = _blocks(raw, slice_rows, raw_offset, raw_row)
+    _write_rows(planes, rows, first_row, 4 * packs)
+    return {"planes": planes}
+
+
+repack_16 = repack_f32  # both only pad rows to packs of sixteen bytes
+
+
+def repack_q8_0(
+    raw: np.ndarray,
+    planes: np.ndarray,
+    slice_rows: int,
+    first_row: int,
+    packs: int,
+    scale_stride: int,
+    scales_at: int,
+    raw_offset: int,
+    raw_row: int,
+) -> Outputs:
+    """Byte s of word c is value 4 s + c of its sixteen."""
+    planes = planes.copy()
+    blocks = _blocks(raw, slice_rows, raw_offset, raw_row).reshape(slice_rows, -1, 34)
+    quants = blocks[..., 2:].reshape(slice_rows, -1, 4, 4).swapaxes(2, 3)
+    _write_rows(planes, quants.reshape(slice_rows, -1), first_row, 4 * packs)
+    scales = blocks[..., :2].reshape(slice_rows, -1)
+    _write_rows(planes, scales, first_row, scale_stride, scales_at)
+    return {"planes": planes}
+
+
+def repack_q4_0(
+    raw: np.ndarray,
+    planes: np.ndarray,
+    slice_rows: int,
+    first_row: int,
+    packs: int,
+    scale_stride: int,
+    scales_at: int,
+    raw_offset: int,
+    raw_row: int,
+) -> Outputs:
+    """Nibble s of word c is value 4 s + c of its 32, as two's complement of q - 8."""
+    planes = planes.copy()
+    blocks = _blocks(raw, slice_rows, raw_offset, raw_row).reshape(slice_rows, -1, 18)
+    values = np.concatenate([blocks[..., 2:] & 15, blocks[..., 2:] >> 4], -1)
+    nibbles = (values ^ 8).reshape(slice_rows, -1, 8, 4).swapaxes(2, 3)
+    quants = nibbles[..., 0::2] | nibbles[..., 1::2] << 4
+    _write_rows(planes, quants.reshape(slice_rows, -1), first_row, 4 * packs)
+    scales = blocks[..., :2].reshape(slice_rows, -1)
+    _write_rows(planes, scales, first_row, scale_stride, scales_at)
+    return {"planes": planes}
