@@ -12,11 +12,11 @@ import time
 from types import SimpleNamespace
 
 import numpy as np
-from wgtrain.data.jsonl import Dataset, Row
 
 from wgtrain import random
 from wgtrain.api import data_file, read_file
 from wgtrain.cli import main
+from wgtrain.data.jsonl import Dataset, Row
 from wgtrain.files.names import resolve_targets, tensor_name
 
 VOCAB, WIDTH, LAYERS = 11, 6, 3
@@ -190,7 +190,7 @@ def fake_rows(n=14, seq_len=16, name="rows.jsonl"):
     return Dataset(rows, name, seq_len, 0, 0, [])
 
 
-def fake_dataset(data, model, seq_len=512, train_on="completions"):
+def fake_dataset(data, model, seq_len, train_on, now):
     """Rows from a JSONL file of {"tokens", "targets"}, as `load_dataset` would give them."""
     path = data_file(data)
     rows = []

@@ -1,10 +1,15 @@
 """The functions of the Python API that take paths: they open files and hand bytes to the core."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from wgtrain.aio import dual_function
+from wgtrain.data import Dataset, Tokenizer, load_rows
+from wgtrain.data import load_tokenizer as read_tokenizer
 from wgtrain.errors import FileError
 from wgtrain.files.adapters import (
     CONFIG_FILE,
@@ -13,14 +18,11 @@ from wgtrain.files.adapters import (
     read_adapter_gguf,
     read_adapter_peft,
 )
+from wgtrain.files.gguf import read_gguf
 from wgtrain.files.source import BytesSource, Source
+from wgtrain.model.model import Model, open_model
 from wgtrain.progress import watch
 from wgtrain.train.trainer import Trainer
-
-if TYPE_CHECKING:
-    from wgtrain.data.jsonl import Dataset
-    from wgtrain.data.tokenizer import Tokenizer
-    from wgtrain.model.model import Model
 
 AnyPath = str | os.PathLike[str]
 AnyBytes = bytes | bytearray | memoryview
@@ -35,7 +37,7 @@ class FileSource:
     def __init__(self, path: AnyPath):
         self.name = str(path)
         try:
-            self._file = open(path, "rb", buffering=0)  # noqa: SIM115  (read for the model's life)
+            self._file = open(path, "rb", buffering=0)  # noqa: SIM115
             self.size = os.fstat(self._file.fileno()).st_size
         except OSError as error:
             raise FileError(f"{path}: {error.strerror or error}") from None
@@ -54,17 +56,23 @@ class FileSource:
         self._file.close()
 
 
-def as_source(source: AnyPath | AnyBytes | Source, name: str = "model") -> Source:
-    """A `Source` over a path, bytes, or an object that is one already."""
+@contextmanager
+def as_source(source: AnyPath | AnyBytes | Source) -> Iterator[Source]:
+    """A `Source` over a path, bytes, or an object that is one already; a file is closed after."""
     if isinstance(source, str | os.PathLike):
         if Path(source).is_dir():
             raise FileError(f"{source}: a folder; a GGUF file is needed")
-        return FileSource(source)
-    if isinstance(source, bytes | bytearray | memoryview):
-        return BytesSource(source, name)
-    if not hasattr(source, "read_range") or not hasattr(source, "size"):
+        file = FileSource(source)
+        try:
+            yield file
+        finally:
+            file.close()
+    elif isinstance(source, bytes | bytearray | memoryview):
+        yield BytesSource(source)
+    elif hasattr(source, "read_range") and hasattr(source, "size"):
+        yield source
+    else:
         raise TypeError(f"a path, bytes, or an object with read_range and size, not {source!r}")
-    return source
 
 
 def read_file(path: AnyPath) -> bytes:
@@ -80,42 +88,42 @@ async def load_model(
     source: AnyPath | AnyBytes | Source,
     adapter_index: int | None = None,
     limits: str | None = None,
-) -> "Model":
+) -> Model:
     """Opens a GGUF model on a GPU: the strongest, or number `adapter_index` of `list_adapters`.
 
     `source`: a path, bytes, or an object with `size` and `read_range(offset, n)`. With
     `limits="default"` only what every WebGPU adapter grants is asked for.
     """
-    from wgtrain.model.model import open_model
 
     def read_adapter(adapter: Any) -> Adapter:
         return adapter if isinstance(adapter, Adapter) else load_adapter(adapter, model)
 
-    model = await open_model(
-        as_source(source), adapter_index=adapter_index, limits=limits, read_adapter=read_adapter
-    )
+    with as_source(source) as opened:
+        model = await open_model(
+            opened, adapter_index=adapter_index, limits=limits, read_adapter=read_adapter
+        )
     return model
 
 
 @dual_function
 async def load_dataset(
     data: AnyPath | AnyBytes,
-    model: "Model | Tokenizer",
+    model: Model | Tokenizer,
     seq_len: int = 512,
     train_on: str = "completions",
-) -> "Dataset":
+    now: datetime | None = None,
+) -> Dataset:
     """Token rows of a JSONL file, of its bytes, or of the `train.jsonl` in a folder.
 
-    `model` gives the tokenizer (or is one). Rows longer than `seq_len` tokens are cut.
+    `model` gives the tokenizer (or is one). Rows longer than `seq_len` tokens are cut. `now` is the
+    date for chat templates that write one.
     """
-    from wgtrain.data.jsonl import load_rows
-
     tokenizer: Any = getattr(model, "tokenizer", model)
     name = "data"
     if isinstance(data, str | os.PathLike):
         path = data_file(data)
         name, data = str(path), read_file(path)
-    return load_rows(bytes(data), tokenizer, seq_len=seq_len, train_on=train_on, name=name)
+    return load_rows(bytes(data), tokenizer, seq_len=seq_len, train_on=train_on, name=name, now=now)
 
 
 def data_file(path: AnyPath, part: str = "train") -> Path:
@@ -124,17 +132,14 @@ def data_file(path: AnyPath, part: str = "train") -> Path:
 
 
 @dual_function
-async def load_tokenizer(source: AnyPath | AnyBytes | Source) -> "Tokenizer":
+async def load_tokenizer(source: AnyPath | AnyBytes | Source) -> Tokenizer:
     """The tokenizer in a GGUF, which may be a vocabulary without weights."""
-    from wgtrain.data import tokenizer
-    from wgtrain.files.gguf import read_gguf
-
-    opened = as_source(source)
-    gguf = await read_gguf(opened)
-    return tokenizer.load_tokenizer(gguf.metadata, gguf.name)
+    with as_source(source) as opened:
+        gguf = await read_gguf(opened)
+    return read_tokenizer(gguf.metadata, gguf.name)
 
 
-def load_adapter(source: AnyPath | AnyBytes, model: "Model") -> Adapter:
+def load_adapter(source: AnyPath | AnyBytes, model: Model) -> Adapter:
     """An adapter for `model`: a GGUF file, its bytes, or a PEFT folder (or the tensors in it)."""
     if isinstance(source, bytes | bytearray | memoryview):
         return read_adapter_gguf(source, "adapter")

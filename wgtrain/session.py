@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,12 @@ def start(settings: dict[str, Any], say: Say = print) -> bool:
         check_free(paths.out)
     given = tuple(name for name, value in settings.items() if value is not None)
     with ExitStack() as stack:
-        trainer = stack.enter_context(_open(paths, lora, config, given))
+        now = _now()
+        trainer = stack.enter_context(_open(paths, lora, config, given, now))
         name = Path(paths.data).stem or "run"
         folder = RunFolder.create(paths.out, name, _used(paths, trainer))
         stack.callback(folder.close)
-        folder.write_summary(status="running", version=__version__, inputs=_inputs(paths, trainer))
+        _write_start(folder, paths, trainer, now)
         return _train(folder, trainer, say)
 
 
@@ -52,26 +54,33 @@ def resume(path: str, say: Say = print) -> bool:
         )
         inputs = summary.get("inputs", {})
         _check_inputs(folder, inputs)
-        trainer = stack.enter_context(_open(paths, lora, config, ()))
+        # Some chat templates write the date: rows are those of the day the run was started.
+        now = datetime.fromisoformat(summary.get("started") or _now().isoformat())
+        trainer = stack.enter_context(_open(paths, lora, config, (), now))
         model = inputs.get("model", {})
         if model.get("fingerprint") not in (None, trainer.model.fingerprint):
             raise FileError(_changed("model", model["path"], folder))
+        _write_start(folder, paths, trainer, now)
         _restore(folder, trainer, say)
         return _train(folder, trainer, say)
 
 
 @contextmanager
 def _open(
-    paths: RunConfig, lora: LoraConfig, config: TrainConfig, given: tuple[str, ...]
+    paths: RunConfig,
+    lora: LoraConfig,
+    config: TrainConfig,
+    given: tuple[str, ...],
+    now: datetime,
 ) -> Iterator[Trainer]:
     """Model, rows and trainer of a run."""
     model = load_model(paths.model, adapter_index=paths.adapter_index)
     try:
-        rows = load_dataset(paths.data, model, config.seq_len, config.train_on)
+        rows = load_dataset(paths.data, model, config.seq_len, config.train_on, now)
         valid_file = _valid_file(paths, config)
         valid = None
         if valid_file is not None:
-            valid = load_dataset(valid_file, model, config.seq_len, config.train_on)
+            valid = load_dataset(valid_file, model, config.seq_len, config.train_on, now)
         adapter = load_adapter(paths.init_adapter, model) if paths.init_adapter else None
         trainer = Trainer(model, rows, lora, config, valid, adapter, given)
         try:
@@ -81,6 +90,20 @@ def _open(
             trainer.close()
     finally:
         model.close()
+
+
+def _now() -> datetime:
+    return datetime.now().replace(microsecond=0)
+
+
+def _write_start(folder: RunFolder, paths: RunConfig, trainer: Trainer, now: datetime) -> None:
+    """What a resumed run compares itself with."""
+    folder.write_summary(
+        status="running",
+        version=__version__,
+        started=now.isoformat(),
+        inputs=_inputs(paths, trainer),
+    )
 
 
 def _valid_file(paths: RunConfig, config: TrainConfig) -> Path | None:

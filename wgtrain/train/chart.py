@@ -1,6 +1,7 @@
 """The loss curve as SVG."""
 
 from collections.abc import Sequence
+from xml.etree import ElementTree
 
 Curve = Sequence[tuple[int, float]]
 POINTS = 500  # a curve of more steps is drawn as the means of so many stretches
@@ -10,7 +11,14 @@ def loss_svg(losses: Curve, evaluations: Curve = (), title: str = "Loss") -> byt
     """A chart of (step, training loss) and (step, validation loss); stands alone, no scripts."""
     import pygal
 
-    style = pygal.style.CleanStyle(colors=("#7aa6c2", "#c0392b"), font_family="sans-serif")
+    style = pygal.style.CleanStyle(
+        colors=("#7aa6c2", "#c0392b"),
+        font_family="sans-serif",
+        background="white",
+        plot_background="white",
+        guide_stroke_color="#dddddd",
+        major_guide_stroke_color="#cccccc",
+    )
     chart = pygal.XY(
         style=style,
         js=[],
@@ -20,18 +28,20 @@ def loss_svg(losses: Curve, evaluations: Curve = (), title: str = "Loss") -> byt
         width=900,
         height=480,
         dots_size=2,
-        show_x_guides=True,
         legend_at_bottom=True,
         no_data_text="no step yet",
         value_formatter=lambda y: f"{y:.4g}",
         x_value_formatter=lambda x: f"{x:.0f}",
-        print_values=False,
     )
     chart.add("training", _thinned(losses), show_dots=len(losses) == 1)
     if evaluations:
         chart.add("validation", list(evaluations))
-    svg: bytes = chart.render()
-    return svg
+    chart.uuid = "loss"  # else random, and the same curve would never give the same bytes
+    root = chart.render_tree()
+    for parent in list(root.iter()):
+        for script in [child for child in parent if str(child.tag).endswith("script")]:
+            parent.remove(script)
+    return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
 
 
 def _thinned(curve: Curve) -> list[tuple[float, float]]:

@@ -22,14 +22,14 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class State:
-    """Where a run stands: `step` optimizer steps are done, the next window is `window` of `epoch`.
+    """Where a run stands: after `step` optimizer steps, before window `position` of `epoch`.
 
     `settings` are all of the adapter and the training, `rows` is a hash of the token rows.
     """
 
     step: int
     epoch: int
-    window: int
+    position: int
     tokens_seen: int
     elapsed_seconds: float
     settings: dict[str, Any]

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from wgtrain import random
-from wgtrain.data.jsonl import Dataset, Row
+from wgtrain.data import Dataset, Row
 from wgtrain.errors import OptionError
 from wgtrain.files.adapters import Adapter
 from wgtrain.files.names import resolve_targets, split_tensor

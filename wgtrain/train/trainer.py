@@ -11,8 +11,7 @@ from typing import Any
 
 from wgtrain import __version__, random
 from wgtrain.aio import aio_view, dual, dual_iterator
-from wgtrain.data.batches import Batches, make_batch
-from wgtrain.data.jsonl import Dataset
+from wgtrain.data import Dataset
 from wgtrain.errors import NonFiniteError, OptionError
 from wgtrain.files.adapters import (
     Adapter,
@@ -27,6 +26,7 @@ from wgtrain.train.learner import Learner
 from wgtrain.train.schedule import make_schedule
 from wgtrain.train.settings import as_mapping
 from wgtrain.train.start import adopt, hash_rows, initial_parameters, split_rows
+from wgtrain.train.windows import Windows, in_batches
 
 MOST_UNREAD, READ_SECONDS = 8, 0.2  # reports are read after so many steps or so long
 # Settings that a checkpoint may differ in: they change no number, or `rows` covers them.
@@ -116,28 +116,17 @@ class Trainer:
             lora = adopt(lora, init_adapter, model.config.n_layer, given)
         self.model, self.rows, self.valid, self.lora, self.config = model, rows, valid, lora, config
 
-        size = config.batch_size
-        self._batches = Batches(
-            rows.rows, size, config.shuffle, config.seed, config.packing, rows.seq_len
-        )
         self._rows_hash = hash_rows(rows.rows)
-        self._epoch, self._window = 0, 0  # of the next step
-        self._windows = self._windows_of(0)
-        self.steps_per_epoch = len(self._windows)
-        self.total_steps = config.iters or sum(
-            len(self._windows_of(epoch)) for epoch in range(config.epochs or 0)
-        )
-        self.schedule = make_schedule(config, self.total_steps, self.steps_per_epoch)
-
-        held = valid.rows if valid else []
-        self._held = [make_batch(held[i : i + size]) for i in range(0, len(held), size)]
-        lengths = sorted((len(row.tokens) for row in rows.rows), reverse=True)
-        room = size * rows.seq_len if config.packing else sum(lengths[:size])
+        self._windows = Windows(rows, config)
+        self.total_steps = self._windows.total
+        self.schedule = make_schedule(config, self.total_steps, self._windows.per_epoch)
+        self._held = list(in_batches(valid, config.batch_size)) if valid else []
+        held_rows = [len(row.tokens) for row in valid.rows] if valid else []
         self.learner = Learner(
             model,
             lora,
-            max_tokens=max([min(room, sum(lengths)), *(len(b.tokens) for b in self._held)]),
-            max_row=max([lengths[0], *(len(row.tokens) for row in held)]),
+            max_tokens=max([self._windows.max_tokens, *(len(b.tokens) for b in self._held)]),
+            max_row=max([self._windows.max_row, *held_rows]),
             grad_checkpoint=config.grad_checkpoint == "on",
             capture=config.capture,
         )
@@ -190,7 +179,7 @@ class Trainer:
     def _queue_step(self) -> None:
         """Queues one optimizer step: forward and backward of each micro-batch, then the update."""
         c, step = self.config, self.step + 1
-        batches = [make_batch([self.rows.rows[i] for i in rows]) for rows in self._next_window()]
+        batches = self._windows.next()
         for micro, batch in enumerate(batches):
             self.learner.micro(batch, dropout_key=random.key(c.seed, "dropout", step, micro))
         rate = self.schedule(step)
@@ -203,20 +192,7 @@ class Trainer:
         self.step = step
         tokens = sum(len(batch.tokens) for batch in batches)
         lines = tuple(line for batch in batches for line in batch.lines)
-        epoch = self._epoch + self._window / len(self._windows)
-        self._unread.append(_Queued(step, epoch, rate, tokens, lines))
-
-    def _next_window(self) -> list[list[int]]:
-        if self._window == len(self._windows):
-            self._epoch, self._window = self._epoch + 1, 0
-            self._windows = self._windows_of(self._epoch)
-        self._window += 1
-        return self._windows[self._window - 1]
-
-    def _windows_of(self, epoch: int) -> list[list[list[int]]]:
-        """The accumulation windows of an epoch: lists of micro-batches, which are row numbers."""
-        batches, n = self._batches.per_epoch(epoch), self.config.grad_accum
-        return [batches[i : i + n] for i in range(0, len(batches), n)]
+        self._unread.append(_Queued(step, self._windows.passed(), rate, tokens, lines))
 
     def _must_read(self) -> bool:
         return (
@@ -350,8 +326,8 @@ class Trainer:
         m, v = await self.learner.moments()
         state = ckpt.State(
             self.step,
-            self._epoch,
-            self._window,
+            self._windows.epoch,
+            self._windows.position,
             self.tokens_seen,
             self.elapsed_seconds,
             as_mapping(self.lora, self.config),
@@ -383,8 +359,8 @@ class Trainer:
             raise OptionError("\n".join(dict.fromkeys(problems)))
         self.learner.set_parameters(parameters)
         self.learner.set_moments(saved.m, saved.v)
-        self.step, self._epoch, self._window = state.step, state.epoch, state.window
-        self._windows = self._windows_of(self._epoch)
+        self.step = state.step
+        self._windows.epoch, self._windows.position = state.epoch, state.position
         self.tokens_seen, self.elapsed_seconds = state.tokens_seen, state.elapsed_seconds
         self._unread, self.failure = [], None
         self._ready.clear()

@@ -1,0 +1,376 @@
+"""`wgtrain train` from outside: options, files, exit codes, messages; with the numpy learner."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import fake_learner
+import pytest
+import yaml
+from click.testing import CliRunner
+from fake_learner import FakeLearner, write_rows
+
+from wgtrain import cli, doctor
+from wgtrain.errors import DeviceError, FileError, OutOfMemoryError
+from wgtrain.files.adapters import read_adapter_gguf
+from wgtrain.gpu import AdapterInfo
+from wgtrain.train.config import LoraConfig, RunConfig, TrainConfig
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    """A folder with a model and rows, and the toy in place of the engine."""
+    monkeypatch.chdir(tmp_path)
+    fake_learner.install(monkeypatch.setattr)
+    write_rows(tmp_path / "rows.jsonl")
+    (tmp_path / "base.gguf").write_bytes(b"toy")
+    return tmp_path
+
+
+def wgtrain(capsys, *arguments):
+    """(exit code, standard output, standard error) of a command line."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    with pytest.raises(SystemExit) as exit:
+        cli.main([str(a) for a in arguments])
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    captured = capsys.readouterr()
+    return exit.value.code, captured.out, captured.err
+
+
+def train(capsys, *arguments, out="out", data="rows.jsonl"):
+    """Trains the toy and returns its summary and metrics."""
+    code, said, error = wgtrain(
+        capsys, "train", "--model", "base.gguf", "--data", data, "--out", out, *arguments
+    )
+    assert code == 0, said + error
+    return json.loads(Path(out, "summary.json").read_text()), metrics(out)
+
+
+def metrics(out):
+    return [json.loads(line) for line in Path(out, "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_its_folder(toy, capsys):
+    summary, lines = train(capsys, "--valid", "0.2", "--rank", "2")
+    assert sorted(p.name for p in Path("out").iterdir()) == [
+        "adapter.gguf",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "checkpoints",
+        "config.yaml",
+        "loss.svg",
+        "metrics.jsonl",
+        "summary.json",
+        "train.log",
+    ]
+    assert summary["status"] == "done" and summary["error"] is None
+    assert summary["step"] == summary["total_steps"] == 9
+    losses = [line["loss"] for line in lines if "loss" in line]
+    held = [line["eval_loss"] for line in lines if "eval_loss" in line]
+    assert (summary["first_loss"], summary["last_loss"]) == (losses[0], losses[-1])
+    assert (summary["first_eval_loss"], summary["last_eval_loss"]) == (held[0], held[-1])
+    assert summary["paths"]["adapter.gguf"] == "out/adapter.gguf"
+    adapter = read_adapter_gguf(Path("out/adapter.gguf").read_bytes(), "adapter.gguf")
+    assert adapter.rank == 2 and len(adapter.tensors) == 7 * fake_learner.LAYERS
+    assert "step 9/9" in Path("out/train.log").read_text()
+
+
+def test_default_folder(toy, capsys):
+    code, said, _ = wgtrain(capsys, "train", "--model", "base.gguf", "--data", "rows.jsonl")
+    assert code == 0
+    (folder,) = Path("runs").iterdir()
+    assert folder.name.endswith("-rows") and f"writing to runs/{folder.name}" in said
+
+
+# name -> (arguments, what it must be in config.yaml)
+OPTIONS = {
+    "adapter_index": (["--adapter-index", "3"], 3),
+    "rank": (["--rank", "3"], 3),
+    "alpha": (["--alpha", "7"], 7.0),
+    "dropout": (["--dropout", "0.25"], 0.25),
+    "target_modules": (["--target-modules", "q_proj,lm_head"], "q_proj,lm_head"),
+    "layers": (["--layers", "0-1"], "0-1"),
+    "method": (["--method", "lora"], "lora"),
+    "epochs": (["--epochs", "1"], 1),
+    "iters": (["--iters", "2"], 2),
+    "batch_size": (["--batch-size", "5"], 5),
+    "grad_accum": (["--grad-accum", "2"], 2),
+    "seq_len": (["--seq-len", "4"], 4),
+    "packing": (["--packing"], True),
+    "learning_rate": (["--learning-rate", "1e-2"], 0.01),
+    "lr_schedule": (["--lr-schedule", "linear"], "linear"),
+    "lr_period": (["--lr-period", "2", "--lr-schedule", "cosine-restarts"], 2),
+    "warmup_ratio": (["--warmup-ratio", "0.5"], 0.5),
+    "warmup_steps": (["--warmup-steps", "4"], 4),
+    "optimizer": (["--optimizer", "adamw"], "adamw"),
+    "weight_decay": (["--weight-decay", "0.5"], 0.5),
+    "max_grad_norm": (["--max-grad-norm", "0.001"], 0.001),
+    "train_on": (["--train-on", "all"], "all"),
+    "grad_checkpoint": (["--grad-checkpoint", "on"], "on"),
+    "capture": (["--capture", "bf16"], "bf16"),
+    "valid": (["--valid", "0.2"], 0.2),
+    "eval_every": (["--eval-every", "5"], 5),
+    "save_every": (["--save-every", "4"], 4),
+    "save_total_limit": (["--save-total-limit", "1"], 1),
+    "seed": (["--seed", "7"], 7),
+    "shuffle": (["--no-shuffle"], False),
+}
+# These change what is kept, looked at or demanded; the engine's are tested on the engine.
+SAME_NUMBERS = {"adapter_index", "method", "optimizer", "grad_checkpoint", "capture"}
+SAME_NUMBERS |= {"eval_every", "save_every", "save_total_limit"}
+
+
+def test_every_setting_is_an_option():
+    fields = {f.name for c in (RunConfig, LoraConfig, TrainConfig) for f in dataclasses.fields(c)}
+    assert fields - set(OPTIONS) == {"model", "data", "out", "init_adapter"}
+    shown = CliRunner().invoke(cli.cli, ["train", "--help"]).output
+    for name in fields | {"config", "resume"}:
+        assert f"--{name.replace('_', '-')}" in shown
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_each_option_arrives_and_changes_the_run(toy, capsys, name):
+    arguments, value = OPTIONS[name]
+    base = ["--rank", "2"] if name != "rank" else []
+    _, plain = train(capsys, *base, out="plain")
+    _, changed = train(capsys, *base, *arguments, out="changed")
+    assert yaml.safe_load(Path("changed/config.yaml").read_text())[name] == value
+    adapters = [Path(out, "adapter.gguf").read_bytes() for out in ("plain", "changed")]
+    losses = [[line.get("loss") for line in lines if "loss" in line] for lines in (plain, changed)]
+    if name in SAME_NUMBERS:
+        assert adapters[0] == adapters[1] and losses[0] == losses[1]
+    else:
+        assert adapters[0] != adapters[1]
+
+
+def test_engine_options_reach_the_engine(toy, capsys, monkeypatch):
+    made = []
+
+    class Watched(FakeLearner):
+        def __init__(self, model, lora, **options):
+            super().__init__(model, lora, **options)
+            made.append((model.adapter_index, self.options))
+
+    monkeypatch.setattr("wgtrain.train.trainer.Learner", Watched)
+    train(capsys, "--capture", "bf16", "--grad-checkpoint", "on", "--adapter-index", "3")
+    assert made == [(3, {"capture": "bf16", "grad_checkpoint": True})]
+
+
+def test_saving_and_evaluating(toy, capsys):
+    arguments = ["--save-every", "4", "--eval-every", "5", "--valid", "0.2", "--epochs", "5"]
+    _, lines = train(capsys, *arguments, "--save-total-limit", "0")
+    saved = sorted(p.name for p in Path("out/checkpoints").iterdir())
+    assert saved == ["step-000004", "step-000008", "step-000012", "step-000015"]
+    assert [line["step"] for line in lines if "eval_loss" in line] == [0, 5, 10, 15]
+    train(capsys, *arguments, out="few")
+    saved = sorted(p.name for p in Path("few/checkpoints").iterdir())
+    assert saved == ["step-000012", "step-000015"]
+
+
+def test_the_spellings_people_bring(toy, capsys):
+    brought = "--max-seq-length 4 --grad-accumulation-steps 2 --lora-r 3 --lora-alpha 5"
+    brought += " --lora-dropout 0.25 --no-mask-prompt"
+    ours = "--seq-len 4 --grad-accum 2 --rank 3 --alpha 5 --dropout 0.25 --train-on all"
+    train(capsys, *brought.split(), out="a")
+    train(capsys, *ours.split(), out="b")
+    a, b = (yaml.safe_load(Path(out, "config.yaml").read_text()) for out in "ab")
+    assert a | {"out": ""} == b | {"out": ""}
+    assert Path("a/adapter.gguf").read_bytes() == Path("b/adapter.gguf").read_bytes()
+
+
+def test_config_file(toy, capsys):
+    settings = {"model": "base.gguf", "data": "rows.jsonl", "rank": 3, "epochs": 9, "lora_alpha": 2}
+    Path("c.yaml").write_text(yaml.safe_dump(settings) + "learning_rate: 2e-3\n")
+    code, said, error = wgtrain(
+        capsys, "train", "--config", "c.yaml", "--out", "out", "--rank", "2", "--iters", "4"
+    )
+    assert code == 0, said + error
+    used = yaml.safe_load(Path("out/config.yaml").read_text())
+    assert (used["rank"], used["alpha"], used["batch_size"]) == (2, 2.0, 4)
+    assert (used["epochs"], used["iters"], used["learning_rate"]) == (None, 4, 0.002)
+
+
+def test_used_settings_make_the_same_run(toy, capsys):
+    train(capsys, "--iters", "5", "--warmup-steps", "1", "--valid", "0.2", out="a")
+    code, _, error = wgtrain(capsys, "train", "--config", "a/config.yaml", "--out", "b")
+    assert code == 0, error
+    assert Path("a/adapter.gguf").read_bytes() == Path("b/adapter.gguf").read_bytes()
+
+
+def test_data_folder_and_validation_file(toy, capsys):
+    folder = toy / "set"
+    folder.mkdir()
+    write_rows(folder / "train.jsonl")
+    write_rows(folder / "valid.jsonl", 5)
+    summary, _ = train(capsys, data="set", out="a")
+    assert (summary["rows"], summary["valid_rows"]) == (14, 5)
+    summary, _ = train(capsys, "--valid", "set/valid.jsonl", out="b")
+    assert (summary["rows"], summary["valid_rows"]) == (14, 5)
+    summary, _ = train(capsys, "--valid", "0.5", data="set", out="c")
+    assert (summary["rows"], summary["valid_rows"]) == (7, 7)
+
+
+def test_init_adapter_as_gguf_and_as_peft_folder(toy, capsys):
+    train(capsys, "--rank", "3", "--target-modules", "q_proj", out="first")
+    adapters = []
+    for i, path in enumerate(["first/adapter.gguf", "first", "first/adapter_config.json"]):
+        train(capsys, "--init-adapter", path, out=f"second{i}")
+        used = yaml.safe_load(Path(f"second{i}/config.yaml").read_text())
+        assert (used["rank"], used["target_modules"], used["layers"]) == (3, "attn_q", "all")
+        adapters.append(Path(f"second{i}/adapter.gguf").read_bytes())
+    assert adapters[0] == adapters[1] == adapters[2]
+    code, _, error = wgtrain(
+        capsys, *"train --model base.gguf --data rows.jsonl --init-adapter first --rank 16".split()
+    )
+    assert code == 2 and "--rank = 16: init_adapter brings 3" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "messages"),
+    [
+        ("", ["--model: needed", "--data: needed"]),
+        ("--model base.gguf --data nothing.jsonl", ["nothing.jsonl: No such file"]),
+        ("--model nothing.gguf --data rows.jsonl", ["nothing.gguf: No such file"]),
+        ("{ok} --rank 0 --batch-size x", ["--rank = 0: allowed is", "--batch-size = x: allowed"]),
+        ("{ok} --method dora", ["--method = dora: allowed is only lora"]),
+        ("{ok} --optimizer sgd", ["--optimizer = sgd: allowed is only adamw"]),
+        ("{ok} --epochs 3 --iters 5", ["--epochs, --iters: only one of them may be given"]),
+        ("{ok} --warmup-ratio 0.03 --warmup-steps 5", ["--warmup-ratio, --warmup-steps: only"]),
+        ("{ok} --train-on all --mask-prompt", ["'train_on' is given twice"]),
+        ("{ok} --layers 9", ["--layers = 9: the model has 3 blocks"]),
+        ("{ok} --valid nowhere.jsonl", ["nowhere.jsonl: No such file"]),
+        ("{ok} --valid 1.5", ["--valid = 1.5: allowed is"]),
+        ("{ok} --out full", ["--out = full: exists already and is never overwritten"]),
+        ("{ok} --config missing.yaml", ["missing.yaml: No such file"]),
+        ("{ok} --config bad.yaml", ["bad.yaml: unknown setting 'learnin_rate'; did you mean"]),
+        ("{ok} --init-adapter rows.jsonl", ["rows.jsonl: "]),
+        ("{ok} --bogus", ["No such option"]),
+        ("--resume nowhere", ["nowhere: not a run folder"]),
+        (
+            "--resume nowhere --rank 3 --config bad.yaml",
+            ["--resume: stands alone", "--rank, --config"],
+        ),
+    ],
+)
+def test_unusable_input(toy, capsys, arguments, messages):
+    Path("full").mkdir()
+    Path("full/mine.txt").write_text("mine")
+    Path("bad.yaml").write_text("learnin_rate: 1\n")
+    arguments = arguments.format(ok="--model base.gguf --data rows.jsonl")
+    code, _, error = wgtrain(capsys, "train", *arguments.split())
+    assert code == 2 and "Traceback" not in error
+    assert all(message in error for message in messages), error
+    assert not Path("runs").exists() and os.listdir("full") == ["mine.txt"]
+
+
+def test_not_finite(toy, capsys, monkeypatch):
+    class Poisoned(FakeLearner):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            self.poison_at = 6
+
+    monkeypatch.setattr("wgtrain.train.trainer.Learner", Poisoned)
+    command = "train --model base.gguf --data rows.jsonl --out out".split()
+    for every, place in ((2, "out/checkpoints/step-000004"), (0, "none was written yet")):
+        shutil.rmtree("out", ignore_errors=True)
+        code, _, error = wgtrain(capsys, *command, "--save-every", every)
+        assert code == 2 and "step 6: loss nan" in error and "in the rows of lines " in error
+        assert f"last good checkpoint: {place}" in error
+        summary = json.loads(Path("out/summary.json").read_text())
+        assert summary["status"] == "failed" and "step 6: loss nan" in summary["error"]
+        assert [line["step"] for line in metrics("out")] == [1, 2, 3, 4, 5]
+        assert not Path("out/adapter.gguf").exists()
+
+
+@pytest.mark.parametrize("stage", ["load", "build"])
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(OutOfMemoryError("needs 3 GiB"), 3), (DeviceError("gone"), 3), (FileError("base.gguf"), 2)],
+)
+def test_failures_before_training_leave_no_folder(toy, capsys, monkeypatch, stage, error, code):
+    def fail(*arguments, **options):
+        raise error
+
+    place = "wgtrain.session.load_model" if stage == "load" else "fake_learner.FakeLearner.build"
+    monkeypatch.setattr(place, fail)
+    got, _, said = wgtrain(capsys, "train", "--model", "base.gguf", "--data", "rows.jsonl")
+    assert got == code and said == f"error: {error}\n"
+    assert not Path("runs").exists()
+
+
+def test_device_lost_while_training(toy, capsys, monkeypatch):
+    class Lost(FakeLearner):
+        def update(self, *, step, **options):
+            if step == 5:
+                raise DeviceError("the device was lost")
+            super().update(step=step, **options)
+
+    monkeypatch.setattr("wgtrain.train.trainer.Learner", Lost)
+    code, _, error = wgtrain(
+        capsys, *"train --model base.gguf --data rows.jsonl --out out --save-every 2".split()
+    )
+    assert code == 3 and error == "error: the device was lost\n"
+    assert json.loads(Path("out/summary.json").read_text())["error"] == "the device was lost"
+    monkeypatch.setattr("wgtrain.train.trainer.Learner", FakeLearner)
+    assert wgtrain(capsys, "train", "--resume", "out")[0] == 0
+    train(capsys, out="whole")
+    assert Path("out/adapter.gguf").read_bytes() == Path("whole/adapter.gguf").read_bytes()
+
+
+def test_only_commands_that_exist_are_listed():
+    result = CliRunner().invoke(cli.cli, ["--help"])
+    commands = result.output.partition("Commands:")[2].split("\n")
+    assert [line.split()[0] for line in commands if line.strip()] == ["demo", "doctor", "train"]
+
+
+def test_module_and_version():
+    for arguments in (["--version"], ["train", "--help"]):
+        said = subprocess.run(
+            [sys.executable, "-m", "wgtrain", *arguments], capture_output=True, text=True
+        )
+        assert said.returncode == 0 and "wgtrain" in said.stdout, said.stderr
+
+
+# ---- doctor -----------------------------------------------------------------------------------
+
+GPU = AdapterInfo(0, "Radeon", "DiscreteGPU", "Vulkan", "RADV", {"buffer": 2**31}, ("shader-f16",))
+SOFTWARE = AdapterInfo(1, "llvmpipe", "CPU", "Vulkan", "", {"buffer": 2**30}, ())
+
+
+def test_doctor_lists_what_there_is(capsys, monkeypatch):
+    monkeypatch.setattr(doctor, "list_adapters", lambda: [GPU, SOFTWARE])
+    monkeypatch.delenv("WGTRAIN_ADAPTER_INDEX", raising=False)
+    code, said, _ = wgtrain(capsys, "doctor")
+    assert code == 0
+    for part in ("adapter 0: Radeon", "2,147,483,648", "shader-f16", "adapter 1: llvmpipe"):
+        assert part in said
+    assert "0, the strongest" in said and "numpy 2" in said and "software" not in said
+    monkeypatch.setenv("WGTRAIN_ADAPTER_INDEX", "1")
+    assert "1, from WGTRAIN_ADAPTER_INDEX" in wgtrain(capsys, "doctor")[1]
+
+
+def test_doctor_says_what_to_install(capsys, monkeypatch):
+    def broken():
+        raise DeviceError("no Vulkan loader")
+
+    for adapters in (list, broken):
+        monkeypatch.setattr(doctor, "list_adapters", adapters)
+        for system, advice in (
+            ("Linux", "apt install mesa-vulkan-drivers"),
+            ("Darwin", "macOS"),
+            ("Windows", "graphics driver"),
+        ):
+            monkeypatch.setattr(doctor.platform, "system", lambda system=system: system)
+            code, said, _ = wgtrain(capsys, "doctor")
+            assert code == 3 and "No adapter was found" in said and advice in said
+    assert "(no Vulkan loader)" in said
+    monkeypatch.setattr(doctor, "list_adapters", lambda: [SOFTWARE])
+    monkeypatch.setattr(doctor.platform, "system", lambda: "Linux")
+    code, said, _ = wgtrain(capsys, "doctor")
+    assert code == 0 and "It is software" in said and "NVIDIA" in said

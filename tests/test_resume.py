@@ -1,0 +1,302 @@
+"""Interrupted, killed and resumed runs are bit by bit the runs that were left alone."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import fake_learner
+import pytest
+from fake_learner import FakeLearner, write_rows
+
+from wgtrain import session
+from wgtrain.errors import FileError, OptionError
+from wgtrain.train.trainer import Trainer
+
+TESTS = Path(__file__).parent
+STEP_SECONDS = 0.004
+CLOCK = {"elapsed_seconds", "tokens_per_second"}
+
+
+def prepare(folder, monkeypatch):
+    """A folder with a model and rows, and the toy in place of the engine."""
+    monkeypatch.chdir(folder)
+    fake_learner.install(monkeypatch.setattr)
+    write_rows(folder / "rows.jsonl", 30)
+    (folder / "base.gguf").write_bytes(b"toy")
+
+
+@pytest.fixture(autouse=True)
+def toy(tmp_path, monkeypatch):
+    prepare(tmp_path, monkeypatch)
+
+
+def settings(out, **more):
+    return {
+        "model": "base.gguf",
+        "data": "rows.jsonl",
+        "out": out,
+        "rank": 2,
+        "target_modules": "q_proj,lm_head",
+        "dropout": 0.1,
+        "valid": 0.2,
+        "grad_accum": 2,
+        "batch_size": 2,
+        "eval_every": 7,
+        "save_every": 5,
+        "epochs": 8,
+        "learning_rate": 0.01,
+    } | more
+
+
+def state(out):
+    """All of a finished run that does not depend on the clock."""
+    lines = []
+    for text in Path(out, "metrics.jsonl").read_text().splitlines():
+        lines.append({k: v for k, v in json.loads(text).items() if k not in CLOCK})
+    newest = max(Path(out, "checkpoints").iterdir())
+    names = ("adapter.gguf", "adapter_model.safetensors", "adapter_config.json")
+    moments = (newest / "optimizer.safetensors").read_bytes()
+    return newest.name, lines, moments, *(Path(out, name).read_bytes() for name in names)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The state of a run that was left alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        prepare(tmp_path_factory.mktemp("whole"), patch)
+        assert session.start(settings("whole"), lambda text: None)
+        return state("whole")
+
+
+def process(*arguments):
+    """The command line with the toy, in a process of its own."""
+    command = [sys.executable, str(TESTS / "fake_learner.py"), str(STEP_SECONDS)]
+    return subprocess.Popen(
+        [*command, "train", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def options(out):
+    given = settings(out).items()
+    return [f"--{name.replace('_', '-')}={value}" for name, value in given]
+
+
+def wait_for_step(out, step):
+    """Returns when metrics.jsonl holds a step, or the run is over."""
+    path = Path(out, "metrics.jsonl")
+    for _ in range(3000):
+        if path.exists() and f'"step": {step},' in path.read_text():
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"no step {step} in {path}")
+
+
+def summary(out):
+    return json.loads(Path(out, "summary.json").read_text())
+
+
+def test_killed_at_random_moments(whole):
+    dice = random.Random(7)
+    kills, arguments = 0, options("run")
+    while True:
+        running = process(*arguments)
+        if kills < 3:
+            wait_for_step("run", dice.randrange(1, 12) + 10 * kills)
+            time.sleep(dice.uniform(0, 0.05))
+            running.kill()
+            kills += running.wait() == -signal.SIGKILL
+        output, _ = running.communicate()
+        for path in Path("run/checkpoints").glob("step-*"):  # complete from the moment it is there
+            assert len(list(path.iterdir())) == 3
+        arguments = ["--resume=run"]
+        if running.returncode == 0:
+            break
+        assert running.returncode == -signal.SIGKILL, output
+    assert kills == 3
+    assert state("run") == whole
+    assert summary("run")["status"] == "done"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_by_a_signal(whole, number):
+    running = process(*options("run"))
+    wait_for_step("run", 11)
+    running.send_signal(number)
+    output, _ = running.communicate()
+    assert running.returncode == 130 and "Traceback" not in output, output
+    last = summary("run")
+    assert last["status"] == "interrupted" and 11 <= last["step"] < last["total_steps"]
+    assert "--resume run goes on" in output
+    newest = max(Path("run/checkpoints").iterdir())
+    assert newest.name == f"step-{last['step']:06d}"
+    running = process("--resume=run")
+    output, _ = running.communicate()
+    assert running.returncode == 0 and f"resuming after step {last['step']}" in output
+    assert state("run") == whole
+
+
+def test_interrupted_before_training(tmp_path):
+    code = f"""
+import os, signal, sys
+sys.path.insert(0, {str(TESTS)!r})
+from wgtrain import session
+from wgtrain.cli import main
+session.load_model = lambda *a, **o: os.kill(os.getpid(), signal.SIGTERM)
+main(["train", "--model", "base.gguf", "--data", "rows.jsonl"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 130 and done.stderr.strip() == "interrupted"
+
+
+def stop_after(monkeypatch, step):
+    """Makes the next trainer stop itself after a step, as a signal would."""
+    real = Trainer.run.awaitable
+
+    async def run(self):
+        async for result in real(self):
+            if result.step == step:
+                self.stop()
+            yield result
+
+    monkeypatch.setattr(Trainer, "run", type(Trainer.__dict__["run"])(run))
+
+
+@pytest.mark.parametrize("step", [1, 5, 7, 13, 35, 45])
+def test_stopped_and_resumed(whole, monkeypatch, step):
+    with monkeypatch.context() as patch:
+        stop_after(patch, step)
+        assert not session.start(settings("run"), lambda text: None)
+    assert summary("run")["status"] == "interrupted"
+    assert session.resume("run", lambda text: None)
+    assert state("run") == whole
+
+
+def test_resumed_from_another_folder(whole, monkeypatch, tmp_path):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 10)
+        session.start(settings("run"), lambda text: None)
+    (tmp_path / "else").mkdir()
+    monkeypatch.chdir(tmp_path / "else")
+    shutil.move(tmp_path / "run", tmp_path / "moved")
+    assert session.resume("../moved", lambda text: None)
+    assert state("../moved") == whole
+
+
+def test_finished_run_is_reported():
+    session.start(settings("whole"), lambda text: None)
+    said = []
+    before = {p: p.stat().st_mtime_ns for p in Path("whole").rglob("*")}
+    assert session.resume("whole", said.append)
+    assert "whole is finished: 48 steps" in said[0]
+    assert before == {p: p.stat().st_mtime_ns for p in Path("whole").rglob("*")}
+
+
+def test_without_a_checkpoint_it_starts_anew(whole, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        session.start(settings("run"), lambda text: None)
+    shutil.rmtree("run/checkpoints")
+    said = []
+    assert session.resume("run", said.append)
+    assert any("no checkpoint yet: starting anew" in text for text in said)
+    assert state("run") == whole
+
+
+def interrupted(monkeypatch, step=14):
+    with monkeypatch.context() as patch:
+        stop_after(patch, step)
+        session.start(settings("run"), lambda text: None)
+    return sorted(Path("run/checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("name", ["state.json", "adapter.gguf", "optimizer.safetensors"])
+@pytest.mark.parametrize("damage", ["missing", "short", "changed"])
+def test_damaged_checkpoint_falls_back_to_the_one_before(whole, monkeypatch, name, damage):
+    older, newer = interrupted(monkeypatch)
+    path = newer / name
+    data = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    elif damage == "short":
+        path.write_bytes(data[: len(data) // 2])
+    else:
+        path.write_bytes(data[:-40] + bytes(20) + data[-20:])
+    said = []
+    assert session.resume("run", said.append)
+    (warning,) = [text for text in said if "warning" in text]
+    assert f"{newer}" in warning and name in warning and f"using {older.name}" in warning
+    assert warning in Path("run/train.log").read_text()
+    assert state("run") == whole
+
+
+def test_only_damaged_checkpoints(monkeypatch):
+    for path in interrupted(monkeypatch):
+        (path / "adapter.gguf").write_bytes(b"GGUF")
+    before = Path("run/metrics.jsonl").read_bytes()
+    with pytest.raises(FileError) as error:
+        session.resume("run", lambda text: None)
+    for part in ("step-000010/adapter.gguf: damaged", "step-000014", "no checkpoint is left"):
+        assert part in str(error.value)
+    assert Path("run/metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "base.gguf"])
+def test_changed_input_is_refused(monkeypatch, name, tmp_path):
+    interrupted(monkeypatch)
+    text = Path(name).read_bytes()
+    Path(name).write_bytes(text.replace(b"1", b"2", 1) if name == "rows.jsonl" else b"other")
+    with pytest.raises(FileError, match=f"{name} has changed since the run in run was started"):
+        session.resume("run", lambda text: None)
+    Path(name).unlink()
+    with pytest.raises(FileError, match=f"{name}: No such file"):
+        session.resume("run", lambda text: None)
+    Path(name).write_bytes(text)
+    assert session.resume("run", lambda text: None)
+
+
+def test_changed_settings_are_refused(monkeypatch):
+    interrupted(monkeypatch)
+    config = Path("run/config.yaml")
+    config.write_text(config.read_text().replace("seed: 42", "seed: 43"))
+    with pytest.raises(OptionError, match="seed = 43: run/checkpoints/step-000014 was made with"):
+        session.resume("run", lambda text: None)
+    config.write_text(config.read_text().replace("seed: 43", "seed: -1"))
+    with pytest.raises(OptionError, match="seed = -1"):
+        session.resume("run", lambda text: None)
+
+
+def test_missing_metrics_are_told(whole, monkeypatch):
+    interrupted(monkeypatch)
+    Path("run/metrics.jsonl").unlink()
+    said = []
+    assert session.resume("run", said.append)
+    assert any("metrics of steps before 14 are missing" in text for text in said)
+    assert state("run")[2:] == whole[2:]
+
+
+def test_killed_while_results_are_written(whole, monkeypatch):
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("wgtrain.train.run_folder.loss_svg", killed)
+        with pytest.raises(KeyboardInterrupt):
+            session.start(settings("run"), lambda text: None)
+    assert summary("run")["status"] == "interrupted"
+    assert session.resume("run", lambda text: None)
+    assert state("run") == whole
+
+
+def test_no_time_is_lost_from_the_clock(monkeypatch):
+    monkeypatch.setattr(FakeLearner, "seconds", 0.001)
+    interrupted(monkeypatch)
+    session.resume("run", lambda text: None)
+    lines = [json.loads(x) for x in Path("run/metrics.jsonl").read_text().splitlines()]
+    elapsed = [line["elapsed_seconds"] for line in lines if "elapsed_seconds" in line]
+    assert elapsed == sorted(elapsed) and os.path.getsize("run/loss.svg")
