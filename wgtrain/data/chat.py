@@ -170,33 +170,42 @@ class ChatTemplate:
 
     def _end(self, places: "_Places", i: int, start: int) -> tuple[int, bool]:
         """Where a turn ends, and whether an end-of-turn token does it."""
-        text, message = places.text, places.messages[i]
-        core = message["content"].strip()
-        end: int | None = start
-        if core:
-            begin = _blanks_end(text, start)
-            end = begin + len(core) if text.startswith(core, begin) else places.marks.get((i, "e"))
+        message = places.messages[i]
+        end = self._content_end(places, i, start)
         if end is None or end < start:
             raise FileError(f"the chat template does not show where messages[{i}] ends")
-        if message.get("tool_calls"):
-            return self._end_of_calls(places, i, end)
-        found = self._stop_next.match(text, end)
-        if found:
-            return found.end(), True
-        if core:
-            return end, False
-        raise FileError(f"messages[{i}] is empty, and no end-of-turn token follows it")
+        if not message.get("tool_calls"):
+            if found := self._stop_next.match(places.text, end):
+                return found.end(), True
+            if end > start:
+                return end, False
+        return self._end_of_other(places, i, end)
 
-    def _end_of_calls(self, places: "_Places", i: int, end: int) -> tuple[int, bool]:
-        """Behind the content the template writes the calls, in a form of its own."""
-        calls = json.dumps(places.messages[i]["tool_calls"], ensure_ascii=False)
+    def _content_end(self, places: "_Places", i: int, start: int) -> int | None:
+        text, core = places.text, places.messages[i]["content"].strip()
+        if not core:
+            return start
+        begin = _blanks_end(text, start)
+        if text.startswith(core, begin):
+            return begin + len(core)
+        if i + 1 == len(places.messages) and (found := self._stop.search(text, start)):
+            # Nothing but this turn is left; what stands before the content are its thoughts.
+            end = start + len(text[start : found.start()].rstrip())
+            if text.endswith(core, start, end):
+                return end
+        return places.marks.get((i, "e"))
+
+    def _end_of_other(self, places: "_Places", i: int, end: int) -> tuple[int, bool]:
+        """As `_end`, where the template writes something behind the content: calls of tools."""
+        calls = json.dumps(places.messages[i].get("tool_calls"), ensure_ascii=False)
         found = self._stop.search(places.text, end)
         limit = places.marks.get((i + 1, "s"), len(places.text))
-        last = i + 1 == len(places.messages)
         if self._stop.search(calls) or not found or found.end() > limit:
-            raise FileError(f"the chat template does not show where the calls of messages[{i}] end")
-        if not last and (i + 1, "s") not in places.marks:
+            raise FileError(f"the chat template does not show where messages[{i}] ends")
+        if i + 1 < len(places.messages) and (i + 1, "s") not in places.marks:
             raise FileError(f"the chat template does not show where messages[{i + 1}] begins")
+        if not places.text[end : found.start()].strip():
+            raise FileError(f"the chat template leaves out the tool_calls of messages[{i}]")
         return found.end(), True
 
 

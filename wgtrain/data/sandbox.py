@@ -35,8 +35,8 @@ _clock: Callable[[], float] = getattr(time, "thread_time", time.monotonic)
 _STRING_METHODS = frozenset(
     "capitalize count endswith find format index isalnum isalpha isascii isdecimal isdigit islower"
     " isnumeric isspace istitle isupper join lower lstrip partition removeprefix removesuffix"
-    " replace rfind rindex rpartition rsplit rstrip split splitlines startswith strip swapcase title"
-    " upper".split()
+    " replace rfind rindex rpartition rsplit rstrip split splitlines startswith strip swapcase"
+    " title upper".split()
 )
 _CONTAINER_METHODS = frozenset("count get index items keys values".split())
 # Not offered: they fill up to a width or a count, are random, or serve HTML.
@@ -114,7 +114,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
     tells.
     """
 
-    intercepted_binops = frozenset({"+", "-", "*", "/", "//", "**", "%"})
+    intercepted_binops = frozenset({"+", "*", "**", "%"})
 
     def __init__(self, now: datetime | None = None) -> None:
         self.marking = self.has_generation = False
@@ -166,6 +166,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def printed(self, value: Any) -> str:
         """A value as text, metered; only values of JSON become text."""
+        if type(value) is str:
+            self.charge(len(value))
+            return value
         if isinstance(value, Undefined):
             return str(value)
         self.charge(weigh(value, strict=True))
@@ -215,6 +218,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
             raise SecurityError("a power grows too large")
         elif operator == "%" and isinstance(left, str):
             self._check_format(left, right if isinstance(right, tuple) else (right,))
+        elif operator == "+" and type(left) is type(right) is str:
+            self.charge(len(left) + len(right))
+            return left + right
         elif operator == "+":
             self.charge(weigh(left) + weigh(right))
         result = super().call_binop(context, operator, left, right)
@@ -279,6 +285,8 @@ def weigh(value: Any, strict: bool = False) -> int:
     """
     if isinstance(value, str):
         return len(value)
+    if value is None or type(value) in (bool, float, Undefined):
+        return 8
     total = 0
     open_ = [value]
     while open_:
