@@ -5,6 +5,7 @@ in use at a time. Temporaries are whole buffers reused by lifetime: WebGPU forbi
 writable in a dispatch, even on disjoint ranges.
 """
 
+from bisect import bisect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -82,32 +83,24 @@ class Plan:
         return dict(sorted(sizes.items(), key=lambda item: -item[1]))
 
     def _assign(self, launches: list[Launch]) -> None:
+        """Largest tensors first, each into the smallest buffer that is free while it lives."""
         first, last = _lifetimes(launches)
-        ends: dict[int, list[Tensor]] = {}
-        for tensor, end in last.items():
-            ends.setdefault(end, []).append(tensor)
-        begins: dict[int, list[Tensor]] = {}
-        for tensor, begin in first.items():
-            begins.setdefault(begin, []).append(tensor)
         sizes: list[int] = []
-        free: list[int] = []
+        taken: list[list[tuple[int, int]]] = []  # sorted (first, last) launches of each buffer
         slots: dict[Tensor, int] = {}
-        for index in range(len(launches)):
-            for tensor in begins.get(index, ()):
-                size = tensor.nbytes(self.max_tokens)
-                fitting = [slot for slot in free if sizes[slot] >= size]
-                if fitting:
-                    slot = min(fitting, key=lambda s: sizes[s])
-                elif free:
-                    slot = max(free, key=lambda s: sizes[s])
-                    sizes[slot] = size
-                else:
-                    slot = len(sizes)
-                    sizes.append(size)
-                if slot in free:
-                    free.remove(slot)
-                slots[tensor] = slot
-            free.extend(slots[tensor] for tensor in ends.get(index, ()))
+        for tensor in sorted(first, key=lambda t: (-t.nbytes(self.max_tokens), first[t])):
+            span = first[tensor], last[tensor]
+            for slot in reversed(range(len(sizes))):
+                at = bisect(taken[slot], span)
+                before, after = taken[slot][at - 1 : at], taken[slot][at : at + 1]
+                if (not before or before[0][1] < span[0]) and (not after or after[0][0] > span[1]):
+                    break
+            else:
+                slot, at = len(sizes), 0
+                sizes.append(tensor.nbytes(self.max_tokens))
+                taken.append([])
+            taken[slot].insert(at, span)
+            slots[tensor] = slot
         # The k-th largest buffer of every program is the same one.
         order = sorted(range(len(sizes)), key=lambda s: -sizes[s])
         rank = {slot: k for k, slot in enumerate(order)}
