@@ -329,6 +329,16 @@ def test_only_commands_that_exist_are_listed():
     assert [line.split()[0] for line in commands if line.strip()] == ["demo", "doctor", "train"]
 
 
+def test_demo_gets_its_options(capsys, monkeypatch):
+    asked = []
+    monkeypatch.setattr("wgtrain.demo.run_demo", lambda *a: asked.append(a) or len(asked) == 1)
+    assert wgtrain(capsys, "demo", "--out", "x", "--adapter-index", "2")[0] == 0
+    assert wgtrain(capsys, "demo")[0] == 130
+    assert asked == [("x", 2), (None, None)]
+    code, _, error = wgtrain(capsys, "demo", "--adapter-index", "-1")
+    assert code == 2 and "--adapter-index = -1" in error
+
+
 def test_module_and_version():
     for arguments in (["--version"], ["train", "--help"]):
         said = subprocess.run(

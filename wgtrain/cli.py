@@ -3,7 +3,7 @@
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import click
 from wgtrain import __version__
 from wgtrain.errors import DeviceError, OptionError, WgtrainError
 from wgtrain.train.config import LoraConfig, RunConfig, TrainConfig
-from wgtrain.train.settings import canonical, merge, setting_of
+from wgtrain.train.settings import build, canonical, merge, setting_of
 
 CONFIGS = (RunConfig, LoraConfig, TrainConfig)
 DONE, UNUSABLE, GPU_FAILED, INTERRUPTED = 0, 2, 3, 130
@@ -45,12 +45,12 @@ def switches(f: Field) -> list[Callable[[Any], Any]]:
     return [click.option(flags, name, default=None, help=text)]
 
 
-def options_of(*classes: Any) -> Callable[[Any], Any]:
-    """Decorator that adds the options of all fields of some configs, in order."""
+def options_of(*classes: Any, only: Collection[str] = ()) -> Callable[[Any], Any]:
+    """Decorator that adds the options of all (or `only` some) fields of some configs, in order."""
 
     def decorate(command: Any) -> Any:
         declared = [f for config_class in classes for f in fields(config_class)]
-        for f in reversed(declared):
+        for f in reversed([f for f in declared if not only or f.name in only]):
             for add in (*switches(f), option(f)):
                 command = add(command)
         return command
@@ -106,6 +106,16 @@ def train(config_file: str | None, resume: str | None, **given: Any) -> int:
         file = canonical(read_yaml(Path(config_file)), CONFIGS, config_file)
         settings = merge(file, settings, CONFIGS)
     return DONE if session.start(settings, click.echo) else INTERRUPTED
+
+
+@cli.command()
+@options_of(RunConfig, only=("out", "adapter_index"))
+def demo(**given: Any) -> int:
+    """Train the embedded model on the embedded data, and compare its answers."""
+    from wgtrain.demo import run_demo
+
+    (paths,) = build({"model": "-", "data": "-", **given}, RunConfig)
+    return DONE if run_demo(paths.out, paths.adapter_index) else INTERRUPTED
 
 
 @cli.command()
