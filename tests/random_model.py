@@ -1,0 +1,185 @@
+"""Models of random weights as GGUF bytes, random batches for them, and ways to open them.
+
+Nothing but numpy and the `gguf` package's quantisation is needed; see `tiny.py` for models that
+transformers can run as well.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import gguf as oracle
+import numpy as np
+
+from wgtrain import gpu
+from wgtrain.data import Batch
+from wgtrain.files import BytesSource, Raw, read_gguf, write_gguf
+from wgtrain.model.config import read_config
+from wgtrain.model.model import Model, adapter_from_bytes, open_model
+from wgtrain.model.weights import load_weights, plan_weights
+from wgtrain.train.config import LoraConfig
+from wgtrain.train.learner import Learner
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model; `type` is that of its matrices, `vector_type` that of its norms and biases."""
+
+    architecture: str = "llama"
+    width: int = 64
+    heads: int = 4
+    kv_heads: int = 2
+    head_size: int = 16
+    feed_forward: int = 96
+    layers: int = 2
+    vocabulary: int = 101
+    tied: bool = False
+    type: str = "F32"
+    vector_type: str = "F32"
+    types: tuple[tuple[str, str], ...] = ()  # of single matrices
+
+    def metadata(self) -> dict[str, Any]:
+        name = self.architecture
+        return {
+            "general.architecture": name,
+            f"{name}.context_length": 512,
+            f"{name}.embedding_length": self.width,
+            f"{name}.block_count": self.layers,
+            f"{name}.feed_forward_length": self.feed_forward,
+            f"{name}.attention.head_count": self.heads,
+            f"{name}.attention.head_count_kv": self.kv_heads,
+            f"{name}.attention.key_length": self.head_size,
+            f"{name}.attention.value_length": self.head_size,
+            f"{name}.rope.dimension_count": self.head_size,
+            f"{name}.rope.freq_base": 10_000.0,
+            f"{name}.attention.layer_norm_rms_epsilon": 1e-5,
+        }
+
+    def matrices(self) -> dict[str, tuple[int, int]]:
+        q, kv = self.heads * self.head_size, self.kv_heads * self.head_size
+        found = {"token_embd.weight": (self.vocabulary, self.width)}
+        for layer in range(self.layers):
+            shapes = {
+                "attn_q": (q, self.width),
+                "attn_k": (kv, self.width),
+                "attn_v": (kv, self.width),
+                "attn_output": (self.width, q),
+                "ffn_gate": (self.feed_forward, self.width),
+                "ffn_up": (self.feed_forward, self.width),
+                "ffn_down": (self.width, self.feed_forward),
+            }
+            found |= {f"blk.{layer}.{name}.weight": shape for name, shape in shapes.items()}
+        return found if self.tied else found | {"output.weight": (self.vocabulary, self.width)}
+
+    def vectors(self) -> dict[str, int]:
+        q, kv = self.heads * self.head_size, self.kv_heads * self.head_size
+        found = {"output_norm.weight": self.width}
+        for layer in range(self.layers):
+            block = {"attn_norm.weight": self.width, "ffn_norm.weight": self.width}
+            if self.architecture == "qwen2":
+                block |= {"attn_q.bias": q, "attn_k.bias": kv, "attn_v.bias": kv}
+            if self.architecture == "qwen3":
+                block |= {f"attn_{name}_norm.weight": self.head_size for name in "qk"}
+            found |= {f"blk.{layer}.{name}": length for name, length in block.items()}
+        return found
+
+
+def encode(values: np.ndarray, type_: str) -> np.ndarray | Raw:
+    """float32 values as a tensor of any type that the `gguf` package can make."""
+    if type_ == "F32":
+        return values.astype(np.float32)
+    kind = oracle.GGMLQuantizationType[type_]
+    data = oracle.quants.quantize(values.astype(np.float32), kind)
+    return Raw(type_, values.shape, np.ascontiguousarray(data).tobytes())
+
+
+def decode(tensor: np.ndarray | Raw) -> np.ndarray:
+    """What a tensor means, float32, by the `gguf` package."""
+    if isinstance(tensor, np.ndarray):
+        return tensor
+    rows = np.frombuffer(bytes(tensor.data), np.uint8).reshape(*tensor.shape[:-1], -1)
+    return oracle.quants.dequantize(rows, oracle.GGMLQuantizationType[tensor.type])
+
+
+def tensors(shape: Shape, seed: int = 0) -> dict[str, np.ndarray | Raw]:
+    """Random weights with which a model neither explodes nor is indifferent."""
+    rng = np.random.default_rng(seed)
+    found: dict[str, np.ndarray | Raw] = {}
+    special = dict(shape.types)
+    for name, size in shape.matrices().items():
+        values = rng.standard_normal(size, np.float32) / np.float32(np.sqrt(size[1]))
+        if name == "token_embd.weight" and not shape.tied:
+            values *= np.float32(np.sqrt(size[1]))
+        found[name] = encode(values, special.get(name, shape.type))
+    for name, length in shape.vectors().items():
+        centre = 0.0 if name.endswith("bias") else 1.0
+        vector = (centre + 0.2 * rng.standard_normal(length)).astype(np.float32)
+        found[name] = encode(vector, shape.vector_type)
+    return found
+
+
+def build(shape: Shape, seed: int = 0) -> bytes:
+    """A GGUF file."""
+    return write_gguf(shape.metadata(), tensors(shape, seed))
+
+
+def load(data: Any, **options: Any) -> Model:
+    """Opens GGUF bytes, or a source, with WebGPU's default limits."""
+    source = BytesSource(data, "random.gguf") if isinstance(data, bytes) else data
+    return gpu.run(open_model(source, **{"limits": "default", **options}))
+
+
+def load_split(data: bytes, weights: dict[str, int], device: dict[str, int]) -> Model:
+    """A model laid out under smaller limits of `weights`, on a device that then claims `device`."""
+
+    async def open_() -> Model:
+        source = BytesSource(data, "random.gguf")
+        gguf = await read_gguf(source)
+        config = read_config(gguf)
+        opened = await gpu.open_device(limits="default")
+        planned = plan_weights(gguf, config, replace(opened.limits, **weights))
+        await load_weights(opened, source, gguf, planned)
+        opened.limits = replace(opened.limits, **device)
+        return Model(gguf, config, planned, opened, "fingerprint", adapter_from_bytes)
+
+    return gpu.run(open_())
+
+
+def batch(rng: np.random.Generator, lengths: list[int], vocabulary: int) -> Batch:
+    """Rows of random tokens; about a third of the targets, and each row's last, are ignored."""
+    sizes = np.array(lengths, np.uint32)
+    ends = np.cumsum(sizes, dtype=np.uint32)
+    total = int(ends[-1])
+    targets = rng.integers(0, vocabulary, total).astype(np.int32)
+    targets[rng.random(total) < 0.3] = -1
+    targets[ends - 1] = -1
+    return Batch(
+        tokens=rng.integers(0, vocabulary, total).astype(np.uint32),
+        targets=targets,
+        starts=np.repeat(ends - sizes, sizes),
+        ends=np.repeat(ends, sizes),
+        lines=tuple(range(1, len(lengths) + 1)),
+    )
+
+
+def learner(model: Model, lora: LoraConfig | None = None, **options: Any) -> Learner:
+    """A built learner with random parameters, B not zero."""
+    made = Learner(
+        model,
+        lora or LoraConfig(rank=4, alpha=8.0),
+        **{"max_tokens": 40, "max_row": 24, **options},
+    )
+    gpu.run(made.build())
+    rng = np.random.default_rng(7)
+    made.set_parameters(
+        {
+            name: (rng.standard_normal(size) / np.sqrt(4 * size[1])).astype(np.float32)
+            for name, size in made.shapes.items()
+        }
+    )
+    return made
+
+
+def difference(got: np.ndarray, expected: np.ndarray) -> float:
+    """Relative L2 distance."""
+    g, e = got.astype(np.float64), expected.astype(np.float64)
+    return float(np.linalg.norm(g - e) / max(np.linalg.norm(e), 1e-30))
