@@ -29,7 +29,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
   }
   let row = targets[id.y] - params.row_start;
   if row < params.row_count {
-    value -= weight_at(weight_load(row, id.x / WEIGHT_STEPS), id.x % WEIGHT_STEPS);
+    value -= weight_at(weight_load(row, 0u, id.x / WEIGHT_STEPS), id.x % WEIGHT_STEPS);
   }
   dx[at] = value;
 }

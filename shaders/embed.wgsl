@@ -23,6 +23,6 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
   }
   let row = tokens[t] - params.row_start;
   if row < params.row_count {
-    y[t * params.d4 + column] = weight_at(weight_load(row, column / WEIGHT_STEPS), column % WEIGHT_STEPS);
+    y[t * params.d4 + column] = weight_at(weight_load(row, 0u, column / WEIGHT_STEPS), column % WEIGHT_STEPS);
   }
 }

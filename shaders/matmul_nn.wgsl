@@ -16,9 +16,10 @@ struct Params {
   scale_stride: u32,  // words in a row of W's scales, quantised formats
   scale: f32,
 }
-const TILE_ROWS: u32 = 16u;
-const TILE_PACKS: u32 = 4u;
+// 64 vec4s of sums whatever the format: 16 x 4 of f32, f16 and Q8_0, 8 x 8 of Q4_0
+const TILE_PACKS: u32 = (WEIGHT_STEPS + 3u) / WEIGHT_STEPS;
 const TILE_COLS4: u32 = TILE_PACKS * WEIGHT_STEPS;
+const TILE_ROWS: u32 = 64u / TILE_COLS4;
 const LANE_ROWS: u32 = 4u;
 const LANE_COLS: u32 = 2u;
 const ADD: bool = false;
@@ -50,7 +51,7 @@ fn main(
     for (var r = 0u; r < 4u; r++) { // unroll
       let w_row = params.weight_row + min(4u * n + r, params.n - 1u);
       for (var p = 0u; p < TILE_PACKS; p++) { // unroll
-        pack = weight_load(w_row, min(pack0 + p, params.weight_stride - 1u));
+        pack = weight_load(w_row, 0u, min(pack0 + p, params.k4 / WEIGHT_STEPS - 1u));
         for (var s = 0u; s < WEIGHT_STEPS; s++) { // unroll
           w[r][p * WEIGHT_STEPS + s] = weight_at(pack, s);
         }

@@ -1,8 +1,9 @@
 // y (rows, N) = scale * x (rows, K) W^T [+ y], W (N, K) in any weight format.
 // One invocation makes TILE_ROWS x TILE_COLS numbers in registers, a workgroup LANE_ROWS x LANE_COLS
-// such tiles; nothing is shared, so any subgroup size is right. Rows past the end are computed from
-// the last row and not stored; columns past N are stored as zero (they are padding).
-// Dots over whole vec4s of K: padding columns of x and of W must be zero (or absent).
+// such tiles; nothing is shared, so any subgroup size is right. Rows past the end read whatever lies
+// there and are not stored; columns past N are stored as zero (they are padding).
+// Dots over whole vec4s of K: padding columns of x and of W must be zero.
+// K is a whole number of packs.
 // use: step, weight=weight_f32
 // flops: 8 * rows * n * k4
 // grid: ceil_div(n, TILE_COLS * LANE_COLS), ceil_div(rows, TILE_ROWS * LANE_ROWS)
@@ -36,31 +37,22 @@ fn main(
   let rows = step.counts[params.rows];
   let row0 = (group.y * LANE_ROWS + lane / LANE_COLS) * TILE_ROWS;
   let col0 = (group.x * LANE_COLS + lane % LANE_COLS) * TILE_COLS;
-  if (row0 >= rows || col0 >= params.n) {
-    return;
-  }
-  var x_row: array<u32, TILE_ROWS>;
-  for (var i = 0u; i < TILE_ROWS; i++) { // unroll
-    x_row[i] = min(row0 + i, rows - 1u) * params.k4;
-  }
-  var w_row: array<u32, TILE_COLS>;
-  for (var j = 0u; j < TILE_COLS; j++) { // unroll
-    w_row[j] = params.weight_row + min(col0 + j, params.n - 1u);
-  }
+  let x_at = row0 * params.k4;
+  let w_row = params.weight_row + col0;
   var sum: array<array<f32, TILE_COLS>, TILE_ROWS>;
   var pack: array<WeightPack, TILE_COLS>;
   var w: array<vec4<f32>, TILE_COLS>;
   for (var k4 = 0u; k4 < params.k4; k4 += WEIGHT_STEPS) {
     for (var j = 0u; j < TILE_COLS; j++) { // unroll
-      pack[j] = weight_load(w_row[j], k4 / WEIGHT_STEPS);
+      pack[j] = weight_load(w_row, j, k4 / WEIGHT_STEPS);
     }
-    for (var s = 0u; s < WEIGHT_STEPS; s++) {
-      let k = min(k4 + s, params.k4 - 1u); // a pack's padding is zero
+    for (var s = 0u; s < WEIGHT_STEPS; s++) { // unroll 1
+      let k = k4 + s;
       for (var j = 0u; j < TILE_COLS; j++) { // unroll
         w[j] = weight_at(pack[j], s);
       }
       for (var i = 0u; i < TILE_ROWS; i++) { // unroll
-        let a = x[x_row[i] + k];
+        let a = x[x_at + i * params.k4 + k];
         for (var j = 0u; j < TILE_COLS; j++) { // unroll
           sum[i][j] += dot(a, w[j]);
         }

@@ -1,16 +1,15 @@
 // Weights of type BF16: (N, K) row-major, two elements a word, rows of params.weight_stride vec4<u32>
-// (K rounded up to a multiple of 8, padding zero). A bf16 is the upper half of an f32.
-const WEIGHT_STEPS: u32 = 2u;
-alias WeightPack = vec4<u32>;
-@group(0) @binding(8) var<storage, read> weight: array<vec4<u32>>;
+// read as vec2<u32> (K rounded up to a multiple of 8, padding zero). A bf16 is the upper half of an f32.
+const WEIGHT_STEPS: u32 = 1u;
+alias WeightPack = vec2<u32>;
+@group(0) @binding(8) var<storage, read> weight: array<vec2<u32>>;
 
-fn weight_load(row: u32, pack: u32) -> WeightPack {
-  return weight[row * params.weight_stride + pack];
+fn weight_load(row: u32, next: u32, pack: u32) -> WeightPack {
+  return weight[2u * (row * params.weight_stride) + (2u * next * params.weight_stride + pack)];
 }
 
 fn weight_at(pack: WeightPack, s: u32) -> vec4<f32> {
-  let pairs = select(pack.xy, pack.zw, s != 0u);
-  let low = pairs << vec2<u32>(16u);
-  let high = pairs & vec2<u32>(0xffff0000u);
+  let low = pack << vec2<u32>(16u);
+  let high = pack & vec2<u32>(0xffff0000u);
   return bitcast<vec4<f32>>(vec4<u32>(low.x, high.x, low.y, high.y));
 }

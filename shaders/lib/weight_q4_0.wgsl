@@ -7,10 +7,10 @@ struct WeightPack { quants: vec4<u32>, scale: f32 }
 @group(0) @binding(8) var<storage, read> weight: array<vec4<u32>>;
 @group(0) @binding(9) var<storage, read> weight_scale: array<u32>;
 
-fn weight_load(row: u32, pack: u32) -> WeightPack {
-  let pair = weight_scale[row * params.scale_stride + (pack >> 1u)];
+fn weight_load(row: u32, next: u32, pack: u32) -> WeightPack {
+  let pair = weight_scale[row * params.scale_stride + (next * params.scale_stride + (pack >> 1u))];
   let scale = unpack2x16float(pair >> ((pack & 1u) << 4u)).x;
-  return WeightPack(weight[row * params.weight_stride + pack], scale);
+  return WeightPack(weight[row * params.weight_stride + (next * params.weight_stride + pack)], scale);
 }
 
 fn weight_at(pack: WeightPack, s: u32) -> vec4<f32> {

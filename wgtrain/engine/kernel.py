@@ -8,7 +8,8 @@ A kernel file is valid WGSL once the libraries its header names are appended. It
     // use: step, weight=weight_f32          libraries of shaders/lib; `role=` ones can be replaced by the caller
 
 Bindings and `struct Params` (u32, i32 and f32 scalars) are parsed from the code. `const NAME: type = value;` lines
-are rewritten by name, and a `for` over a constant range marked `// unroll` is expanded textually.
+are rewritten by name, and a `for` over a constant range marked `// unroll` is expanded
+textually; one marked `// unroll N` only where it has at most N turns.
 """
 
 import re
@@ -24,10 +25,11 @@ _BINDING = re.compile(
     r"@group\(0\)\s*@binding\((\d+)\)\s*var<\s*(uniform|storage\s*,\s*(?:read_write|read))\s*>\s*(\w+)\s*:\s*([^;]+);"
 )
 _PARAMS = re.compile(r"struct\s+Params\s*\{([^}]*)\}")
-_FIELD = re.compile(r"(\w+)\s*:\s*(u32|i32|f32)\s*,?")
+_FIELD = re.compile(r"(\w+)\s*:\s*(u32|i32|f32)")
 _CONST = re.compile(r"^const\s+(\w+)\s*:\s*(\w+)\s*=\s*([^;]+);", re.MULTILINE)
 _UNROLL = re.compile(
-    r"^\s*for\s*\(\s*var\s+(\w+)\s*(?::\s*u32\s*)?=\s*(\w+)\s*;\s*\1\s*<\s*([^;]+?)\s*;\s*\1\s*(?:\+\+|\+=\s*1u)\s*\)\s*\{\s*//\s*unroll\s*$"
+    r"^\s*for\s*\(\s*var\s+(\w+)\s*=\s*(\w+)\s*;\s*\1\s*<\s*([^;]+?)\s*;\s*\1\+\+\s*\)"
+    r"\s*\{\s*//\s*unroll(?:\s+(\d+))?\s*$"
 )
 _CODES = {"u32": "I", "i32": "i", "f32": "f"}
 DIMENSIONS = (
@@ -153,7 +155,8 @@ def _load(
         code = _rewrite(name, code, constant, value)
     values = _constants(code)
     code = expand(code, values)
-    params = _PARAMS.search(code)
+    plain = _strip_comments(code)
+    params = _PARAMS.search(plain)
     grid = re.search(r"^// grid:(.*)$", text, re.MULTILINE)
     if not grid:
         raise ValueError(f"kernel '{name}' has no '// grid:' line")
@@ -165,17 +168,27 @@ def _load(
             "uniform" if "uniform" in access else access.split(",")[1].strip(),
             kind.strip(),
         )
-        for number, access, slot, kind in _BINDING.findall(code)
+        for number, access, slot, kind in _BINDING.findall(plain)
     )
     return Kernel(
         name=name,
         code=code,
         slots=slots,
-        params=tuple(_FIELD.findall(_strip_comments(params.group(1)))) if params else (),
+        params=_fields(name, params.group(1)) if params else (),
         constants=values,
         grid=tuple(_split(grid.group(1))),
         flops=flops.group(1).strip() if flops else "",
     )
+
+
+def _fields(name: str, body: str) -> tuple[tuple[str, str], ...]:
+    """(name, type) of each field of `Params`."""
+    texts = [text.strip() for text in body.split(",") if text.strip()]
+    matches = [_FIELD.fullmatch(text) for text in texts]
+    wrong = [text for text, match in zip(texts, matches, strict=True) if not match]
+    if wrong:
+        raise ValueError(f"kernel '{name}': Params holds scalars u32, i32 and f32, not {wrong}")
+    return tuple((match[1], match[2]) for match in matches if match)
 
 
 def _libraries(name: str, text: str, replaced: dict[str, str]) -> list[str]:
@@ -205,7 +218,10 @@ def _rewrite(name: str, code: str, constant: str, value: Any) -> str:
 
 
 def expand(code: str, constants: Mapping[str, float]) -> str:
-    """Expands every loop marked `// unroll`; its bounds are literals or integer expressions of constants."""
+    """Expands every loop marked `// unroll`; its bounds are literals or integer expressions of constants.
+
+    What follows keeps its line number: the first copy takes the lines of the loop, the others its last line.
+    """
     lines = code.split("\n")
     out: list[str] = []
     position = 0
@@ -215,14 +231,27 @@ def expand(code: str, constants: Mapping[str, float]) -> str:
             out.append(lines[position])
             position += 1
             continue
-        variable, low, high = match.groups()
+        variable, low, high, most = match.groups()
+        turns = range(_evaluate(low, constants), _evaluate(high, constants))
+        if most and len(turns) > int(most):
+            out.append(lines[position])
+            position += 1
+            continue
         end = _block_end(lines, position)
-        body = "\n".join(lines[position + 1 : end])
-        for i in range(_evaluate(low, constants), _evaluate(high, constants)):
-            unrolled = re.sub(rf"\b{variable}\b", f"{i}u", body)
-            out.append("{\n" + expand(unrolled, constants) + "\n}")
+        body = lines[position + 1 : end]
+        copies = [
+            expand(re.sub(rf"(?<!\.)\b{variable}\b", f"{i}u", "\n".join(body)), constants)
+            for i in turns
+        ]
+        first = copies[0].split("\n") if copies else [""] * len(body)
+        rest = ("{ " + _one_line(copy) + " }" for copy in copies[1:])
+        out += ["{", *first[: len(body)], " ".join(["}", *rest])]
         position = end + 1
     return "\n".join(out)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(_strip_comments(text).split())
 
 
 def _block_end(lines: list[str], start: int) -> int:

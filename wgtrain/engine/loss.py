@@ -22,13 +22,17 @@ from wgtrain.engine.ops import (
 )
 from wgtrain.engine.weight import Segment, Weight
 
-CHUNK_BYTES = 32 << 20  # of one chunk of logits
+CHUNK_BYTES = 32 << 20  # of one chunk of logits, at most
+CHUNK_COLUMNS = (
+    4032  # at most; a power of two would put every row of the logits into the same cache sets
+)
 
 
 def chunk_columns(vocabulary: int, max_rows: int) -> int:
-    """Vocabulary columns of a chunk: a multiple of 64 whose logits take about CHUNK_BYTES."""
-    columns = CHUNK_BYTES // (4 * max(max_rows, 1)) // 64 * 64
-    return min(max(columns, 256), -(-vocabulary // 4) * 4)
+    """Vocabulary columns of a chunk, a multiple of 64: as few and as equal chunks as the bounds allow."""
+    most = min(CHUNK_BYTES // (4 * max(max_rows, 1)), CHUNK_COLUMNS)
+    chunks = -(-vocabulary // max(most // 64 * 64, 256))
+    return -(-vocabulary // (64 * chunks)) * 64
 
 
 def cross_entropy(

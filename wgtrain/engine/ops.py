@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 
 from wgtrain.engine.graph import Graph, Tensor, Window, padded
+from wgtrain.engine.tiles import nn_tiles, nt_tiles, tn_tiles
 from wgtrain.engine.weight import Weight, dense_operands, dense_strides
 
 
@@ -164,9 +165,8 @@ def small_nt(
         "weight_row": first,
     }
     params |= {"y_stride": padded(columns) // 4, "y_column": 0}
-    g.launch(
-        "matmul_nt", {"x": x, "y": y, **dense_operands(p.value)}, params, constants={"ADD": add}
-    )
+    constants = {"ADD": add, **nt_tiles(columns)}
+    g.launch("matmul_nt", {"x": x, "y": y, **dense_operands(p.value)}, params, constants)
 
 
 def small_nn(
@@ -180,15 +180,15 @@ def small_nn(
         "weight_row": first,
     }
     params |= {"dy_stride": padded(dy.cols) // 4, "dy_column": 0}
-    g.launch(
-        "matmul_nn", {"dy": dy, "dx": dx, **dense_operands(p.value)}, params, constants={"ADD": add}
-    )
+    constants = {"ADD": add, **nn_tiles(padded(dx.cols) // 4)}
+    g.launch("matmul_nn", {"dy": dy, "dx": dx, **dense_operands(p.value)}, params, constants)
 
 
 def accumulate(g: Graph, a: Tensor, b: Tensor, gradient: Window, scale: float) -> None:
     """gradient (a.cols, b.cols) += scale a^T b, summed over rows."""
-    params = {"rows": a.rows, "m": a.cols, "n4": padded(b.cols) // 4, "scale": scale}
-    g.launch("matmul_tn", {"a": a, "b": b, "out": gradient}, params)
+    n4 = padded(b.cols) // 4
+    params = {"rows": a.rows, "m": a.cols, "n4": n4, "scale": scale}
+    g.launch("matmul_tn", {"a": a, "b": b, "out": gradient}, params, tn_tiles(a.cols, n4))
 
 
 def dropout(g: Graph, x: Tensor, p: float, site: int, into: Tensor | None = None) -> Tensor:
