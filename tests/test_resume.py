@@ -11,8 +11,11 @@ import time
 from pathlib import Path
 
 import fake_learner
+import kills
 import pytest
+import tiny
 from fake_learner import FakeLearner, write_rows
+from kills import state
 
 from wgtrain import session
 from wgtrain.errors import FileError, OptionError
@@ -20,7 +23,6 @@ from wgtrain.train.trainer import Trainer
 
 TESTS = Path(__file__).parent
 STEP_SECONDS = 0.004
-CLOCK = {"elapsed_seconds", "tokens_per_second"}
 
 
 def prepare(folder, monkeypatch):
@@ -52,17 +54,6 @@ def settings(out, **more):
         "epochs": 8,
         "learning_rate": 0.01,
     } | more
-
-
-def state(out):
-    """All of a finished run that does not depend on the clock."""
-    lines = []
-    for text in Path(out, "metrics.jsonl").read_text().splitlines():
-        lines.append({k: v for k, v in json.loads(text).items() if k not in CLOCK})
-    newest = max(Path(out, "checkpoints").iterdir())
-    names = ("adapter.gguf", "adapter_model.safetensors", "adapter_config.json")
-    moments = (newest / "optimizer.safetensors").read_bytes()
-    return newest.name, lines, moments, *(Path(out, name).read_bytes() for name in names)
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +112,22 @@ def test_killed_at_random_moments(whole):
     assert kills == 3
     assert state("run") == whole
     assert summary("run")["status"] == "done"
+
+
+@pytest.mark.slow
+@pytest.mark.gpu
+def test_killed_on_the_real_engine(tmp_path):
+    (tmp_path / "tiny.gguf").write_bytes(tiny.tiny("llama").gguf)
+    dice = random.Random(1)
+    with open(tmp_path / "ids.jsonl", "w") as file:
+        for _ in range(24):
+            ids = [dice.randrange(97) for _ in range(dice.randrange(4, 12))]
+            file.write(json.dumps({"input_ids": ids, "labels": ids}) + "\n")
+    options = "--model tiny.gguf --data ids.jsonl --rank 2 --dropout 0.1 --batch-size 2"
+    options += " --grad-accum 2 --epochs 4 --save-every 2 --valid 0.2 --eval-every 7"
+    command = [sys.executable, "-m", "wgtrain", "train"]
+    found = kills.series(command, options.split(), tmp_path, kills=3, seed=3)
+    assert len(found) == 3
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

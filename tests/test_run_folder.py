@@ -69,6 +69,25 @@ def test_default_names_do_not_collide(tmp_path, monkeypatch):
     assert names == [first, f"{first}-2", f"{first}-3"]
 
 
+def test_unusable_place(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OptionError, match=r"out = .*file/run: "):
+        RunFolder.create(str(tmp_path / "file" / "run"), "x", {})
+
+
+def test_killed_before_the_settings_are_written(tmp_path, monkeypatch):
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_folder.Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            RunFolder.create(str(tmp_path / "run"), "x", {})
+    assert not (tmp_path / "run").exists()
+    RunFolder.create(str(tmp_path / "run"), "x", {}).close()
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
 def test_one_process_at_a_time(folder):
     code = f"""
 from wgtrain.errors import OptionError

@@ -68,16 +68,28 @@ class RunFolder:
         """A new folder `out`, or runs/<time>-<name>; OptionError if `out` holds anything."""
         import yaml
 
-        if out is not None:
-            check_free(out)
-            path = Path(out)
-            path.mkdir(parents=True, exist_ok=True)
-        else:
-            path = _new_folder(Path("runs"), f"{time.strftime('%Y%m%d-%H%M%S')}-{name}")
-        text = yaml.safe_dump({**settings, "out": str(path)}, sort_keys=False, allow_unicode=True)
-        folder = cls(path)
-        write_file(path / CONFIG, text.encode())
-        return folder
+        path = (
+            Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}" if out is None else Path(out)
+        )
+        first, number = path, 1
+        while out is None and path.exists():
+            number += 1
+            path = first.with_name(f"{first.name}-{number}")
+        check_free(str(path))
+        used = {**settings, "out": str(path)}
+        text = yaml.safe_dump(used, sort_keys=False, allow_unicode=True)
+        # A folder with the settings in it appears at once: killed before, there is no run yet.
+        new = path.absolute().with_name(f".new-{path.absolute().name}")
+        shutil.rmtree(new, ignore_errors=True)
+        try:
+            new.mkdir(parents=True)
+            _write_synced(new / CONFIG, text.encode())
+            if path.exists():
+                path.rmdir()
+            new.rename(path)
+        except OSError as error:
+            raise OptionError(f"out = {path}: {error.strerror or error}") from None
+        return cls(path)
 
     @classmethod
     def open(cls, path: str) -> "RunFolder":
@@ -240,17 +252,6 @@ def _remove(path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
     path.rename(old)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _new_folder(parent: Path, name: str) -> Path:
-    number = 1
-    while True:
-        path = parent / (name if number == 1 else f"{name}-{number}")
-        try:
-            path.mkdir(parents=True)
-            return path
-        except FileExistsError:
-            number += 1
 
 
 def _lock(file: Any) -> None:
