@@ -25,8 +25,8 @@ POISON = 0x7FC0DEAD  # a quiet NaN that no computation makes
 GUARD = 64  # poisoned words behind every array
 TYPES = {"u32": "<u4", "i32": "<i4", "f32": "<f4", "vec4<u32>": "<u4"}
 
-# Relative L2 error allowed, three times or more what a software adapter makes: a rounding is 6e-8, WGSL
-# allows exp, log and inverseSqrt a few of them. What only moves bits or adds once is at the end.
+# Relative L2 error allowed, three times what a software adapter makes: a rounding is 6e-8, and WGSL
+# allows exp, log and inverseSqrt a few. What only moves bits or adds once is at the end.
 TOLERANCES = {
     "swiglu_backward": 1.5e-6,  # where 1 + g (1 - s) cancels
     "attention": 1e-6,

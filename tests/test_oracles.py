@@ -78,7 +78,7 @@ def test_rope_inverse(interleaved: bool, rotary: int) -> None:
 
 
 def test_rope_by_hand() -> None:
-    """One head of six values, four of them turned by a quarter and a half; then position 0 again."""
+    """One head of six values, four of them turned by a quarter and a half; then position 0."""
     table = np.array([[[1.0, 0.0], [1.0, 0.0]], [[0.0, 1.0], [-1.0, 0.0]]])
     x = np.array([[1.0, 2, 3, 4, 5, 6]] * 3)
     common = {"spans": make_spans(2, 1), "table": table, "heads": 1, "rotary": 4}
