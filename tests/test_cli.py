@@ -349,8 +349,8 @@ def test_module_and_version():
 
 # ---- doctor -----------------------------------------------------------------------------------
 
-GPU = AdapterInfo(0, "Radeon", "DiscreteGPU", "Vulkan", "RADV", {"buffer": 2**31}, ("shader-f16",))
-SOFTWARE = AdapterInfo(1, "llvmpipe", "CPU", "Vulkan", "", {"buffer": 2**30}, ())
+GPU = AdapterInfo(0, "Radeon", "DiscreteGPU", "Vulkan", "RADV", {"max-buffer-size": 2**31, "max-color": 5}, ("shader-f16",))
+SOFTWARE = AdapterInfo(1, "llvmpipe", "CPU", "Vulkan", "", {"max-buffer-size": 2**30}, ())
 
 
 def test_doctor_lists_what_there_is(capsys, monkeypatch):
@@ -360,7 +360,7 @@ def test_doctor_lists_what_there_is(capsys, monkeypatch):
     assert code == 0
     for part in ("adapter 0: Radeon", "2,147,483,648", "shader-f16", "adapter 1: llvmpipe"):
         assert part in said
-    assert "0, the strongest" in said and "numpy 2" in said and "software" not in said
+    assert "0, the strongest" in said and "numpy 2" in said and "software" not in said and "color" not in said
     monkeypatch.setenv("WGTRAIN_ADAPTER_INDEX", "1")
     assert "1, from WGTRAIN_ADAPTER_INDEX" in wgtrain(capsys, "doctor")[1]
 

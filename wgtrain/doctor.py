@@ -10,6 +10,7 @@ from wgtrain.errors import DeviceError
 from wgtrain.gpu import AdapterInfo, list_adapters
 
 PACKAGES = ("numpy", "wgpu", "tokenizers", "jinja2", "pyyaml", "click", "rich", "pygal")
+LIMITS = ("buffer-size", "buffer-binding-size", "storage-buffers", "compute")  # in their names
 VARIABLE = "WGTRAIN_ADAPTER_INDEX"
 ADVICE = {
     "Linux": """Install a Vulkan driver. For a GPU, the one of its maker:
@@ -45,10 +46,11 @@ def report() -> tuple[str, bool]:
 
 
 def _described(adapter: AdapterInfo) -> list[str]:
-    width = max(map(len, adapter.limits), default=0)
+    limits = {name: n for name, n in adapter.limits.items() if any(x in name for x in LIMITS)}
+    width = max(map(len, limits), default=0)
     lines = [f"adapter {adapter.index}: {adapter.name}"]
     lines.append(f"  {adapter.type}, {adapter.backend}, {adapter.driver or 'driver not named'}")
-    lines += [f"  {name:{width}}  {value:,}" for name, value in sorted(adapter.limits.items())]
+    lines += [f"  {name:{width}}  {value:,}" for name, value in sorted(limits.items())]
     return [*lines, f"  features: {', '.join(sorted(adapter.features)) or 'none'}"]
 
 

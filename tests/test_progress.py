@@ -1,0 +1,105 @@
+"""What a run shows: plain lines, a bar, a chart in a notebook that runs an event loop."""
+
+import io
+import sys
+import types
+
+import fake_learner
+import pytest
+from fake_learner import FakeModel, fake_rows
+
+import wgtrain
+from wgtrain import notebook, progress
+from wgtrain.train.config import LoraConfig, TrainConfig
+
+
+@pytest.fixture
+def trainer(monkeypatch):
+    fake_learner.install(monkeypatch.setattr)
+    config = TrainConfig(epochs=30, batch_size=4, eval_every=50)
+    return wgtrain.Trainer(FakeModel(), fake_rows(), LoraConfig(rank=2), config, fake_rows(4))
+
+
+def test_clock():
+    assert [progress.clock(s) for s in (0, 9.6, 75, 3599.4, 3700)] == [
+        "0:00",
+        "0:10",
+        "1:15",
+        "59:59",
+        "1:01:40",
+    ]
+
+
+def test_plain_lines(trainer, capsys):
+    trainer.fit()  # no terminal here
+    said = capsys.readouterr().out.splitlines()
+    steps = [int(line.split("/")[0].removeprefix("step ")) for line in said]
+    # 120 steps: the first, every sixth, and the validations
+    assert steps == sorted({1, 50, 100, *range(6, 121, 6)})
+    held = [step for step, line in zip(steps, said, strict=True) if "validation" in line]
+    assert held == [50, 100, 120]
+    assert all(part in said[0] for part in ("epoch 0.25", "loss 2.3979", "tok/s", "left 0:"))
+
+
+def test_lines_of_a_slow_run(trainer, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    said = []
+    with progress.lines(trainer, said.append) as show:
+        for result in trainer.run():
+            now[0] += 4.0
+            show(result)
+            if result.step == 8:
+                break
+    assert [line.split()[1] for line in said] == ["1/120", "4/120", "6/120"]
+    assert "left 7:36" in said[2]  # 114 steps of 4 seconds
+
+
+def test_bar_in_a_terminal(trainer, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    screen = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setattr(sys, "stderr", screen)
+    trainer.fit()
+    text = screen.getvalue()
+    for part in ("training", "120/120", "loss ", "tok/s", "validation "):
+        assert part in text
+
+
+def test_chart_in_a_notebook(trainer, monkeypatch):
+    shown = []
+
+    class Handle:
+        def update(self, svg):
+            shown.append(svg)
+
+    display = types.ModuleType("IPython.display")
+    display.SVG = lambda data: data
+    display.display = lambda svg, display_id: (shown.append(svg), Handle())[1]
+    ipython = types.ModuleType("IPython")
+    ipython.get_ipython = lambda: types.SimpleNamespace(config={"IPKernelApp": {}})
+    ipython.display = display
+    assert not notebook.running()
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    assert notebook.running()
+    monkeypatch.setattr(notebook, "DRAW_SECONDS", 0.0)
+    trainer.fit()
+    assert len(shown) == 121
+    assert b"no step yet" in shown[0]
+    last = shown[-1].decode()
+    assert "step 120/120" in last and "training" in last and "validation" in last
+
+
+def test_public_names():
+    for name in wgtrain.__all__:
+        assert getattr(wgtrain, name) is not None
+    assert set(wgtrain.__all__) <= set(dir(wgtrain))
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = wgtrain.nothing
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = wgtrain.aio.nothing
