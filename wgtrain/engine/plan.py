@@ -18,6 +18,7 @@ from wgtrain.gpu import Binding, Buffer, Device, Dispatch, Slot
 
 STEP_WORDS = 16
 _PURPOSE = "activations"
+_SMALLER = "use a smaller batch_size or seq_len"
 FIRST_SUBMIT = 2e8  # operand values and multiply-adds of a submit before anything was measured
 
 
@@ -144,20 +145,32 @@ class Plan:
             yield from launches
 
     def check(self, device: Device) -> None:
-        """Raises OutOfMemoryError where a buffer exceeds the adapter's limits; nothing is allocated yet."""
+        """Raises OutOfMemoryError where the plan does not fit; nothing is allocated yet."""
         limit = min(device.limits.buffer, device.limits.binding)
-        for tensor in self._slot_of:
-            if tensor.nbytes(self.max_tokens) > limit:
+        sizes = [(f"activation '{t.name}'", t.nbytes(self.max_tokens)) for t in self._slot_of]
+        for name, size in [*sizes, *((f"'{s.name}'", s.size) for s in self.storages)]:
+            if size > limit:
                 raise OutOfMemoryError(
-                    f"activation '{tensor.name}' of {self.max_tokens:,} tokens needs "
-                    f"{tensor.nbytes(self.max_tokens):,} bytes; this adapter allows {limit:,} in one binding: "
-                    "use a smaller batch_size or seq_len"
+                    f"{name} of {self.max_tokens:,} tokens needs {size:,} bytes; "
+                    f"this adapter allows {limit:,} in one binding: {_SMALLER}"
                 )
-        if self.max_tokens > device.limits.workgroups:
+        most = max([self.max_tokens, *(max(grid) for grid in self._largest_grids())])
+        if most > device.limits.workgroups:
             raise OutOfMemoryError(
-                f"a step of {self.max_tokens:,} tokens; at most {device.limits.workgroups:,} are possible: "
-                "use a smaller batch_size or seq_len"
+                f"a step of {self.max_tokens:,} tokens needs {most:,} workgroups in one dimension; "
+                f"this adapter allows {device.limits.workgroups:,}: {_SMALLER}"
             )
+        if device.budget is not None and device.allocated + self.nbytes > device.budget:
+            parts = ", ".join(f"{size:,} of {name}" for name, size in self.by_purpose().items())
+            raise OutOfMemoryError(
+                f"steps of {self.max_tokens:,} tokens need {self.nbytes:,} bytes ({parts}) beside "
+                f"{device.allocated:,} in use; {device.budget:,} are allowed in all: {_SMALLER}"
+            )
+
+    def _largest_grids(self) -> Iterable[list[int]]:
+        known = {(id(x.kernel), tuple(x.params.items())): x for x in self._all()}
+        for launch in known.values():
+            yield launch.kernel.grid_function(launch.params)(self.max_tokens, self.max_tokens)
 
     async def build(self, device: Device) -> None:
         """Allocates, compiles and binds; afterwards `run` replays."""
@@ -211,14 +224,7 @@ class Plan:
             )
             dispatches.append(Dispatch(pipeline, bind_group, grids[key]))
         work = [launch.kernel.work(launch.params, self.max_tokens) for launch in launches]
-        program = Program(device.program(dispatches), functions, work)
-        largest = program.counts(self.max_tokens, self.max_tokens)
-        if len(largest) and int(largest.max()) > device.limits.workgroups:
-            raise OutOfMemoryError(
-                f"a step of {self.max_tokens:,} tokens needs {int(largest.max()):,} workgroups in one dimension; "
-                f"this adapter allows {device.limits.workgroups:,}: use a smaller batch_size or seq_len"
-            )
-        return program
+        return Program(device.program(dispatches), functions, work)
 
     def _binding(self, launch: Launch, slot: Any) -> Binding:
         if slot.name == "params":

@@ -79,6 +79,7 @@ class Device(Protocol):
     limits: Limits
     features: frozenset[str]
     allocated: int  # bytes of all live buffers
+    budget: int | None  # bytes that may be allocated, None = no limit of ours
 
     def create_buffer(self, size: int, label: str, *, uniform: bool = False) -> Buffer:
         """A zeroed buffer of `size` bytes (rounded up to 4); OutOfMemoryError when it does not fit."""

@@ -56,7 +56,8 @@ class Session:
                 loras[name] = (*loras.get(name, ()), make_lora(name, arena, values, None, scale))
 
         row = padded(config.vocabulary) * 4
-        self.rows = max(min(LOGITS_BYTES // row, max_tokens), 1)  # logits made at once
+        most = min(LOGITS_BYTES, device.limits.binding, device.limits.buffer)
+        self.rows = max(min(most // row, max_tokens), 1)  # logits made at once
         self._logits = Storage("logits", "logits", self.rows * row)
         hidden = Storage("hidden", "activations", max_tokens * padded(config.width) * 4)
         rope = Storage("rotary table", "inputs", self._rope.nbytes)
