@@ -26,7 +26,7 @@ class FakeModel:
     """As much of a model as the trainer asks for."""
 
     name, base_name, fingerprint = "fake.gguf", "someone/fake", "f" * 64
-    config = SimpleNamespace(architecture="qwen2", n_layer=LAYERS, n_head=2, n_head_kv=1)
+    config = SimpleNamespace(architecture="qwen2", n_layer=LAYERS, n_head=2, n_head_kv=1, context=5)
     gguf = SimpleNamespace(
         metadata={"general.name": "Fake"},
         tensors={

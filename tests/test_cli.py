@@ -78,7 +78,9 @@ def test_a_run_leaves_its_folder(toy, capsys):
     assert summary["paths"]["adapter.gguf"] == "out/adapter.gguf"
     adapter = read_adapter_gguf(Path("out/adapter.gguf").read_bytes(), "adapter.gguf")
     assert adapter.rank == 2 and len(adapter.tensors) == 7 * fake_learner.LAYERS
-    assert "step 9/9" in Path("out/train.log").read_text()
+    log = Path("out/train.log").read_text()
+    assert "step 9/9" in log and "a note" in log
+    assert " tokens, but the model was made for 5" in log
 
 
 def test_default_folder(toy, capsys):
@@ -349,7 +351,15 @@ def test_module_and_version():
 
 # ---- doctor -----------------------------------------------------------------------------------
 
-GPU = AdapterInfo(0, "Radeon", "DiscreteGPU", "Vulkan", "RADV", {"max-buffer-size": 2**31, "max-color": 5}, ("shader-f16",))
+GPU = AdapterInfo(
+    0,
+    "Radeon",
+    "DiscreteGPU",
+    "Vulkan",
+    "RADV",
+    {"max-buffer-size": 2**31, "max-color": 5},
+    ("shader-f16",),
+)
 SOFTWARE = AdapterInfo(1, "llvmpipe", "CPU", "Vulkan", "", {"max-buffer-size": 2**30}, ())
 
 
@@ -360,7 +370,12 @@ def test_doctor_lists_what_there_is(capsys, monkeypatch):
     assert code == 0
     for part in ("adapter 0: Radeon", "2,147,483,648", "shader-f16", "adapter 1: llvmpipe"):
         assert part in said
-    assert "0, the strongest" in said and "numpy 2" in said and "software" not in said and "color" not in said
+    assert (
+        "0, the strongest" in said
+        and "numpy 2" in said
+        and "software" not in said
+        and "color" not in said
+    )
     monkeypatch.setenv("WGTRAIN_ADAPTER_INDEX", "1")
     assert "1, from WGTRAIN_ADAPTER_INDEX" in wgtrain(capsys, "doctor")[1]
 

@@ -289,10 +289,13 @@ def _opening(folder: RunFolder, trainer: Trainer) -> str:
         parts.append(f"{rows.dropped} dropped, no token of them is trained")
     if valid is not None:
         parts.append(f"{len(valid.rows)} for validation")
-    learner = trainer.learner
+    learner, context = trainer.learner, trainer.model.config.context
+    longest = max(len(row.tokens) for row in rows.rows)
+    long = f"rows of up to {longest} tokens, but the model was made for {context}"
     return "\n".join(
         [
             f"{rows.name}: {', '.join(parts)}",
+            *([long] if longest > context else []),
             *rows.notes,
             f"{learner.parameter_count:,} parameters, {trainer.total_steps} steps, "
             f"{learner.nbytes / 2**20:,.1f} MiB of GPU memory for training",
