@@ -4,6 +4,7 @@ Nothing but numpy and the `gguf` package's quantisation is needed; see `tiny.py`
 transformers can run as well.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -128,11 +129,11 @@ def load(data: Any, **options: Any) -> Model:
     return gpu.run(open_model(source, **{"limits": "default", **options}))
 
 
-def load_split(data: bytes, weights: dict[str, int], device: dict[str, int]) -> Model:
+def load_split(data: Any, weights: dict[str, int], device: dict[str, int]) -> Model:
     """A model laid out under smaller limits of `weights`, on a device that then claims `device`."""
 
     async def open_() -> Model:
-        source = BytesSource(data, "random.gguf")
+        source = BytesSource(data, "random.gguf") if isinstance(data, bytes) else data
         gguf = await read_gguf(source)
         config = read_config(gguf)
         opened = await gpu.open_device(limits="default")
@@ -169,14 +170,17 @@ def learner(model: Model, lora: LoraConfig | None = None, **options: Any) -> Lea
         **{"max_tokens": 40, "max_row": 24, **options},
     )
     gpu.run(made.build())
-    rng = np.random.default_rng(7)
-    made.set_parameters(
-        {
-            name: (rng.standard_normal(size) / np.sqrt(4 * size[1])).astype(np.float32)
-            for name, size in made.shapes.items()
-        }
-    )
+    made.set_parameters(start(made.shapes))
     return made
+
+
+def start(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """The parameters `learner` begins with."""
+    rng = np.random.default_rng(7)
+    return {
+        name: (rng.standard_normal(size) / np.sqrt(4 * size[1])).astype(np.float32)
+        for name, size in shapes.items()
+    }
 
 
 def difference(got: np.ndarray, expected: np.ndarray) -> float:

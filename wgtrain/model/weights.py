@@ -11,8 +11,9 @@ from wgtrain.engine.dispatch import Caller
 from wgtrain.engine.graph import Storage, Window, padded
 from wgtrain.engine.kernel import load_kernel
 from wgtrain.engine.weight import FORMATS, Weight, plan_weight
+from wgtrain.errors import OutOfMemoryError
 from wgtrain.files import GGUF, TensorInfo, read_range
-from wgtrain.files.source import Source
+from wgtrain.files.source import Source, source_name
 from wgtrain.gpu import Buffer, Device, Limits
 from wgtrain.model.config import ModelConfig
 
@@ -54,6 +55,11 @@ def plan_weights(gguf: GGUF, config: ModelConfig, limits: Limits) -> Weights:
 
 async def load_weights(device: Device, source: Source, gguf: GGUF, weights: Weights) -> None:
     """Allocates every buffer and streams the file into them; frees them again on failure."""
+    if device.budget is not None and weights.nbytes > device.budget - device.allocated:
+        raise OutOfMemoryError(
+            f"{source_name(source)}: the weights need {weights.nbytes:,} bytes of GPU memory; "
+            f"{device.budget - device.allocated:,} are left: use a smaller or a quantised model"
+        )
     buffers: list[Buffer] = []
     callers: dict[str, Caller] = {}
     try:
