@@ -28,7 +28,8 @@ from wgtrain.train.settings import as_mapping
 from wgtrain.train.start import adopt, hash_rows, initial_parameters, split_rows
 from wgtrain.train.windows import Windows, in_batches
 
-MOST_UNREAD, READ_SECONDS = 8, 0.2  # reports are read after so many steps or so long
+# Reports are read after so many steps, or as many as take so long: what is queued cannot be cancelled.
+MOST_UNREAD, READ_SECONDS = 8, 0.2
 # Settings that a checkpoint may differ in: they change no number, or `rows` covers them.
 FREE = {"eval_every", "save_every", "save_total_limit", "valid", "seq_len", "train_on"}
 
@@ -139,6 +140,7 @@ class Trainer:
         self.evaluations: list[Evaluation] = []
         self.failure: NonFiniteError | None = None
         self._unread: list[_Queued] = []
+        self._most_unread = 1
         self._ready: deque[StepResult] = deque()
         self._stopping = False
         self._last_read = 0.0
@@ -196,7 +198,7 @@ class Trainer:
 
     def _must_read(self) -> bool:
         return (
-            len(self._unread) >= MOST_UNREAD
+            len(self._unread) >= self._most_unread
             or time.perf_counter() - self._last_read >= READ_SECONDS
             or self._due(self.config.save_every)
             or self._due_for_validation()
@@ -217,6 +219,7 @@ class Trainer:
         seconds = max(now - self._last_read, 1e-9)
         queued, self._unread, self._last_read = self._unread, [], now
         assert [r.step for r in reports] == [q.step for q in queued], "reports of other steps"
+        self._most_unread = min(max(int(READ_SECONDS * len(queued) / seconds), 1), MOST_UNREAD)
         rate = sum(q.tokens for q in queued) / seconds
         for report, q in zip(reports, queued, strict=True):
             if not report.finite:
