@@ -2,14 +2,15 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from wgtrain.aio import dual_function
 from wgtrain.data import Dataset, Tokenizer, load_rows
 from wgtrain.data import load_tokenizer as read_tokenizer
+from wgtrain.data.huggingface import read_tokenizer_metadata
 from wgtrain.errors import FileError
 from wgtrain.files.adapters import (
     CONFIG_FILE,
@@ -20,12 +21,14 @@ from wgtrain.files.adapters import (
 )
 from wgtrain.files.gguf import read_gguf
 from wgtrain.files.source import BytesSource, Source
+from wgtrain.model.folder import Folder, open_folder
 from wgtrain.model.model import Model, open_model
 from wgtrain.progress import watch
 from wgtrain.train.trainer import Trainer
 
 AnyPath = str | os.PathLike[str]
 AnyBytes = bytes | bytearray | memoryview
+_MODEL_FILES = (".json", ".jinja", ".safetensors", ".model", ".bin")  # the last two for messages
 
 
 Trainer.watch = staticmethod(watch)  # the core does not know where it runs
@@ -60,8 +63,6 @@ class FileSource:
 def as_source(source: AnyPath | AnyBytes | Source) -> Iterator[Source]:
     """A `Source` over a path, bytes, or an object that is one already; a file is closed after."""
     if isinstance(source, str | os.PathLike):
-        if Path(source).is_dir():
-            raise FileError(f"{source}: a folder; a GGUF file is needed")
         file = FileSource(source)
         try:
             yield file
@@ -73,6 +74,26 @@ def as_source(source: AnyPath | AnyBytes | Source) -> Iterator[Source]:
         yield source
     else:
         raise TypeError(f"a path, bytes, or an object with read_range and size, not {source!r}")
+
+
+@contextmanager
+def folder_sources(path: AnyPath) -> Iterator[dict[str, Source]]:
+    """The files that a Hugging Face folder may consist of, by name; they are closed after."""
+    with ExitStack() as stack:
+        files: dict[str, Source] = {}
+        try:
+            found = [p for p in sorted(Path(path).iterdir()) if p.suffix in _MODEL_FILES]
+            found = [p for p in found if p.is_file()]
+        except OSError as error:
+            raise FileError(f"{path}: {error.strerror or error}") from None
+        for file in found:
+            files[file.name] = opened = FileSource(file)
+            stack.callback(opened.close)
+        yield files
+
+
+def _is_folder(source: Any) -> TypeGuard[AnyPath]:
+    return isinstance(source, str | os.PathLike) and Path(source).is_dir()
 
 
 def read_file(path: AnyPath) -> bytes:
@@ -89,19 +110,27 @@ async def load_model(
     adapter_index: int | None = None,
     limits: str | None = None,
 ) -> Model:
-    """Opens a GGUF model on a GPU: the strongest, or number `adapter_index` of `list_adapters`.
+    """Opens a model on a GPU: the strongest, or number `adapter_index` of `list_adapters`.
 
-    `source`: a path, bytes, or an object with `size` and `read_range(offset, n)`. With
-    `limits="default"` only what every WebGPU adapter grants is asked for.
+    `source`: the path of a GGUF or of a Hugging Face folder, a GGUF's bytes, or an object with
+    `size` and `read_range(offset, n)`. With `limits="default"` only what every WebGPU adapter
+    grants is asked for.
     """
 
     def read_adapter(adapter: Any) -> Adapter:
         return adapter if isinstance(adapter, Adapter) else load_adapter(adapter, model)
 
-    with as_source(source) as opened:
-        model = await open_model(
+    async def load(opened: Source | Folder) -> Model:
+        return await open_model(
             opened, adapter_index=adapter_index, limits=limits, read_adapter=read_adapter
         )
+
+    if _is_folder(source):
+        with folder_sources(source) as files:
+            model = await load(await open_folder(files, str(source)))
+    else:
+        with as_source(source) as opened:
+            model = await load(opened)
     return model
 
 
@@ -133,7 +162,10 @@ def data_file(path: AnyPath, part: str = "train") -> Path:
 
 @dual_function
 async def load_tokenizer(source: AnyPath | AnyBytes | Source) -> Tokenizer:
-    """The tokenizer in a GGUF, which may be a vocabulary without weights."""
+    """The tokenizer in a GGUF or a Hugging Face folder; neither needs to hold weights."""
+    if _is_folder(source):
+        with folder_sources(source) as files:
+            return read_tokenizer(await read_tokenizer_metadata(files, str(source)), str(source))
     with as_source(source) as opened:
         gguf = await read_gguf(opened)
     return read_tokenizer(gguf.metadata, gguf.name)

@@ -92,6 +92,12 @@ class Tokenizer:
         front of a text, a token may cover none.
         """
         cut = self._cutters[special]
+        for text in texts:
+            if not text.isascii():
+                try:
+                    text.encode()
+                except UnicodeEncodeError as error:
+                    raise OptionError(f"text is not valid Unicode: {error.reason}") from None
         parts = [cut(text) for text in texts]
         plain = [
             " " + part if self._prefixed(fragments, i) else part
@@ -99,10 +105,7 @@ class Tokenizer:
             for i, part in enumerate(fragments)
             if isinstance(part, str)
         ]
-        try:
-            merged = iter(self._library.encode(plain))
-        except UnicodeEncodeError as error:
-            raise OptionError(f"text is not valid Unicode: {error.reason}") from None
+        merged = iter(self._library.encode(plain))
         return [self._join(fragments, merged) for fragments in parts]
 
     def decode(self, ids: Iterable[int], special: bool = False) -> str:
@@ -275,7 +278,7 @@ def _sentencepiece_bytes(vocabulary: Vocabulary) -> list[bytes]:
 
 
 def _byte_level_bytes(vocabulary: Vocabulary) -> list[bytes]:
-    table = _byte_alphabet()
+    table = byte_alphabet()
     out = []
     for piece, kind in zip(vocabulary.pieces, vocabulary.types.tolist(), strict=True):
         if kind in (CONTROL, UNKNOWN, USER_DEFINED):
@@ -288,7 +291,7 @@ def _byte_level_bytes(vocabulary: Vocabulary) -> list[bytes]:
     return out
 
 
-def _byte_alphabet() -> dict[str, int]:
+def byte_alphabet() -> dict[str, int]:
     """GPT-2's letters for the 256 bytes: itself where printable, else the next one from U+0100
     on.
     """

@@ -21,6 +21,9 @@ def tokenizer_json(metadata: dict[str, Any], name: str = "model") -> str:
 def vocabulary_json(vocabulary: Vocabulary) -> str:
     """The `tokenizer.json` of a checked vocabulary."""
     spm = vocabulary.model == "llama"
+    merges = vocabulary.merges
+    if spm and not merges:
+        merges = merges_by_score(vocabulary)
     unknown = None if vocabulary.unk_id is None else vocabulary.pieces[vocabulary.unk_id]
     model = {
         "type": "BPE",
@@ -32,7 +35,7 @@ def vocabulary_json(vocabulary: Vocabulary) -> str:
         "byte_fallback": spm,
         "ignore_merges": vocabulary.whole_words,
         "vocab": vocabulary.ids,
-        "merges": merges_by_score(vocabulary) if spm else vocabulary.merges,
+        "merges": merges,
     }
     return json.dumps(
         {

@@ -12,6 +12,8 @@ from wgtrain.files.source import shown
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 NO_ID = 0xFFFFFFFF  # how files write "there is none"
+# A tokenizer.json's merges for model `llama`, where llama.cpp ignores tokenizer.ggml.merges.
+EXACT_MERGES = "wgtrain.tokenizer.merges"
 LONGEST_PIECE = 1024  # characters; finding the ways to merge a piece takes the square of its length
 
 # Pieces that end a turn or a text, by the names models give them; the first found is the end of
@@ -36,9 +38,9 @@ END_OF_MESSAGE = "<|eom_id|>"
 # patterns, each applied to the parts that the one before left; matches and what lies between them
 # become parts.
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_CONTRACTION = r"'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD]"
+CONTRACTION = r"'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD]"
 _MODERN = (
-    _CONTRACTION
+    CONTRACTION
     + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _LLAMA3 = [_MODERN % "{1,3}"]
@@ -59,7 +61,7 @@ PRE_TOKENIZERS = {
     "stablelm2": _QWEN2,
 }
 # A word that is a piece is taken whole, whatever the merges say, and rows begin with BOS.
-_WHOLE_WORDS = ("llama-bpe", "llama3", "llama-v3", "falcon3")
+WHOLE_WORDS = ("llama-bpe", "llama3", "llama-v3", "falcon3")
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class Vocabulary:
     ids: dict[str, int]  # piece -> id
     types: np.ndarray  # (V,) int32
     scores: np.ndarray  # (V,) float32; of llama: the higher, the earlier a piece is merged
-    merges: list[tuple[str, str]]  # of gpt2, the earliest first
+    merges: list[tuple[str, str]]  # the earliest first; of llama empty where the scores say it
     whole_words: bool
     bos_id: int | None
     eos_id: int | None
@@ -98,7 +100,8 @@ def read_vocabulary(metadata: dict[str, Any], name: str) -> Vocabulary:
     pieces = _pieces(get)
     ids = {piece: i for i, piece in enumerate(pieces)}
     if len(ids) != len(pieces):
-        i = next(i for i, piece in enumerate(pieces) if ids[piece] != i)
+        first: dict[str, int] = {}
+        i = next(i for i, piece in enumerate(pieces) if first.setdefault(piece, i) != i)
         raise get.error(f"tokenizer.ggml.tokens[{i}]", shown(pieces[i]), "no piece twice")
     n = len(pieces)
     types = _types(get, n)
@@ -112,7 +115,7 @@ def read_vocabulary(metadata: dict[str, Any], name: str) -> Vocabulary:
         eot = next(iter(ends), None)
     # Some files call these normal or user-defined, and text would then hold them by accident.
     types[[i for i in (eot, eom) if i is not None]] = CONTROL
-    whole_words = not spm and pre in _WHOLE_WORDS
+    whole_words = not spm and pre in WHOLE_WORDS
     add_bos = get.flag("tokenizer.ggml.add_bos_token", spm or whole_words)
     if add_bos and bos is None:
         raise get.error("tokenizer.ggml.bos_token_id", "missing", f"an id below {n}: rows need one")
@@ -124,7 +127,7 @@ def read_vocabulary(metadata: dict[str, Any], name: str) -> Vocabulary:
         ids=ids,
         types=types,
         scores=_scores(get, n) if spm else np.zeros(n, np.float32),
-        merges=[] if spm else _merges(get, ids),
+        merges=_merges(get, ids, EXACT_MERGES if spm else "tokenizer.ggml.merges"),
         whole_words=whole_words,
         bos_id=bos,
         eos_id=eos,
@@ -240,8 +243,9 @@ def _scores(get: _Getter, n: int) -> np.ndarray:
     return scores.astype(np.float32)
 
 
-def _merges(get: _Getter, ids: dict[str, int]) -> list[tuple[str, str]]:
-    key = "tokenizer.ggml.merges"
+def _merges(get: _Getter, ids: dict[str, int], key: str) -> list[tuple[str, str]]:
+    if key == EXACT_MERGES and key not in get.metadata:
+        return []
     merges: dict[tuple[str, str], None] = {}  # of a merge listed twice the first counts
     for i, text in enumerate(get.texts(key)):
         cut = text.find(" ", 1)

@@ -3,12 +3,13 @@
 import json
 import math
 from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from wgtrain.errors import FileError
-from wgtrain.files.source import Data, shown
+from wgtrain.files.source import Data, Source, read_range, shown, source_name
 
 MAX_HEADER = 4 << 20  # bytes; forty thousand tensors
 
@@ -30,27 +31,55 @@ _DTYPES = {
 _NAMES = {np.dtype(code): name for name, code in _DTYPES.items() if name != "BF16"}
 
 
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of a file: `begin` and `end` in bytes from the start of the file."""
+
+    dtype: str  # a key of _DTYPES
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
 def read_safetensors(data: Data, name: str = "file") -> dict[str, np.ndarray]:
     """All arrays of a file, read-only views of `data`; BF16 becomes a float32 copy.
 
     FileError unless the arrays fill the data exactly: each in bounds, no overlap, no gap.
     """
     view = memoryview(data).cast("B")
-    if view.nbytes < 8:
-        raise FileError(f"{name}: {view.nbytes} bytes; a safetensors file begins with 8 of length")
-    length = int.from_bytes(view[:8], "little")
-    if length > min(view.nbytes - 8, MAX_HEADER):
+    length = _header_length(view[:8], view.nbytes, name)
+    entries = parse_header(view[8 : 8 + length], view.nbytes, name)
+    return {key: _array(view[e.begin : e.end], e.dtype, e.shape) for key, e in entries.items()}
+
+
+async def read_header(source: Source) -> bytes:
+    """The JSON in front of a file's arrays."""
+    name = source_name(source)
+    first = await read_range(source, 0, min(8, source.size))
+    return bytes(await read_range(source, 8, _header_length(first, source.size, name)))
+
+
+def _header_length(first: Data, size: int, name: str) -> int:
+    """Bytes of the header of a file of `size` bytes that begins with `first`."""
+    if size < 8:
+        raise FileError(f"{name}: {size} bytes; a safetensors file begins with 8 of length")
+    length = int.from_bytes(first, "little")
+    if length > min(size - 8, MAX_HEADER):
         raise FileError(
-            f"{name}: byte 0: header of {length} bytes; {view.nbytes - 8} are left in the file, "
+            f"{name}: byte 0: header of {length} bytes; {size - 8} are left in the file, "
             f"at most {MAX_HEADER} are read"
         )
-    header = json_object(view[8 : 8 + length], f"{name}: header")
-    start = 8 + length
+    return length
+
+
+def parse_header(data: Data, size: int, name: str) -> dict[str, Entry]:
+    """What the header says of a file of `size` bytes; FileError as in `read_safetensors`."""
+    header = json_object(data, f"{name}: header")
+    start = 8 + len(data)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise FileError(f"{name}: __metadata__ is {shown(metadata)}, an object of strings expected")
-    spans: list[tuple[int, int, str]] = []
-    arrays: dict[str, np.ndarray] = {}
+    entries: dict[str, Entry] = {}
     for key, entry in header.items():
         where = f"{name}: tensor {shown(key)}"
         dtype, shape, begin, end = _entry(entry, where)
@@ -60,23 +89,23 @@ def read_safetensors(data: Data, name: str = "file") -> dict[str, np.ndarray]:
                 f"{where}: data_offsets {begin} to {end} hold {end - begin} bytes, "
                 f"{nbytes} needed for {dtype} {shown(shape)}"
             )
-        if start + end > view.nbytes:
+        if start + end > size:
             raise FileError(
-                f"{where}: data_offsets end at {end}, the file's data at {view.nbytes - start}"
+                f"{where}: data_offsets end at {end}, the file's data at {size - start}"
             )
-        spans.append((begin, end, key))
-        arrays[key] = _array(view[start + begin : start + end], dtype, shape)
-    at = 0
-    for begin, end, key in sorted(spans):
-        if begin != at:
-            problem = "overlaps the tensor before it" if begin < at else "leaves a gap before it"
-            raise FileError(f"{name}: tensor {shown(key)}: offset {begin} {problem}, {at} expected")
-        at = end
-    if start + at != view.nbytes:
-        raise FileError(
-            f"{name}: byte {start + at}: {view.nbytes - start - at} bytes after the last tensor"
-        )
-    return arrays
+        entries[key] = Entry(dtype, shape, start + begin, start + end)
+    at = start
+    for key, e in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end, item[0])):
+        if e.begin != at:
+            problem = "overlaps the tensor before it" if e.begin < at else "leaves a gap before it"
+            raise FileError(
+                f"{name}: tensor {shown(key)}: offset {e.begin - start} {problem}, "
+                f"{at - start} expected"
+            )
+        at = e.end
+    if at != size:
+        raise FileError(f"{name}: byte {at}: {size - at} bytes after the last tensor")
+    return entries
 
 
 def _entry(entry: Any, where: str) -> tuple[str, tuple[int, ...], int, int]:

@@ -14,6 +14,7 @@ from wgtrain.files.source import Source, source_name
 from wgtrain.gpu import Device, open_device
 from wgtrain.model.config import ModelConfig, read_config
 from wgtrain.model.decode import greedy
+from wgtrain.model.folder import Folder
 from wgtrain.model.session import Session
 from wgtrain.model.weights import Weights, load_weights, plan_weights
 
@@ -24,8 +25,8 @@ _SAMPLE = 1 << 20  # bytes of tensor data at either end that the fingerprint cov
 class Model:
     """Frozen weights on a device. A context manager; `close` gives the GPU memory back.
 
-    `fingerprint`: SHA-256, hex, of everything before the tensors, the file's size, and the first and last MiB of
-    tensor data.
+    `fingerprint`: SHA-256, hex, of everything before the tensors, the file's size, and the first
+    and last MiB of tensor data.
     """
 
     aio = aio_view()
@@ -38,17 +39,21 @@ class Model:
         device: Device,
         fingerprint: str,
         read_adapter: Callable[[Any], Adapter],
+        no_tokenizer: str | None = None,
     ):
         self.gguf, self.config, self.weights, self.device = gguf, config, weights, device
         self.fingerprint = fingerprint
         self.name = gguf.name
         self._read_adapter = read_adapter
+        self._no_tokenizer = no_tokenizer
         self._tokenizer: Tokenizer | None = None
         self._session: tuple[Any, Session] | None = None
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer of the file's own metadata."""
+        """The tokenizer of the file's own metadata; FileError where there is none."""
+        if self._no_tokenizer is not None:
+            raise FileError(self._no_tokenizer)
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(self.gguf.metadata, self.name)
         return self._tokenizer
@@ -66,7 +71,9 @@ class Model:
     async def logits(
         self, tokens: Sequence[int], adapters: Sequence[tuple[AdapterLike, float]] = ()
     ) -> np.ndarray:
-        """Logits after each token, float32 (T, V); each adapter is (adapter, strength), 1.0 = as trained."""
+        """Logits after each token, float32 (T, V); each adapter is (adapter, strength), 1.0 = as
+        trained.
+        """
         ids = self.check_tokens(tokens)
         session = await self.session(adapters, len(ids))
         return await session.logits([ids])
@@ -79,7 +86,8 @@ class Model:
         temperature: float = 0.0,
         adapters: Sequence[tuple[AdapterLike, float]] = (),
     ) -> AsyncGenerator[str, None]:
-        """Pieces of the text that follows `prompt`, without it, until the model stops or `max_tokens`.
+        """Pieces of the text that follows `prompt`, without it, until the model stops or
+        `max_tokens`.
 
         Greedy: `temperature` other than 0 is refused.
         """
@@ -110,7 +118,9 @@ class Model:
     async def session(
         self, adapters: Sequence[tuple[AdapterLike, float]], max_tokens: int
     ) -> Session:
-        """A session for these adapters and at least `max_tokens` tokens; the last one is kept and reused."""
+        """A session for these adapters and at least `max_tokens` tokens; the last one is kept and
+        reused.
+        """
         stack = [(self._read_adapter(adapter), float(strength)) for adapter, strength in adapters]
         for adapter, _ in stack:
             adapter_fits(adapter, self.gguf.tensors, self.config.architecture)
@@ -157,7 +167,7 @@ def _digest(adapter: Adapter) -> bytes:
     for name, pair in adapter.tensors.items():
         digest.update(name.encode())
         for array in pair:
-            digest.update(np.ascontiguousarray(array))
+            digest.update(array.tobytes())
     return digest.digest()
 
 
@@ -171,15 +181,17 @@ async def _fingerprint(source: Source, gguf: GGUF) -> str:
 
 
 async def open_model(
-    source: Source,
+    opened: Source | Folder,
     *,
     adapter_index: int | None = None,
     limits: str | None = None,
     budget: int | None = None,
     read_adapter: Callable[[Any], Adapter] = adapter_from_bytes,
 ) -> Model:
-    """Reads a GGUF and puts its weights on a GPU; see `gpu.open_device` for the device's options."""
-    gguf = await read_gguf(source)
+    """Puts a GGUF's or folder's weights on a GPU; `gpu.open_device` says more on the options."""
+    if not isinstance(opened, Folder):
+        opened = Folder(opened, await read_gguf(opened), None)
+    source, gguf = opened.source, opened.gguf
     if gguf.metadata.get("general.type", "model") != "model":
         raise FileError(
             f"{source_name(source)}: general.type is {gguf.metadata['general.type']!r}, not 'model'"
@@ -193,4 +205,4 @@ async def open_model(
     except BaseException:
         device.close()
         raise
-    return Model(gguf, config, weights, device, fingerprint, read_adapter)
+    return Model(gguf, config, weights, device, fingerprint, read_adapter, opened.no_tokenizer)

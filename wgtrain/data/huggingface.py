@@ -1,0 +1,305 @@
+"""A Hugging Face folder's tokenizer.json -> the `tokenizer.*` metadata of a GGUF.
+
+Ids are those of the `tokenizers` library wherever llama.cpp's rules, which `wgtrain.data.tokenizer`
+follows, give the same. They do not for text that is not in Unicode's form NFC under a tokenizer
+with that normaliser, and where Metaspace puts its space: here it stands in front of every text,
+also of one that begins with a space, and after every special token.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from wgtrain.data.tokenizer import byte_alphabet
+from wgtrain.data.tokenizer_json import SPACE
+from wgtrain.data.vocabulary import (
+    BYTE,
+    CONTRACTION,
+    CONTROL,
+    EXACT_MERGES,
+    NO_ID,
+    NORMAL,
+    PRE_TOKENIZERS,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+    WHOLE_WORDS,
+)
+from wgtrain.errors import FileError
+from wgtrain.files.huggingface import (
+    CHAT_TEMPLATE,
+    CONFIG,
+    GENERATION_CONFIG,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    Files,
+    read_json,
+    read_small,
+)
+from wgtrain.files.source import shown
+
+MAX_VOCABULARY = 1 << 21  # pieces
+_BYTE_PIECES = [f"<0x{byte:02X}>" for byte in range(256)]
+_FOLDED = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"  # how tokenizer.json files write CONTRACTION
+_REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+_PREPEND = {"type": "Prepend", "prepend": SPACE}
+# Settings of the model that change ids, and the values under which they do not.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "dropout": (None, 0),
+    "continuing_subword_prefix": (None, ""),
+    "end_of_word_suffix": (None, ""),
+}
+
+
+async def read_tokenizer_metadata(files: Files, name: str = "folder") -> dict[str, Any]:
+    """The `tokenizer.*` keys for `load_tokenizer`; FileError names what is missing or not read."""
+    spec = await read_json(files, TOKENIZER, name)
+    settings, config, generation = [
+        await read_json(files, file, name) if file in files else {}
+        for file in (TOKENIZER_CONFIG, CONFIG, GENERATION_CONFIG)
+    ]
+    template: Any = _template(settings, f"{name}/{TOKENIZER_CONFIG}")
+    if CHAT_TEMPLATE in files:
+        try:
+            template = str(await read_small(files, CHAT_TEMPLATE, name), "utf-8")
+        except UnicodeDecodeError as error:
+            raise FileError(
+                f"{name}/{CHAT_TEMPLATE}: no valid UTF-8 at byte {error.start}"
+            ) from None
+    reader = _Reader(spec, f"{name}/{TOKENIZER}")
+    rows = config.get("vocab_size")
+    metadata = reader.metadata(rows if type(rows) is int else None)
+    ids = {piece: i for i, piece in enumerate(metadata["tokenizer.ggml.tokens"])}
+    bos = _special("bos", ids, settings, config, generation, name)
+    add_bos = settings.get("add_bos_token")
+    if type(add_bos) is not bool:
+        add_bos = bos is not None and ids.get(reader.first_special()) == bos
+    metadata |= {
+        "tokenizer.ggml.bos_token_id": NO_ID if bos is None else bos,
+        "tokenizer.ggml.add_bos_token": add_bos,
+    }
+    eos = _special("eos", ids, settings, config, generation, name)
+    metadata["tokenizer.ggml.eos_token_id"] = NO_ID if eos is None else eos
+    if template is not None:
+        metadata["tokenizer.chat_template"] = template
+    return metadata
+
+
+def _template(settings: dict[str, Any], where: str) -> str | None:
+    """The chat template of tokenizer_config.json, of several the one called "default"."""
+    template = settings.get("chat_template")
+    if isinstance(template, list):
+        named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
+        template = named.get("default")
+        if template is None:
+            raise FileError(f"{where}: chat_template has {shown(list(named))}, but no 'default'")
+    if template is not None and not isinstance(template, str):
+        raise FileError(f"{where}: chat_template is {shown(template)}; a text is needed")
+    return template
+
+
+def _special(
+    kind: str,
+    ids: dict[str, int],
+    settings: dict[str, Any],
+    config: dict[str, Any],
+    generation: dict[str, Any],
+    name: str,
+) -> int | None:
+    """The id of "bos" or "eos": the piece the tokenizer names, else the (first) id of the model."""
+    piece = settings.get(f"{kind}_token")
+    piece = piece.get("content") if isinstance(piece, dict) else piece
+    if piece is not None:
+        if not isinstance(piece, str) or piece not in ids:
+            what = f"{kind}_token is {shown(piece)}, no piece of the vocabulary"
+            raise FileError(f"{name}/{TOKENIZER_CONFIG}: {what}")
+        return ids[piece]
+    for file, values in ((CONFIG, config), (GENERATION_CONFIG, generation)):
+        value = values.get(f"{kind}_token_id")
+        if isinstance(value, list) and value:
+            value = value[0]
+        if value is not None:
+            if type(value) is not int or not 0 <= value < len(ids):
+                expected = f"an id below {len(ids)} is needed"
+                raise FileError(f"{name}/{file}: {kind}_token_id is {shown(value)}; {expected}")
+            return value
+    return None
+
+
+class _Reader:
+    """One tokenizer.json; its methods raise FileError for what is broken or not supported."""
+
+    def __init__(self, spec: dict[str, Any], where: str) -> None:
+        self.spec, self.where = spec, where
+        self.model: dict[str, Any] = self.object(spec.get("model"), "model")
+        if self.model.get("type", "BPE") != "BPE":
+            raise self.error(f"model.type {shown(self.model['type'])} is not supported, only 'BPE'")
+        for key, neutral in _NEUTRAL.items():
+            if self.model.get(key) not in neutral:
+                raise self.error(f"model.{key} = {shown(self.model[key])} is not supported")
+        self.spm = self.model.get("byte_fallback", False) is True
+        self.vocab = self.object(self.model.get("vocab"), "model.vocab")
+        self.added = [
+            self.object(token, "added_tokens") for token in self.steps(spec.get("added_tokens"))
+        ]
+
+    def error(self, what: str) -> FileError:
+        return FileError(f"{self.where}: {what}")
+
+    def object(self, value: Any, what: str) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise self.error(f"{what} is {shown(value)}; an object is needed")
+        return value
+
+    def steps(self, value: Any) -> list[Any]:
+        """A list as it is, none for null."""
+        if value is not None and not isinstance(value, list):
+            raise self.error(f"{shown(value)}; a list is needed")
+        return value or []
+
+    def chain(self, key: str, inner: str) -> list[dict[str, Any]]:
+        """The steps of "normalizer", "pre_tokenizer" or "post_processor", in order."""
+        value = self.spec.get(key)
+        if value is None:
+            return []
+        step = self.object(value, key)
+        steps = self.steps(step.get(inner)) if step.get("type") == "Sequence" else [step]
+        return [self.object(step, key) for step in steps]
+
+    def metadata(self, rows: int | None) -> dict[str, Any]:
+        """All keys but those of BOS and EOS; pieces are padded to the `rows` of the embedding."""
+        pieces, types = self.pieces(rows)
+        merges = self.merges()
+        common = {
+            "tokenizer.ggml.model": "llama" if self.spm else "gpt2",
+            "tokenizer.ggml.pre": "default" if self.spm else self.pre(),
+            "tokenizer.ggml.tokens": pieces,
+            "tokenizer.ggml.token_type": np.array(types, np.int32),
+        }
+        if not self.spm:
+            return common | {"tokenizer.ggml.merges": [" ".join(pair) for pair in merges]}
+        missing = [piece for piece in _BYTE_PIECES if piece not in self.vocab]
+        if missing:
+            raise self.error(f"model: byte_fallback is true, but there is no piece {missing[0]!r}")
+        if self.model.get("ignore_merges") or not merges:
+            what = "ignore_merges with byte_fallback" if merges else "no merges"
+            raise self.error(f"model: {what}: not supported")
+        unknown = next((i for i, kind in enumerate(types) if kind == UNKNOWN), None)
+        ranks: dict[str, int] = {}
+        for rank, (left, right) in enumerate(merges):
+            ranks.setdefault(left + right, rank)
+        return common | {
+            "tokenizer.ggml.scores": -np.array(
+                [ranks.get(piece, len(merges)) for piece in pieces], np.float32
+            ),
+            EXACT_MERGES: [" ".join(pair) for pair in merges],
+            "tokenizer.ggml.unknown_token_id": NO_ID if unknown is None else unknown,
+            "tokenizer.ggml.add_space_prefix": self.space_prefix(),
+        }
+
+    def pieces(self, rows: int | None) -> tuple[list[str], list[int]]:
+        """Every piece and its type, by id."""
+        found: dict[int, tuple[str, int]] = {}
+
+        def add(piece: Any, i: Any, kind: int) -> None:
+            if not isinstance(piece, str) or type(i) is not int or not 0 <= i < MAX_VOCABULARY:
+                raise self.error(f"piece {shown(piece)} has the id {shown(i)}")
+            if found.get(i, (piece, 0))[0] != piece:
+                raise self.error(f"{shown(piece)} and {shown(found[i][0])} have the same id, {i}")
+            found[i] = piece, kind
+
+        bytes_ = set(_BYTE_PIECES) if self.spm else set()
+        unknown = self.model.get("unk_token") if self.spm else None
+        for text, i in self.vocab.items():
+            add(text, i, BYTE if text in bytes_ else UNKNOWN if text == unknown else NORMAL)
+        for token in self.added:
+            piece = token.get("content")
+            flags = [f for f in ("single_word", "lstrip", "rstrip") if token.get(f)]
+            if flags:
+                raise self.error(f"added token {shown(piece)}: {flags[0]} is not supported")
+            kind = CONTROL if token.get("special") else USER_DEFINED
+            add(piece, token.get("id"), UNKNOWN if unknown and piece == unknown else kind)
+        n = max(found, default=-1) + 1
+        if rows is not None and n > rows:
+            raise self.error(f"the largest id is {n - 1}, but vocab_size of {CONFIG} is {rows}")
+        every = [found.get(i, (f"[PAD{i}]", UNUSED)) for i in range(max(n, rows or 0))]
+        return [piece for piece, _ in every], [kind for _, kind in every]
+
+    def merges(self) -> list[tuple[str, str]]:
+        pairs = []
+        for i, merge in enumerate(self.steps(self.model.get("merges"))):
+            pair = merge.split(" ") if isinstance(merge, str) else merge
+            whole = isinstance(pair, list) and len(pair) == 2
+            if not whole or not all(isinstance(p, str) and p and " " not in p for p in pair):
+                raise self.error(f"model.merges[{i}] is {shown(merge)}; two pieces are needed")
+            pairs.append((pair[0], pair[1]))
+        return pairs
+
+    def pre(self) -> str:
+        """The name of the way byte-level text is split into words."""
+        for step in self.chain("normalizer", "normalizers"):
+            if step.get("type") != "NFC":
+                raise self.error(f"normalizer {shown(step.get('type'))} is not supported, only NFC")
+        unknown = self.model.get("unk_token")
+        if unknown and any(letter not in self.vocab for letter in byte_alphabet()):
+            raise self.error(f"unk_token {shown(unknown)}: bytes without a piece are not supported")
+        steps = self.chain("pre_tokenizer", "pretokenizers")
+        patterns = [pattern for step in steps for pattern in self.patterns(step)]
+        if not steps or steps[-1].get("type") != "ByteLevel":
+            raise self.error("model: neither byte_fallback nor ByteLevel as last pre_tokenizer")
+        names = [name for name, known in PRE_TOKENIZERS.items() if known == patterns]
+        if not names:
+            text = shown(patterns, 400)
+            raise self.error(f"pre_tokenizer: the patterns {text} are none of the known ones")
+        whole = bool(self.model.get("ignore_merges"))
+        if whole != (names[0] in WHOLE_WORDS):
+            raise self.error(f"model.ignore_merges = {whole} with the patterns of {names[0]}")
+        return names[0]
+
+    def patterns(self, step: dict[str, Any]) -> list[str]:
+        """The patterns by which one pre-tokenizer splits."""
+        kind = step.get("type")
+        if kind == "ByteLevel" and not step.get("add_prefix_space", True):
+            return PRE_TOKENIZERS["gpt-2"] if step.get("use_regex", True) else []
+        if kind == "Digits" and step.get("individual_digits"):
+            return [r"\p{N}"]
+        if kind == "Split":
+            pattern = self.object(step.get("pattern"), "pre_tokenizer: pattern").get("Regex")
+            how: tuple[Any, bool] = step.get("behavior"), bool(step.get("invert"))
+            if isinstance(pattern, str) and how in (("Isolated", False), ("Removed", True)):
+                return [pattern.replace(_FOLDED, CONTRACTION)]
+        raise self.error(f"pre_tokenizer {shown(step, 200)} is not supported")
+
+    def space_prefix(self) -> bool:
+        """Whether a text gets a space in front, in SentencePiece's manner."""
+        normalizer = self.chain("normalizer", "normalizers")
+        pre = self.chain("pre_tokenizer", "pretokenizers")
+        if not pre and normalizer in ([_REPLACE], [_PREPEND, _REPLACE]):
+            return len(normalizer) == 2
+        if len(pre) != 1 or normalizer not in ([], [_REPLACE]):
+            found = f"normalizer {shown(normalizer, 200)}, pre_tokenizer {shown(pre, 200)}"
+            raise self.error(f"{found}: not the way of SentencePiece, which alone is supported")
+        step = pre[0]
+        inner = next((piece for piece in self.vocab if SPACE in piece[1:]), None)
+        if step.get("type") != "Metaspace" or step.get("replacement") != SPACE:
+            raise self.error(f"pre_tokenizer {shown(step, 200)} is not supported, only Metaspace")
+        if step.get("split", True) and inner is not None:
+            raise self.error(f"Metaspace with split, but the piece {shown(inner)} spans words")
+        always = "always" if step.get("add_prefix_space", True) else "never"
+        scheme = step.get("prepend_scheme", always)
+        if scheme not in ("always", "first", "never"):
+            raise self.error(f"Metaspace: prepend_scheme {shown(scheme)} is not supported")
+        return bool(scheme != "never")
+
+    def first_special(self) -> str:
+        """The token that the library puts in front of a text, "" for none."""
+        first = ""
+        for step in self.chain("post_processor", "processors"):
+            kind = step.get("type")
+            if kind == "TemplateProcessing":
+                single = self.steps(step.get("single"))
+                token = self.object(single[0], "single").get("SpecialToken") if single else None
+                first = str(self.object(token, "SpecialToken").get("id")) if token else ""
+            elif kind != "ByteLevel":
+                raise self.error(f"post_processor {shown(kind)} is not supported")
+        return first
