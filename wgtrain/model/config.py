@@ -1,4 +1,6 @@
-"""What a model is, in a dozen knobs read from GGUF metadata; everything that is not covered is refused by name."""
+"""What a model is, in a dozen knobs read from GGUF metadata; everything that is not covered is
+refused by name.
+"""
 
 import math
 from dataclasses import dataclass
@@ -8,15 +10,15 @@ import numpy as np
 
 from wgtrain.errors import FileError
 from wgtrain.files import GGUF
+from wgtrain.files.source import shown
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 LINEARS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 # Metadata that changes the mathematics, and the values under which it does not.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "attention.sliding_window": (0,),
-    "attention.alibi_bias_max": (0,),
+    "attention.max_alibi_bias": (0,),
     "attention.clamp_kqv": (0,),
-    "attention.logit_softcapping": (0,),
     "attn_logit_softcapping": (0,),
     "final_logit_softcapping": (0,),
     "attention.scale": (),
@@ -32,12 +34,24 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "rope.scale_linear": (1, 0),
     "rope.scaling.attn_factor": (1,),
     "use_parallel_residual": (False,),
+    "tensor_data_layout": ("Meta AI original pth",),
+}
+# What `read_config` reads, and what changes nothing.
+_KNOWN = {
+    *("embedding_length", "block_count", "feed_forward_length", "context_length", "vocab_size"),
+    *("attention.head_count", "attention.head_count_kv"),
+    *("attention.key_length", "attention.value_length"),
+    *("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"),
+    *("rope.dimension_count", "rope.freq_base"),
+    *("rope.scaling.original_context_length", "rope.scaling.finetuned"),
 }
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shapes and switches of one model. `rope_interleaved`: pairs are neighbours, else half a width apart."""
+    """Shapes and switches of one model. `rope_interleaved`: pairs are neighbours, else half a
+    width apart.
+    """
 
     architecture: str
     width: int  # D
@@ -62,10 +76,13 @@ class ModelConfig:
         return "token_embd.weight" if self.tied_head else "output.weight"
 
     def linears(self) -> dict[str, tuple[int, int]]:
-        """Every linear of the blocks, GGUF name -> (outputs, inputs), in the order of the forward pass."""
+        """Every linear of the blocks, GGUF name -> (outputs, inputs), in the order of the forward
+        pass.
+        """
         q, kv = self.n_head * self.head_size, self.n_head_kv * self.head_size
-        shapes = ((q, self.width), (kv, self.width), (kv, self.width), (self.width, q))
-        shapes += ((self.feed_forward, self.width),) * 2 + ((self.width, self.feed_forward),)
+        attention = [(q, self.width), (kv, self.width), (kv, self.width), (self.width, q)]
+        gate = (self.feed_forward, self.width)
+        shapes = [*attention, gate, gate, gate[::-1]]
         return {
             f"blk.{layer}.{name}.weight": shape
             for layer in range(self.n_layer)
@@ -111,9 +128,11 @@ def read_config(gguf: GGUF) -> ModelConfig:
     architecture = gguf.get("general.architecture", str)
     if architecture not in ARCHITECTURES:
         raise FileError(
-            f"{gguf.name}: general.architecture {architecture!r} is not one of {', '.join(ARCHITECTURES)}"
+            f"{gguf.name}: general.architecture {architecture!r} is not one of "
+            f"{', '.join(ARCHITECTURES)}"
         )
-    _refuse_features(gguf, architecture)
+    if features := _feature_problems(gguf, architecture):
+        raise _unusable(gguf, features)
 
     def count(key: str, default: int | None = None) -> int:
         name = f"{architecture}.{key}"
@@ -125,6 +144,7 @@ def read_config(gguf: GGUF) -> ModelConfig:
     width, heads = count("embedding_length"), count("attention.head_count")
     kv_heads = count("attention.head_count_kv", heads)
     head_size = count("attention.key_length", max(width // heads, 1))
+    value_size = count("attention.value_length", head_size)
     embedding = gguf.tensors.get("token_embd.weight")
     config = ModelConfig(
         architecture=architecture,
@@ -145,12 +165,21 @@ def read_config(gguf: GGUF) -> ModelConfig:
         context=count("context_length", 1 << 20),
     )
     problems = [*_shape_problems(gguf, config), *_tensor_problems(gguf, config)]
-    if problems:
-        more = f"\n  and {len(problems) - 40} more" if len(problems) > 40 else ""
-        raise FileError(
-            f"{gguf.name}: this model cannot be used:\n  " + "\n  ".join(problems[:40]) + more
+    if value_size != head_size:
+        problems.append(
+            f"{architecture}.attention.value_length {value_size} differs from key_length "
+            f"{head_size}, which is not supported"
         )
+    if problems:
+        raise _unusable(gguf, problems)
     return config
+
+
+def _unusable(gguf: GGUF, problems: list[str]) -> FileError:
+    more = [f"and {len(problems) - 40} more"] if len(problems) > 40 else []
+    return FileError(
+        "\n  ".join([f"{gguf.name}: this model cannot be used:", *problems[:40], *more])
+    )
 
 
 def _positive(gguf: GGUF, key: str, default: float | None = None) -> float:
@@ -160,19 +189,24 @@ def _positive(gguf: GGUF, key: str, default: float | None = None) -> float:
     return float(value)
 
 
-def _refuse_features(gguf: GGUF, architecture: str) -> None:
-    for key, neutral in _NEUTRAL.items():
-        name = f"{architecture}.{key}"
-        value = gguf.metadata.get(name)
-        if value is not None and not any(bool(np.all(value == n)) for n in neutral):
-            raise FileError(f"{gguf.name}: {name} = {value} is a feature that is not supported")
-    value_length = gguf.metadata.get(f"{architecture}.attention.value_length")
-    key_length = gguf.metadata.get(f"{architecture}.attention.key_length")
-    if value_length is not None and key_length is not None and value_length != key_length:
-        raise FileError(
-            f"{gguf.name}: {architecture}.attention.value_length {value_length} differs from key_length "
-            f"{key_length}, which is not supported"
-        )
+def _feature_problems(gguf: GGUF, architecture: str) -> list[str]:
+    """Metadata that is not known, or known to change the mathematics."""
+    problems = []
+    parts = gguf.metadata.get("split.count", 1)
+    if parts not in (0, 1):
+        problems.append(f"split.count = {shown(parts)}: one part of a model; join the parts first")
+    for name, value in gguf.metadata.items():
+        prefix, _, key = name.partition(".")
+        if prefix != architecture or key in _KNOWN:
+            continue
+        if key not in _NEUTRAL:
+            problems.append(
+                f"{name} = {shown(value)} is not known, so it may be a feature that is not "
+                "supported"
+            )
+        elif not any(bool(np.all(value == neutral)) for neutral in _NEUTRAL[key]):
+            problems.append(f"{name} = {shown(value)} is a feature that is not supported")
+    return problems
 
 
 def _shape_problems(gguf: GGUF, c: ModelConfig) -> list[str]:
@@ -180,7 +214,8 @@ def _shape_problems(gguf: GGUF, c: ModelConfig) -> list[str]:
     problems = []
     if c.n_head % c.n_head_kv:
         problems.append(
-            f"{prefix}.attention.head_count {c.n_head} is no multiple of head_count_kv {c.n_head_kv}"
+            f"{prefix}.attention.head_count {c.n_head} is no multiple of "
+            f"head_count_kv {c.n_head_kv}"
         )
     if c.head_size % 4:
         problems.append(
@@ -223,7 +258,8 @@ def _tensor_problems(gguf: GGUF, c: ModelConfig) -> list[str]:
                 f"tensor {name} has type {tensor.type}; supported are {', '.join(MATRIX_TYPES)}"
             )
     problems += [
-        f"tensor {name} is not known for {c.architecture}, so the model has a feature that is not supported"
+        f"tensor {name} is not known for {c.architecture}, so the model has a feature that is "
+        "not supported"
         for name in gguf.tensors
         if name not in expected
     ]

@@ -1,0 +1,335 @@
+"""What a model file has to hold, and how each thing that is not covered is refused by name."""
+
+import re
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import random_model as rm
+
+from wgtrain.errors import FileError
+from wgtrain.files import Raw, parse_gguf, write_gguf
+from wgtrain.model.config import ModelConfig, read_config
+
+SHAPE = rm.Shape(width=32, heads=2, kv_heads=1, head_size=16, feed_forward=48, layers=2)
+
+
+def config(
+    metadata: dict[str, Any] | None = None,
+    tensors: dict[str, Any] | None = None,
+    shape: rm.Shape = SHAPE,
+) -> ModelConfig:
+    """The configuration of a model with some metadata and tensors changed; None takes one away."""
+    all_metadata = {**shape.metadata(), **(metadata or {})}
+    all_tensors = {**rm.tensors(shape), **(tensors or {})}
+    data = write_gguf(
+        {k: v for k, v in all_metadata.items() if v is not None},
+        {k: v for k, v in all_tensors.items() if v is not None},
+    )
+    return read_config(parse_gguf(data, "model.gguf"))
+
+
+def refused(*parts: str, **changes: Any) -> str:
+    with pytest.raises(FileError) as caught:
+        config(**changes)
+    text = str(caught.value)
+    assert text.startswith("model.gguf: "), text
+    for part in parts:
+        assert part in text, f"{part!r} is not in: {text}"
+    return text
+
+
+def f32(*shape: int) -> np.ndarray:
+    return np.ones(shape, np.float32)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_knobs(architecture: str, tied: bool) -> None:
+    shape = rm.Shape(
+        architecture, width=36, heads=3, kv_heads=1, head_size=20, feed_forward=52, tied=tied
+    )
+    got = config(
+        {
+            f"{architecture}.rope.freq_base": 5e5,
+            f"{architecture}.rope.dimension_count": 12,
+            f"{architecture}.attention.layer_norm_rms_epsilon": 1e-6,
+        },
+        shape=shape,
+    )
+    assert (got.architecture, got.width, got.n_layer) == (architecture, 36, 2)
+    assert (got.n_head, got.n_head_kv, got.head_size) == (3, 1, 20)
+    assert (got.feed_forward, got.vocabulary, got.context) == (52, 101, 512)
+    assert got.rope_theta == 5e5 and got.rotary == 12
+    assert got.norm_eps == pytest.approx(1e-6)
+    assert got.rope_interleaved is (architecture == "llama")
+    assert got.qkv_bias is (architecture == "qwen2")
+    assert got.qk_norm is (architecture == "qwen3")
+    assert got.tied_head is tied
+    assert got.head_name == ("token_embd.weight" if tied else "output.weight")
+    assert got.matrices() == shape.matrices()
+    assert got.vectors() == shape.vectors()
+
+
+def test_defaults_of_metadata() -> None:
+    """What files may leave out, as llama.cpp reads it."""
+    shape = replace(SHAPE, kv_heads=2)
+    gone = ["attention.head_count_kv", "attention.key_length", "attention.value_length"]
+    gone += ["rope.dimension_count", "rope.freq_base", "context_length"]
+    got = config({f"llama.{key}": None for key in gone}, shape=shape)
+    assert (got.n_head_kv, got.head_size, got.rotary) == (2, 16, 16)
+    assert got.rope_theta == 10_000.0
+
+
+def test_a_llama_may_have_biases() -> None:
+    biases: dict[str, Any] = {
+        f"blk.{layer}.attn_{name}.bias": f32(n)
+        for layer in range(2)
+        for name, n in (("q", 32), ("k", 16), ("v", 16))
+    }
+    assert config(tensors=biases).qkv_bias
+    refused(
+        "tensor blk.1.attn_k.bias (16,) is missing", tensors={**biases, "blk.1.attn_k.bias": None}
+    )
+
+
+def test_rotary_table() -> None:
+    got = config({"llama.rope.freq_base": 5e5}).rope_table(50)
+    assert got.shape == (50, 8, 2) and got.dtype == np.float32
+    for position in (0, 1, 49):
+        for pair in (0, 3, 7):
+            angle = position * 5e5 ** (-2 * pair / 16)
+            np.testing.assert_allclose(
+                got[position, pair], [np.cos(angle), np.sin(angle)], atol=1e-7
+            )
+
+
+@pytest.mark.parametrize("name", ["gemma3", "phi3", "mixtral", "LLAMA", ""])
+def test_other_architectures(name: str) -> None:
+    refused(
+        f"general.architecture {name!r}", "llama, qwen2, qwen3",
+        metadata={"general.architecture": name},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("attention.sliding_window", 4096),
+        ("attention.sliding_window_pattern", 6),
+        ("attention.max_alibi_bias", 8.0),
+        ("attention.clamp_kqv", 8.0),
+        ("attention.logit_softcapping", 50.0),
+        ("attn_logit_softcapping", 50.0),
+        ("final_logit_softcapping", 30.0),
+        ("attention.scale", 0.1),
+        ("attention.causal", False),
+        ("expert_count", 8),
+        ("expert_used_count", 2),
+        ("embedding_scale", 12.0),
+        ("residual_scale", 0.5),
+        ("logit_scale", 0.5),
+        ("pooling_type", 1),
+        ("rope.scaling.type", "yarn"),
+        ("rope.scaling.type", "linear"),
+        ("rope.scaling.factor", 4.0),
+        ("rope.scale_linear", 2.0),
+        ("rope.scaling.attn_factor", 1.2),
+        ("rope.scaling.yarn_log_multiplier", 0.1),
+        ("rope.dimension_sections", np.array([8, 8, 0, 0], np.int32)),
+        ("use_parallel_residual", True),
+        ("decoder_start_token_id", 1),
+        ("attention.q_lora_rank", 16),
+        ("leading_dense_block_count", 1),
+        ("tensor_data_layout", "Something new"),
+        ("activation_function", "gelu"),
+    ],
+)
+def test_features_that_change_the_mathematics(key: str, value: Any) -> None:
+    text = refused(f"llama.{key}", metadata={f"llama.{key}": value})
+    assert "that is not supported" in text
+
+
+def test_features_are_listed_at_once() -> None:
+    text = refused(
+        "llama.expert_count = 8",
+        "llama.rope.scaling.type = 'yarn'",
+        "llama.new_idea = 1 is not known",
+        metadata={
+            "llama.expert_count": 8,
+            "llama.rope.scaling.type": "yarn",
+            "llama.new_idea": 1,
+            "gemma.other": 1,
+            "general.author": "nobody",
+        },
+    )
+    assert len(text.splitlines()) == 4
+
+
+def test_a_part_of_a_model() -> None:
+    refused("split.count = 3", metadata={"split.count": 3, "split.no": 0})
+    config({"split.count": 1})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("attention.sliding_window", 0),
+        ("final_logit_softcapping", 0.0),
+        ("expert_count", 0),
+        ("expert_used_count", 0),
+        ("embedding_scale", 1.0),
+        ("logit_scale", 1.0),
+        ("rope.scaling.type", "none"),
+        ("rope.scaling.factor", 1.0),
+        ("rope.scale_linear", 1.0),
+        ("rope.scaling.original_context_length", 2048),
+        ("attention.causal", True),
+        ("vocab_size", 101),
+        ("attention.layer_norm_epsilon", 1e-5),
+        ("tensor_data_layout", "Meta AI original pth"),
+    ],
+)
+def test_values_under_which_a_feature_is_off(key: str, value: Any) -> None:
+    config({f"llama.{key}": value})
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "rope_freqs.weight",
+        "rope_factors_long.weight",
+        "rope_factors_short.weight",
+        "blk.0.ffn_gate_inp.weight",
+        "blk.1.ffn_gate_exps.weight",
+        "blk.0.attn_qkv.weight",
+        "blk.0.post_attention_norm.weight",
+        "blk.0.attn_q_norm.weight",
+        "blk.0.attn_output.bias",
+        "blk.0.attn_norm.bias",
+        "blk.2.attn_q.weight",
+        "output.bias",
+        "position_embd.weight",
+        "something.else",
+    ],
+)
+def test_tensors_that_are_not_known(name: str) -> None:
+    refused(f"tensor {name} is not known for llama", tensors={name: f32(32)})
+
+
+def test_everything_that_is_wrong_is_listed_at_once() -> None:
+    text = refused(
+        tensors={
+            "blk.0.attn_k.weight": None,
+            "blk.1.ffn_norm.weight": None,
+            "token_embd.weight": f32(101, 64),
+            "blk.1.ffn_up.weight": f32(48, 31),
+            "blk.0.attn_norm.weight": f32(33),
+            "rope_freqs.weight": f32(8),
+            "blk.0.ffn_down.weight": Raw("I8", (32, 48), bytes(32 * 48)),
+        }
+    )
+    lines = text.splitlines()[1:]
+    assert len(lines) == 7
+    for part in (
+        "blk.0.attn_k.weight (16, 32) is missing",
+        "blk.1.ffn_norm.weight (32,) is missing",
+        "token_embd.weight has shape (101, 64), (101, 32) is needed",
+        "blk.1.ffn_up.weight has shape (48, 31), (48, 32) is needed",
+        "blk.0.attn_norm.weight has shape (33,), (32,) is needed",
+        "rope_freqs.weight is not known",
+        "blk.0.ffn_down.weight has type I8",
+    ):
+        assert any(part in line for line in lines), f"{part!r} is not in: {text}"
+
+
+def test_a_long_list_is_cut() -> None:
+    text = refused("and 60 more", tensors={f"extra.{i}": f32(32) for i in range(100)})
+    assert len(text.splitlines()) == 42
+
+
+@pytest.mark.parametrize("type_", ["Q4_K", "Q6_K", "Q4_1", "IQ4_NL", "F64", "I32", "TQ1_0"])
+def test_tensor_types_that_are_not_supported(type_: str) -> None:
+    from wgtrain.files import BLOCKS
+
+    shape = replace(SHAPE, width=256, heads=4, head_size=64)
+    size = BLOCKS[type_].row_nbytes(256)
+    raw = Raw(type_, (48, 256), bytes(48 * size))
+    refused(
+        f"tensor blk.0.ffn_up.weight has type {type_}", "F32, F16, BF16, Q8_0, Q4_0",
+        tensors={"blk.0.ffn_up.weight": raw}, shape=shape,
+    )  # fmt: skip
+
+
+def test_a_norm_is_not_quantised() -> None:
+    refused(
+        "tensor blk.0.attn_norm.weight has type Q8_0; F32, F16 or BF16 is needed",
+        tensors={"blk.0.attn_norm.weight": Raw("Q8_0", (32,), bytes(34))},
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "part"),
+    [
+        ("embedding_length", 0, "llama.embedding_length is 0"),
+        ("embedding_length", None, "llama.embedding_length"),
+        ("embedding_length", "32", "llama.embedding_length"),
+        ("embedding_length", 1 << 30, "llama.embedding_length"),
+        ("block_count", 0, "llama.block_count is 0"),
+        ("block_count", 1 << 23, "llama.block_count 8388608"),
+        ("block_count", None, "llama.block_count"),
+        ("attention.head_count", None, "llama.attention.head_count"),
+        ("attention.head_count", 3, "head_count 3"),
+        ("attention.head_count_kv", 3, "head_count 2 is no multiple of head_count_kv 3"),
+        ("attention.head_count_kv", np.array([1, 2], np.uint32), "head_count_kv"),
+        ("attention.key_length", 18, "head size 18"),
+        ("attention.key_length", 512, "head size 512"),
+        ("attention.value_length", 32, "value_length 32 differs from key_length 16"),
+        ("feed_forward_length", None, "llama.feed_forward_length"),
+        ("feed_forward_length", np.array([48, 64], np.uint32), "feed_forward_length"),
+        ("rope.dimension_count", 7, "dimension_count 7"),
+        ("rope.dimension_count", 32, "dimension_count 32"),
+        ("rope.freq_base", 0.0, "llama.rope.freq_base is 0"),
+        ("rope.freq_base", np.float32(np.nan), "'llama.rope.freq_base' is nan"),
+        ("attention.layer_norm_rms_epsilon", None, "layer_norm_rms_epsilon"),
+        ("attention.layer_norm_rms_epsilon", -1.0, "layer_norm_rms_epsilon is -1"),
+    ],
+)
+def test_metadata_that_cannot_be(key: str, value: Any, part: str) -> None:
+    metadata: dict[str, Any] = {f"llama.{key}": value}
+    if key == "attention.head_count":
+        metadata["llama.attention.head_count_kv"] = 2
+    if key == "attention.key_length":
+        metadata["llama.attention.value_length"] = None
+    refused(part, metadata=metadata)
+
+
+def test_a_value_length_alone_is_checked_too() -> None:
+    refused(
+        "value_length 8",
+        metadata={"llama.attention.key_length": None, "llama.attention.value_length": 8},
+    )
+
+
+def test_qwen2_needs_its_biases() -> None:
+    shape = replace(SHAPE, architecture="qwen2")
+    gone = {f"blk.{i}.attn_{n}.bias": None for i in range(2) for n in "qkv"}
+    refused("attn_q.bias", "missing", tensors=gone, shape=shape)
+    text = refused("missing", tensors={"blk.1.attn_v.bias": None}, shape=shape)
+    assert re.search(r"blk\.1\.attn_v\.bias \(16,\) is missing", text)
+
+
+def test_qwen3_needs_its_norms() -> None:
+    shape = replace(SHAPE, architecture="qwen3")
+    refused(
+        "tensor blk.0.attn_k_norm.weight (16,) is missing",
+        tensors={"blk.0.attn_k_norm.weight": None},
+        shape=shape,
+    )
+
+
+def test_a_file_without_tensors() -> None:
+    data = write_gguf(SHAPE.metadata(), {})
+    with pytest.raises(FileError, match=r"model\.gguf"):
+        read_config(parse_gguf(data, "model.gguf"))
