@@ -379,11 +379,12 @@ def test_checkpoint_in_the_middle_of_a_burst_is_of_the_newest_step(monkeypatch):
     monkeypatch.setattr(trainer_module, "READ_SECONDS", 1e9)
     trainer = make()
     run = trainer.run()
-    assert next(run).step == 1 and trainer.step == 8
+    assert next(run).step == 1 and next(run).step == 2
+    assert trainer.step == 9
     other = make()
     other.restore(trainer.checkpoint())
-    assert other.step == 8
-    assert [r.step for r in run] == list(range(2, 11))
+    assert other.step == 9
+    assert [r.step for r in run] == list(range(3, 11))
     list(other.run())
     assert same(parameters(trainer), parameters(other))
 

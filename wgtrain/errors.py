@@ -9,7 +9,9 @@ class WgtrainError(Exception):
 
 
 class FileError(WgtrainError):
-    """A model, data set, adapter or checkpoint that cannot be used; names the file and the place in it."""
+    """A model, data set, adapter or checkpoint that cannot be used; names the file and the place
+    in it.
+    """
 
 
 class OptionError(WgtrainError):

@@ -1,8 +1,8 @@
 """Counter-based random numbers, identical natively, in the page, in shaders and for every numpy.
 
-`mix` is the finaliser of MurmurHash3 (Appleby, public domain): a bijection of 32 bits. A *key* is made from
-(seed, purpose, counters) on the host; number i of a key's stream is `mix(key ^ mix(i))`. `shaders/lib/random.wgsl`
-holds the same two lines.
+`mix` is the finaliser of MurmurHash3 (Appleby, public domain): a bijection of 32 bits. A *key* is
+made from (seed, purpose, counters) on the host; number i of a key's stream is `mix(key ^ mix(i))`.
+`shaders/lib/random.wgsl` holds the same two lines.
 """
 
 import numpy as np
@@ -40,7 +40,9 @@ def uniform(key: int, n: int) -> np.ndarray:
 
 
 def permutation(key: int, n: int) -> np.ndarray:
-    """A shuffled `arange(n)`, int64 (n,): the indices ordered by their random number, ties by index."""
+    """A shuffled `arange(n)`, int64 (n,): the indices ordered by their random number, ties by
+    index.
+    """
     return np.argsort(stream(key, n), kind="stable")
 
 

@@ -1,7 +1,8 @@
-"""Trainables in flat arenas: parameters, gradients and moments share one layout, so that clipping, updating and saving
-are a dispatch or a read each.
+"""Trainables in flat arenas: parameters, gradients and moments share one layout, so that clipping,
+updating and saving are a dispatch or a read each.
 
-A parameter lies whole in one segment, at an offset that can be bound; its rows are padded to a multiple of four.
+A parameter lies whole in one segment, at an offset that can be bound; its rows are padded to a
+multiple of four.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,7 +15,9 @@ from wgtrain.gpu import Device, Limits
 
 
 class Arena:
-    """The layout: `shapes` name -> (rows, columns), packed in order into segments the adapter can bind."""
+    """The layout: `shapes` name -> (rows, columns), packed in order into segments the adapter can
+    bind.
+    """
 
     def __init__(self, shapes: Mapping[str, tuple[int, int]], limits: Limits):
         self.shapes = dict(shapes)
@@ -46,7 +49,9 @@ class Arena:
     def write(
         self, device: Device, storages: list[Storage], tensors: Mapping[str, np.ndarray]
     ) -> None:
-        """Queues the upload of f32 `tensors` (rows, columns) by name; names not given stay as they are."""
+        """Queues the upload of f32 `tensors` (rows, columns) by name; names not given stay as they
+        are.
+        """
         for name, tensor in tensors.items():
             rows, columns = self.shapes[name]
             assert tensor.shape == (rows, columns), (

@@ -1,7 +1,8 @@
 """The recording: kernel launches over symbolic tensors, and the tape that differentiates them.
 
-Nothing here touches a GPU. Rows of a tensor are "T" (tokens of a step), "C" (trained tokens) or a number; a row of
-`cols` values is stored with its length rounded up to a multiple of four, and the padding is always zero.
+Nothing here touches a GPU. Rows of a tensor are "T" (tokens of a step), "C" (trained tokens) or a
+number; a row of `cols` values is stored with its length rounded up to a multiple of four, and the
+padding is always zero.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -81,8 +82,8 @@ class Launch:
 class Graph:
     """What has been recorded so far.
 
-    `training`: a backward pass will follow. `capture`: "f32" keeps saved activations as they are, "bf16" packs them
-    to half the memory.
+    `training`: a backward pass will follow. `capture`: "f32" keeps saved activations as they are,
+    "bf16" packs them to half the memory.
     """
 
     training: bool = True
@@ -111,12 +112,14 @@ class Graph:
     def launch(
         self,
         kernel: str,
-        operands: Mapping[str, Operand],
+        operands: Mapping[str, Any],  # of Operand
         params: Mapping[str, Any],
         constants: Mapping[str, Any] | None = None,
         libraries: Mapping[str, str] | None = None,
     ) -> None:
-        """Records one kernel call; every storage slot the kernel declares must be given, and no other."""
+        """Records one kernel call; every storage slot the kernel declares must be given, and no
+        other.
+        """
         loaded = load_kernel(kernel, constants, libraries)
         slots = [slot.name for slot in loaded.slots if slot.access != "uniform"]
         if set(slots) != set(operands):
@@ -130,7 +133,7 @@ class Graph:
             self._tape.append((output, vjp))
 
     def gradient(self, tensor: Tensor) -> tuple[Tensor, bool]:
-        """Where a vjp writes the gradient of `tensor`, and whether it has to add to what is there."""
+        """Where a vjp writes the gradient of `tensor`, and whether to add to what is there."""
         found = self._gradients.get(tensor)
         if found is not None:
             shared = [t.name for t, g in self._gradients.items() if g is found and t is not tensor]

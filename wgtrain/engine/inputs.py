@@ -31,7 +31,9 @@ class InputBuffers:
         ends: np.ndarray,
         targets: np.ndarray,
     ) -> int:
-        """Queues one stream: all (T,), `targets` -1 = not trained. Returns the number of trained positions C."""
+        """Queues one stream: all (T,), `targets` -1 = not trained. Returns the number of trained
+        positions C.
+        """
         trained = np.flatnonzero(targets >= 0)
         where = np.full(len(tokens), -1, np.int32)
         where[trained] = np.arange(len(trained), dtype=np.int32)

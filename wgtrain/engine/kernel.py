@@ -1,15 +1,15 @@
 """WGSL files as kernels: the file is the only signature, this module reads it.
 
-A kernel file is valid WGSL once the libraries its header names are appended. Its header comment holds
+A kernel file is valid WGSL once the libraries its header names are appended. Its header holds
 
-    // grid: ceil_div(rows, TILE), n4        workgroup counts, over Params fields, constants, rows (T or C) and
-                                             ceil_div, min, max; one to three expressions
-    // flops: 2 * rows * n                   optional: work, for cutting submits
-    // use: step, weight=weight_f32          libraries of shaders/lib; `role=` ones can be replaced by the caller
+    // grid: ceil_div(rows, TILE), n4      workgroup counts, one to three expressions over Params
+                                           fields, constants, rows (T or C), ceil_div, min, max
+    // flops: 2 * rows * n                 optional: work, for cutting submits
+    // use: step, weight=weight_f32        libraries of shaders/lib; `role=` ones can be replaced
 
-Bindings and `struct Params` (u32, i32 and f32 scalars) are parsed from the code. `const NAME: type = value;` lines
-are rewritten by name, and a `for` over a constant range marked `// unroll` is expanded
-textually; one marked `// unroll N` only where it has at most N turns.
+Bindings and `struct Params` (u32, i32 and f32 scalars) are parsed from the code. Lines such as
+`const NAME: type = value;` are rewritten by name, and a `for` over a constant range marked
+`// unroll` is expanded textually; `// unroll N` only where it has at most N turns.
 """
 
 import re
@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 _BINDING = re.compile(
-    r"@group\(0\)\s*@binding\((\d+)\)\s*var<\s*(uniform|storage\s*,\s*(?:read_write|read))\s*>\s*(\w+)\s*:\s*([^;]+);"
+    r"@group\(0\)\s*@binding\((\d+)\)\s*var<\s*(uniform|storage\s*,\s*(?:read_write|read))\s*>"
+    r"\s*(\w+)\s*:\s*([^;]+);"
 )
 _PARAMS = re.compile(r"struct\s+Params\s*\{([^}]*)\}")
 _FIELD = re.compile(r"(\w+)\s*:\s*(u32|i32|f32)")
@@ -61,7 +62,9 @@ class Kernel:
     flops: str = ""
 
     def pack_params(self, values: Mapping[str, Any]) -> bytes:
-        """The bytes of `Params`; a dimension name stands for its index. KeyError text names what is wrong."""
+        """The bytes of `Params`; a dimension name stands for its index. KeyError text names what
+        is wrong.
+        """
         expected = [name for name, _ in self.params]
         if set(values) != set(expected):
             raise KeyError(
@@ -73,7 +76,9 @@ class Kernel:
         return packed.ljust(-(-len(packed) // 16) * 16, b"\0")
 
     def work(self, values: Mapping[str, Any], tokens: int) -> float:
-        """Estimated operations at `tokens` tokens, all trained: the header's `// flops:`, else by the grid."""
+        """Estimated operations at `tokens` tokens, all trained: the header's `// flops:`, else by
+        the grid.
+        """
         if not self.flops:
             x, y, z = self.grid_function(values)(tokens, tokens)
             return float(x * y * z * _WORKGROUP_WORK)
@@ -135,7 +140,8 @@ def load_kernel(
 ) -> Kernel:
     """Kernel `name` with constants rewritten and libraries replaced by role.
 
-    Raises KeyError for an unknown constant or role, ValueError for a file that does not follow the conventions.
+    Raises KeyError for an unknown constant or role, ValueError for a file that does not follow the
+    conventions.
     """
     return _load(
         name,
@@ -218,9 +224,11 @@ def _rewrite(name: str, code: str, constant: str, value: Any) -> str:
 
 
 def expand(code: str, constants: Mapping[str, float]) -> str:
-    """Expands every loop marked `// unroll`; its bounds are literals or integer expressions of constants.
+    """Expands every loop marked `// unroll`; its bounds are literals or integer expressions of
+    constants.
 
-    What follows keeps its line number: the first copy takes the lines of the loop, the others its last line.
+    What follows keeps its line number: the first copy takes the lines of the loop, the others its
+    last line.
     """
     lines = code.split("\n")
     out: list[str] = []

@@ -1,8 +1,9 @@
-"""Linear + softmax cross-entropy over vocabulary chunks: no (C, V) array exists, untrained tokens are not computed.
+"""Linear + softmax cross-entropy over vocabulary chunks: no (C, V) array exists, untrained tokens
+are not computed.
 
-With a frozen head this is attention with K = V = W: per chunk the logits, the running maximum m and sum, and the sum of
-exp(l - m) W; at the end divide and subtract W[target]. A trained head needs the final maximum and sum before its own
-gradient, hence one more pass.
+With a frozen head this is attention with K = V = W: per chunk the logits, the running maximum m and
+sum, and the sum of exp(l - m) W; at the end divide and subtract W[target]. A trained head needs the
+final maximum and sum before its own gradient, hence one more pass.
 """
 
 from collections.abc import Iterator
@@ -29,7 +30,9 @@ CHUNK_COLUMNS = (
 
 
 def chunk_columns(vocabulary: int, max_rows: int) -> int:
-    """Vocabulary columns of a chunk, a multiple of 64: as few and as equal chunks as the bounds allow."""
+    """Vocabulary columns of a chunk, a multiple of 64: as few and as equal chunks as the bounds
+    allow.
+    """
     most = min(CHUNK_BYTES // (4 * max(max_rows, 1)), CHUNK_COLUMNS)
     chunks = -(-vocabulary // max(most // 64 * 64, 256))
     return -(-vocabulary // (64 * chunks)) * 64
@@ -172,7 +175,9 @@ def _trained_head(
     gradient: Tensor | None,
     columns: int,
 ) -> None:
-    """Second pass: d logits per chunk, then dx += dl W, u += dl B, dB += s dl^T z, and at the end dA and A's dx."""
+    """Second pass: d logits per chunk, then dx += dl W, u += dl B, dB += s dl^T z, and at the end
+    dA and A's dx.
+    """
     products = [g.tensor("head.u", "C", lora.rank) for lora in loras]
     for segment, first, count in _chunks(head, columns):
         at = segment.first + first

@@ -1,12 +1,13 @@
 """The operations of a language model: each forward, and right below it its vjp.
 
-Shapes: T tokens, D width, H heads, K key-value heads, E head size, F feed-forward, V vocabulary, R rank.
-An operation records launches on a graph and returns the tensor it made; a vjp gets the gradient of that tensor and
-records what flows on to those inputs that train.
+Shapes: T tokens, D width, H heads, K key-value heads, E head size, F feed-forward, V vocabulary, R
+rank. An operation records launches on a graph and returns the tensor it made; a vjp gets the
+gradient of that tensor and records what flows on to those inputs that train.
 """
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from wgtrain.engine.graph import Graph, Tensor, Window, padded
 from wgtrain.engine.tiles import nn_tiles, nt_tiles, tn_tiles
@@ -15,7 +16,9 @@ from wgtrain.engine.weight import Weight, dense_operands, dense_strides
 
 @dataclass(frozen=True)
 class Parameter:
-    """A trainable matrix in the arenas: `rows` x `columns` f32, rows padded; `gradient` None = frozen."""
+    """A trainable matrix in the arenas: `rows` x `columns` f32, rows padded; `gradient` None =
+    frozen.
+    """
 
     name: str
     rows: int
@@ -26,7 +29,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Lora:
-    """y += scale B (A dropout(x)): A (R, inputs), B (outputs, R). `site` numbers its dropout mask."""
+    """y += scale B (A dropout(x)): A (R, inputs), B (outputs, R). `site` numbers its mask."""
 
     a: Parameter
     b: Parameter
@@ -47,8 +50,9 @@ class Lora:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a step brings: `spans` = (start, end) of each token's row, `trained` = positions with a target (C,),
-    `where` = index into `trained` or -1 (T,), `targets` = vocabulary index of each trained position (C,)."""
+    """What a step brings: `spans` = (start, end) of each token's row, `trained` = positions with a
+    target (C,), `where` = index into `trained` or -1 (T,), `targets` = vocabulary index of each
+    trained position (C,)."""
 
     tokens: Window
     spans: Window
@@ -57,7 +61,7 @@ class Inputs:
     targets: Window
 
 
-def _elementwise(tensor: Tensor) -> dict[str, object]:
+def _elementwise(tensor: Tensor) -> dict[str, Any]:
     return {"rows": tensor.rows, "d4": padded(tensor.cols) // 4}
 
 
@@ -84,7 +88,9 @@ def rms_norm(
     name: str = "norm",
     into: Window | None = None,
 ) -> Tensor:
-    """x / rms(x) * weight over each of `groups` equal parts of a row (T, groups d); `into` keeps it."""
+    """x / rms(x) * weight over each of `groups` equal parts of a row (T, groups d); `into` keeps
+    it.
+    """
     d = x.cols // groups
     params = {"rows": x.rows, "groups": groups, "d4": padded(d) // 4, "d": d, "eps": eps}
     y = g.tensor(name, x.rows, x.cols, trains=x.trains)
@@ -136,12 +142,12 @@ def _product_backward(g: Graph, dy: Tensor, weight: Weight, dx: Tensor, add: boo
         add = True
 
 
-def nt_params(x: Tensor, n: int) -> dict[str, object]:
+def nt_params(x: Tensor, n: int) -> dict[str, Any]:
     """Parameters of matmul_nt that do not depend on the weight: x (rows, K) -> n columns."""
     return {"rows": x.rows, "n": n, "k4": padded(x.cols) // 4, "weight_row": 0, "scale": 1.0}
 
 
-def nn_params(dx: Tensor, n: int) -> dict[str, object]:
+def nn_params(dx: Tensor, n: int) -> dict[str, Any]:
     """Parameters of matmul_nn that do not depend on the weight: n columns -> dx (rows, K)."""
     return {"rows": dx.rows, "n": n, "k4": padded(dx.cols) // 4, "weight_row": 0, "scale": 1.0}
 
@@ -192,7 +198,9 @@ def accumulate(g: Graph, a: Tensor, b: Tensor, gradient: Window, scale: float) -
 
 
 def dropout(g: Graph, x: Tensor, p: float, site: int, into: Tensor | None = None) -> Tensor:
-    """x * mask / (1 - p), or added onto `into`. The mask is a hash: its gradient is the same operation."""
+    """x * mask / (1 - p), or added onto `into`. The mask is a hash: its gradient is the same
+    operation.
+    """
     y = into or g.tensor("dropped", x.rows, x.cols, trains=x.trains)
     params = {**_elementwise(x), "site": site, "threshold": round(p * 2**24), "scale": 1 / (1 - p)}
     g.launch("dropout", {"x": x, "y": y}, params, constants={"ADD": into is not None})
@@ -278,7 +286,9 @@ def rope(
     interleaved: bool,
     name: str,
 ) -> Tensor:
-    """Rotary embedding of (T, heads * E) by position in the row; `table` (position, rotary / 2) of cos, sin."""
+    """Rotary embedding of (T, heads * E) by position in the row; `table` (position, rotary / 2) of
+    cos, sin.
+    """
     params = {"rows": x.rows, "heads": heads, "head_size": x.cols // heads, "rotary": rotary}
     y = g.tensor(name, x.rows, x.cols, trains=x.trains)
 
@@ -317,8 +327,8 @@ def attention(
     stats = g.tensor("attention.stats", q.rows, 2 * heads)
     operands = {"q": q, "k": k, "v": v, "spans": spans, "o": o, "stats": stats}
     g.launch("attention", operands, params, constants)
-    # q and k stay f32 also under bf16 capture: their rounding would be exponentiated, which costs six
-    # times the accuracy of all gradients.
+    # q and k stay f32 also under bf16 capture: their rounding would be exponentiated, which costs
+    # six times the accuracy of all gradients.
     saved = [g.save(tensor) for tensor in (v, o)] if o.trains else []
 
     def vjp(do: Tensor) -> None:

@@ -1,8 +1,9 @@
-"""A recorded graph made ready for replay: buffers assigned, pipelines and bind groups prepared, memory known.
+"""A recorded graph made ready for replay: buffers assigned, pipelines and bind groups prepared,
+memory known.
 
-`Plan` holds programs (named lists of launches) that share one set of temporary buffers, because only one of them is
-in use at a time. Temporaries are whole buffers reused by lifetime: WebGPU forbids binding one buffer readable and
-writable in a dispatch, even on disjoint ranges.
+`Plan` holds programs (named lists of launches) that share one set of temporary buffers, because
+only one of them is in use at a time. Temporaries are whole buffers reused by lifetime: WebGPU
+forbids binding one buffer readable and writable in a dispatch, even on disjoint ranges.
 """
 
 from bisect import bisect
@@ -35,7 +36,9 @@ class Program:
         return np.array([grid(tokens, trained) for grid in self.grids], np.uint32)
 
     def cuts(self, limit: float, scale: float) -> list[int]:
-        """Where submits end so that each holds about `limit` work, when the step is `scale` of the largest."""
+        """Where submits end so that each holds about `limit` work, when the step is `scale` of the
+        largest.
+        """
         cuts, sum_ = [], 0.0
         for index, work in enumerate(self.work):
             if sum_ > 0 and sum_ + work * scale > limit:
@@ -48,8 +51,8 @@ class Program:
 class Plan:
     """Programs over shared buffers for at most `max_tokens` tokens a step.
 
-    `storages`: everything persistent the programs use and the plan has to create (not the model's weights).
-    Sizes are final after construction: `nbytes` is exactly what `build` allocates.
+    `storages`: everything persistent the programs use and the plan has to create (not the model's
+    weights). Sizes are final after construction: `nbytes` is exactly what `build` allocates.
     """
 
     def __init__(self, graphs: Mapping[str, Graph], storages: Iterable[Storage], max_tokens: int):

@@ -1,5 +1,5 @@
-"""Tile constants of the matrix products by shape, measured on a software adapter; the defaults in the shaders serve
-large products. See docs/optimisation-log.md.
+"""Tile constants of the matrix products by shape, measured on a software adapter; the defaults in
+the shaders serve large products. See docs/optimisation-log.md.
 """
 
 Constants = dict[str, int]

@@ -1,20 +1,23 @@
-"""Frozen weight matrices as they lie in GPU memory: one buffer per segment, planes of packs and scales.
+"""Frozen weight matrices as they lie in GPU memory: one buffer per segment, planes of packs and
+scales.
 
-A format is one entry of `FORMATS`, one `shaders/lib/weight_*.wgsl` that reads it and one `shaders/repack_*.wgsl` that
-makes it from the file's bytes; nothing else knows it.
+A format is one entry of `FORMATS`, one `shaders/lib/weight_*.wgsl` that reads it and one
+`shaders/repack_*.wgsl` that makes it from the file's bytes; nothing else knows it.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
-from wgtrain.engine.graph import Operand, Storage, Tensor, Window, padded
+from wgtrain.engine.graph import Storage, Tensor, Window, padded
 from wgtrain.errors import OutOfMemoryError
 from wgtrain.gpu import Limits
 
 
 @dataclass(frozen=True)
 class Format:
-    """How one tensor type is laid out. `pack`: values in 16 bytes; `block`: values a scale covers, 0 = none."""
+    """How one tensor type is laid out. `pack`: values in 16 bytes; `block`: values a scale covers,
+    0 = none.
+    """
 
     library: str
     repack: str
@@ -72,7 +75,7 @@ class Weight:
         """Bytes in GPU memory."""
         return sum(segment.storage.size for segment in self.segments)
 
-    def operands(self, segment: Segment) -> dict[str, Operand]:
+    def operands(self, segment: Segment) -> dict[str, Window]:
         """The bindings of one segment."""
         quants = segment.storage.window(0, segment.rows * self.packs * 16)
         if not self.scale_words:
@@ -91,8 +94,8 @@ def plan_weight(name: str, type_: str, rows: int, columns: int, limits: Limits) 
     most = min(limits.binding // (shape.packs * 16), (limits.buffer - 512) // row_bytes)
     if most < min(rows, 64):
         raise OutOfMemoryError(
-            f"tensor '{name}': a row of {columns:,} values needs {row_bytes:,} bytes; this adapter allows "
-            f"{limits.binding:,} in one binding"
+            f"tensor '{name}': a row of {columns:,} values needs {row_bytes:,} bytes; this adapter "
+            f"allows {limits.binding:,} in one binding"
         )
     most = most // 64 * 64 if most < rows else rows
     segments = []

@@ -1,7 +1,7 @@
 """The GPU: a small device protocol, and the way to open one on this platform.
 
-Natively a coroutine of this package never really suspends, so `run` can drive it anywhere, also inside a running
-event loop.
+Natively a coroutine of this package never really suspends, so `run` can drive it anywhere, also
+inside a running event loop.
 """
 
 from collections.abc import Coroutine
@@ -53,9 +53,10 @@ async def open_device(
 ) -> Device:
     """Opens a GPU: the strongest adapter, or number `adapter_index` of `list_adapters`.
 
-    `limits="default"` grants only what every WebGPU adapter has; None asks for what large models need.
-    `budget`: bytes that may be allocated; None = physical memory for a software adapter, else no limit of ours.
-    The environment variable WGTRAIN_ADAPTER_INDEX stands in for a missing `adapter_index`.
+    `limits="default"` grants only what every WebGPU adapter has; None asks for what large models
+    need. `budget`: bytes that may be allocated; None = physical memory for a software adapter, else
+    no limit of ours. The environment variable WGTRAIN_ADAPTER_INDEX stands in for a missing
+    `adapter_index`.
     """
     from wgtrain.gpu import native
 

@@ -1,7 +1,8 @@
 """The device protocol through wgpu-py (wgpu-native: Vulkan, Metal, DX12).
 
-wgpu-native aborts the process on an error at `queue.submit`, so everything that could fail there is checked before:
-closed or lost devices by our own flags, encoders by `finish()` right before the submit.
+wgpu-native aborts the process on an error at `queue.submit`, so everything that could fail there is
+checked before: closed or lost devices by our own flags, encoders by `finish()` right before the
+submit.
 """
 
 import gc
@@ -20,6 +21,7 @@ from wgtrain.gpu.protocol import (
     AdapterInfo,
     Binding,
     Buffer,
+    Data,
     Dispatch,
     Limits,
     Slot,
@@ -39,7 +41,7 @@ _NO_ADAPTER = (
 
 
 def _adapters() -> list[tuple[AdapterInfo, Any]]:
-    found = []
+    found: list[tuple[tuple[bool, int], int, Any, Any, str]] = []
     for adapter in wgpu.gpu.enumerate_adapters_sync():
         info = adapter.info
         if info["adapter_type"] == "Unknown" and not info["device"]:
@@ -198,8 +200,8 @@ class NativeDevice:
             if id(buffer.handle) not in self._buffers:
                 raise DeviceError(f"buffer '{buffer.label}' was freed")
 
-    def write(self, buffer: Buffer, offset: int, data: bytes | memoryview | np.ndarray) -> None:
-        view = memoryview(data)
+    def write(self, buffer: Buffer, offset: int, data: Data) -> None:
+        view = data.data if isinstance(data, np.ndarray) else memoryview(data)
         view = view.cast("B") if view.nbytes else memoryview(b"")  # no axis may be empty in a cast
         tail = len(view) % 4
         check_range(buffer, offset, len(view) + -tail % 4)
@@ -310,7 +312,7 @@ class NativeDevice:
             self._queue.submit([])
 
     def close(self) -> None:
-        """Frees every buffer and the device; device and queue form a cycle, hence the collection."""
+        """Frees every buffer and the device, which forms a cycle with its queue: collected here."""
         if self._closed:
             return
         self._closed = True

@@ -1,7 +1,8 @@
 """What the engine asks of a GPU, and nothing more; `native.py` gives it through wgpu-py.
 
-Opening a device, compiling and reading back are `async`, because a browser waits there; everything else is queued
-and returns at once. The device frees nothing by itself: whoever creates a buffer frees it, `close` frees all.
+Opening a device, compiling and reading back are `async`, because a browser waits there; everything
+else is queued and returns at once. The device frees nothing by itself: whoever creates a buffer
+frees it, `close` frees all.
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from wgtrain.errors import DeviceError, OutOfMemoryError
+
+Data = bytes | bytearray | memoryview | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,9 @@ class Slot(NamedTuple):
 
 
 class Dispatch(NamedTuple):
-    """One prepared kernel call; `grid` is the row of the counts table that holds its workgroup counts."""
+    """One prepared kernel call; `grid` is the row of the counts table that holds its workgroup
+    counts.
+    """
 
     pipeline: Any
     bind_group: Any
@@ -82,13 +87,16 @@ class Device(Protocol):
     budget: int | None  # bytes that may be allocated, None = no limit of ours
 
     def create_buffer(self, size: int, label: str, *, uniform: bool = False) -> Buffer:
-        """A zeroed buffer of `size` bytes (rounded up to 4); OutOfMemoryError when it does not fit."""
+        """A zeroed buffer of `size` bytes (rounded up to 4); OutOfMemoryError when it does not
+        fit.
+        """
 
     def free(self, buffer: Buffer) -> None:
         """Destroys a buffer; work already queued may still use it."""
 
-    def write(self, buffer: Buffer, offset: int, data: bytes | memoryview | np.ndarray) -> None:
-        """Queues a write of `data` at `offset` (a multiple of 4); its end is padded with zeros to a multiple of 4.
+    def write(self, buffer: Buffer, offset: int, data: Data) -> None:
+        """Queues a write of `data` at `offset` (a multiple of 4); its end is padded with zeros to a
+        multiple of 4.
 
         DeviceError for a range outside the buffer and for a freed buffer, as in `read`.
         """
@@ -106,7 +114,8 @@ class Device(Protocol):
         """A list of prepared dispatches, handed over once."""
 
     def run(self, program: Any, counts: np.ndarray, cuts: Sequence[int]) -> None:
-        """Replays a program: `counts` uint32 (grids, 3); a submit ends before each index in `cuts` and at the end.
+        """Replays a program: `counts` uint32 (grids, 3); a submit ends before each index in `cuts`
+        and at the end.
 
         A dispatch whose workgroup counts hold a zero is skipped. DeviceError if one of its buffers
         was freed.
@@ -120,14 +129,18 @@ class Device(Protocol):
 
 
 def check_memory(limits: Limits, budget: int | None, allocated: int, size: int, label: str) -> None:
-    """Raises OutOfMemoryError if a buffer of `size` bytes exceeds the largest buffer or the memory budget."""
+    """Raises OutOfMemoryError if a buffer of `size` bytes exceeds the largest buffer or the memory
+    budget.
+    """
     if size > limits.buffer:
         raise OutOfMemoryError(
-            f"buffer '{label}' needs {size:,} bytes; this adapter allows {limits.buffer:,} in one buffer"
+            f"buffer '{label}' needs {size:,} bytes; this adapter allows {limits.buffer:,} "
+            "in one buffer"
         )
     if budget is not None and allocated + size > budget:
         raise OutOfMemoryError(
-            f"buffer '{label}' needs {size:,} bytes, {allocated:,} are in use and the budget is {budget:,}"
+            f"buffer '{label}' needs {size:,} bytes, {allocated:,} are in use and the budget "
+            f"is {budget:,}"
         )
 
 

@@ -1,4 +1,6 @@
-"""Plain greedy decoding: the whole prefix again for every token, many prompts as rows of one stream."""
+"""Plain greedy decoding: the whole prefix again for every token, many prompts as rows of one
+stream.
+"""
 
 from collections.abc import AsyncGenerator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,7 +17,8 @@ async def greedy(
     max_tokens: int,
     adapters: Sequence[tuple[Any, float]] = (),
 ) -> AsyncGenerator[dict[int, int], None]:
-    """Yields {prompt number: next token} until every prompt has stopped or made `max_tokens` tokens.
+    """Yields {prompt number: next token} until every prompt has stopped or made `max_tokens`
+    tokens.
 
     A prompt stops at a stop token, which is not yielded.
     """
@@ -43,7 +46,9 @@ async def greedy_batch(
     max_tokens: int,
     adapters: Sequence[tuple[Any, float]] = (),
 ) -> list[list[int]]:
-    """The continuations of all prompts at once, token ids without the prompts and without the stop token."""
+    """The continuations of all prompts at once, token ids without the prompts and without the stop
+    token.
+    """
     made: list[list[int]] = [[] for _ in prompts]
     async for tokens in greedy(model, prompts, max_tokens, adapters):
         for i, token in tokens.items():

@@ -14,7 +14,9 @@ Loras = Mapping[str, tuple[Lora, ...]]  # base tensor name -> its corrections
 
 @dataclass(frozen=True)
 class Network:
-    """Everything `forward` reads: shapes, frozen weights, adapters, and the rotary table (positions, rotary / 2)."""
+    """Everything `forward` reads: shapes, frozen weights, adapters, and the rotary table
+    (positions, rotary / 2).
+    """
 
     config: ModelConfig
     weights: Weights

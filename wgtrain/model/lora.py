@@ -16,9 +16,11 @@ from wgtrain.model.config import ModelConfig
 def target_tensors(
     config: ModelConfig, targets: Iterable[str], layers: Iterable[int]
 ) -> dict[str, tuple[int, int]]:
-    """The base tensors that get an adapter, name -> (outputs, inputs), in the order of the forward pass.
+    """The base tensors that get an adapter, name -> (outputs, inputs), in the order of the forward
+    pass.
 
-    `targets`: short names ("attn_q", ..., "output"); `layers`: block numbers. OptionError for a tied head.
+    `targets`: short names ("attn_q", ..., "output"); `layers`: block numbers. OptionError for a
+    tied head.
     """
     chosen, blocks = set(targets), set(layers)
     found = {
@@ -29,8 +31,8 @@ def target_tensors(
     if "output" in chosen:
         if config.tied_head:
             raise OptionError(
-                "target_modules: 'lm_head' (output) cannot be a target, because this model's head is tied to its "
-                "embedding and llama.cpp refuses an adapter for it"
+                "target_modules: 'lm_head' (output) cannot be a target, because this model's head "
+                "is tied to its embedding and llama.cpp refuses an adapter for it"
             )
         found[tensor_name("output", 0)] = (config.vocabulary, config.width)
     return found

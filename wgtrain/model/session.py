@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from wgtrain.engine import ops
 from wgtrain.engine.arena import Arena
 from wgtrain.engine.graph import Graph, Storage, padded
 from wgtrain.engine.inputs import InputBuffers
@@ -94,7 +93,9 @@ class Session:
     async def logits(
         self, rows: Sequence[Sequence[int]], positions: Sequence[int] | None = None
     ) -> np.ndarray:
-        """Logits of a stream of token rows, float32 (len(positions), V); `positions` in the stream, all by default."""
+        """Logits of a stream of token rows, float32 (len(positions), V); `positions` in the
+        stream, all by default.
+        """
         lengths = np.array([len(row) for row in rows])
         ends = np.repeat(np.cumsum(lengths), lengths)
         starts = ends - np.repeat(lengths, lengths)

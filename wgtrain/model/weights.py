@@ -1,4 +1,5 @@
-"""From the file to the GPU: slices of the file go to a staging buffer, a shader repacks them into planes.
+"""From the file to the GPU: slices of the file go to a staging buffer, a shader repacks them into
+planes.
 
 No tensor is ever whole in main memory, and the staging buffer is gone when loading ends.
 """

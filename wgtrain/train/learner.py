@@ -1,7 +1,8 @@
-"""The compiled training plan of a model with a LoRA adapter; knows nothing of files, data sets or schedules.
+"""The compiled training plan of a model with a LoRA adapter; knows nothing of files, data sets or
+schedules.
 
-One replay of "micro" is forward and backward of a batch, adding to gradients and loss; one of "update" clips, applies
-AdamW and leaves a report in a ring that is read some steps later.
+One replay of "micro" is forward and backward of a batch, adding to gradients and loss; one of
+"update" clips, applies AdamW and leaves a report in a ring that is read some steps later.
 """
 
 import time
@@ -40,10 +41,11 @@ class Report:
 
 
 class Learner:
-    """Plan and state of one training run for streams of up to `max_tokens` tokens, rows up to `max_row`.
+    """Plan and state of one training run for streams of up to `max_tokens` tokens, rows up to
+    `max_row`.
 
-    Construction plans memory (`nbytes`, `plan`); `build` allocates and compiles, and everything asynchronous builds
-    first. `micro` and `update` only queue work.
+    Construction plans memory (`nbytes`, `plan`); `build` allocates and compiles, and everything
+    asynchronous builds first. `micro` and `update` only queue work.
     """
 
     def __init__(
@@ -183,7 +185,7 @@ class Learner:
         return await self._read(self._values)
 
     async def gradients(self) -> dict[str, np.ndarray]:
-        """The gradients of the current window, f32: of the summed loss, not divided by the count."""
+        """The gradients of the current window, f32: of the summed loss, not of its mean."""
         return await self._read(self._gradients)
 
     async def moments(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -219,7 +221,9 @@ class Learner:
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
     ) -> None:
-        """Queues clipping (0 = none) and AdamW for optimizer step `step` (from 1); ends the window."""
+        """Queues clipping (0 = none) and AdamW for optimizer step `step` (from 1); ends the
+        window.
+        """
         assert self._built, "build() first"
         assert len(self._steps) < RING, "reports() has to be read in between"
         words = np.zeros(STEP_WORDS, np.uint32)

@@ -28,7 +28,8 @@ from wgtrain.train.settings import as_mapping
 from wgtrain.train.start import adopt, hash_rows, initial_parameters, split_rows
 from wgtrain.train.windows import Windows, in_batches
 
-# Reports are read after so many steps, or as many as take so long: what is queued cannot be cancelled.
+# Reports are read after so many steps, or as many as take so long: what is queued cannot be
+# cancelled.
 MOST_UNREAD, READ_SECONDS = 8, 0.2
 # Settings that a checkpoint may differ in: they change no number, or `rows` covers them.
 FREE = {"eval_every", "save_every", "save_total_limit", "valid", "seq_len", "train_on"}
