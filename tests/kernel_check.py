@@ -22,7 +22,10 @@ from wgtrain.engine.weight import FORMATS, Weight
 from wgtrain.gpu import Buffer, Device, run
 
 POISON = 0x7FC0DEAD  # a quiet NaN that no computation makes
-GUARD = 64  # poisoned words behind every array
+# Behind every array lie words that no kernel may use: NaN where it only reads, which shows in its
+# results; where it writes a number, since NaN plus anything would look untouched.
+READ_GUARD = np.full(64, 0x7FC0BEEF, "<u4").tobytes()
+WRITE_GUARD = np.full(64, 0x4B3DEAD5, "<u4").tobytes()
 TYPES = {"u32": "<u4", "i32": "<i4", "f32": "<f4", "vec4<u32>": "<u4"}
 
 # Relative L2 error allowed, three times what a software adapter makes: a rounding is 6e-8, and WGSL
@@ -193,7 +196,8 @@ class Checker:
         try:
             for slot in kernel.slots:
                 if slot.access != "uniform":
-                    data = stored(contents[slot.name]) + np.full(GUARD, POISON, "<u4").tobytes()
+                    guard = READ_GUARD if slot.access == "read" else WRITE_GUARD
+                    data = stored(contents[slot.name]) + guard
                     buffers[slot.name] = self.device.create_buffer(len(data), slot.name)
                     self.device.write(buffers[slot.name], 0, data)
             self._caller(kernel)(
@@ -208,9 +212,7 @@ class Checker:
         raw = run(self.device.read(buffer, 0, buffer.size))
         kind = stored_type(like)
         size = like.size * kind.itemsize
-        assert raw[size:] == np.full(GUARD, POISON, "<u4").tobytes(), (
-            f"'{kernel}' wrote past {output}"
-        )
+        assert raw[size:] == WRITE_GUARD, f"kernel '{kernel}' wrote past {output}"
         return np.frombuffer(raw, kind, like.size).reshape(like.shape)
 
     def _kernel(
