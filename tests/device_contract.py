@@ -12,7 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from wgtrain.errors import DeviceError, DeviceLostError, OutOfMemoryError, ShaderError
+from wgtrain.errors import (
+    DeviceError,
+    DeviceLostError,
+    FileError,
+    OutOfMemoryError,
+    ShaderError,
+)
+from wgtrain.files.source import BytesSource
 from wgtrain.gpu import Binding, Buffer, Device, Dispatch, Limits, Slot, open_device
 
 Check = Callable[[], Awaitable[None]]
@@ -228,6 +235,21 @@ async def whatever_holds_bytes_can_be_written() -> None:
         for empty in (b"", np.zeros(0, np.float32), np.zeros((0, 3), np.uint32)):
             device.write(buffer, 0, empty)
         assert await device.read(buffer, 0, 4) == bytes(4)
+
+
+@check
+async def a_file_is_written_in_slices() -> None:
+    async with opened() as device:
+        data = np.random.default_rng(2).integers(0, 256, 1003, np.uint8)
+        source = BytesSource(data.tobytes(), "some.file")
+        buffer = device.create_buffer(1012, "slices")
+        for start, size, offset in ((3, 500, 4), (503, 500, 504), (0, 0, 0)):
+            await device.write_from(source, start, size, buffer, offset)
+        expected = bytes(4) + data[3:].tobytes() + bytes(8)
+        assert await device.read(buffer, 0, 1012) == expected
+        await refused(device.write_from(source, 900, 104, buffer, 0), FileError, "some.file")
+        await refused(device.write_from(source, 0, 16, buffer, 1000), DeviceError, "slices")
+        assert await device.read(buffer, 0, 1012) == expected
 
 
 @check

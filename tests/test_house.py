@@ -29,7 +29,7 @@ BELOW: dict[str, set[str]] = {
     "aio": {"gpu", "api"},
     "files": {"errors", "random"},
     "data": {"errors", "random", "files"},
-    "gpu": {"errors"},
+    "gpu": {"errors", "files"},
     "engine": {*GROUND, "files", "gpu"},
     "model": {*GROUND, "files", "data", "gpu", "engine"},
     "infer": {*GROUND, "files", "data", "gpu", "engine", "model"},

@@ -4,6 +4,7 @@ Natively a coroutine of this package never really suspends, so `run` can drive i
 inside a running event loop.
 """
 
+import sys
 from collections.abc import Coroutine
 from typing import Any
 
@@ -25,6 +26,7 @@ __all__ = [
     "Dispatch",
     "Limits",
     "Slot",
+    "find_adapters",
     "list_adapters",
     "open_device",
     "run",
@@ -41,11 +43,24 @@ def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
     raise RuntimeError("this call has to wait for the platform: await its `aio` form instead")
 
 
-def list_adapters() -> list[AdapterInfo]:
-    """All adapters of this machine, strongest first; `index` is what `--adapter-index` takes."""
+async def find_adapters() -> list[AdapterInfo]:
+    """All adapters of this machine, or the one a page is given, strongest first.
+
+    `index` is what `--adapter-index` takes.
+    """
+    if sys.platform == "emscripten":
+        from wgtrain.gpu import browser
+
+        return await browser.find_adapters()
     from wgtrain.gpu import native
 
     return native.list_adapters()
+
+
+def list_adapters() -> list[AdapterInfo]:
+    """The blocking form of `find_adapters`; not in a page."""
+    found: list[AdapterInfo] = run(find_adapters())
+    return found
 
 
 async def open_device(
@@ -56,8 +71,12 @@ async def open_device(
     `limits="default"` grants only what every WebGPU adapter has; None asks for what large models
     need. `budget`: bytes that may be allocated; None = physical memory for a software adapter, else
     no limit of ours. The environment variable WGTRAIN_ADAPTER_INDEX stands in for a missing
-    `adapter_index`.
+    `adapter_index`. A page is given one adapter, and knows no physical memory.
     """
+    if sys.platform == "emscripten":
+        from wgtrain.gpu import browser
+
+        return await browser.open_device(adapter_index, limits=limits, budget=budget)
     from wgtrain.gpu import native
 
     return native.open_device(adapter_index, limits=limits, budget=budget)

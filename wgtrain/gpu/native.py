@@ -17,6 +17,7 @@ import numpy as np
 import wgpu
 
 from wgtrain.errors import DeviceError, DeviceLostError, OptionError, OutOfMemoryError, ShaderError
+from wgtrain.files.source import Source, read_range
 from wgtrain.gpu.protocol import (
     AdapterInfo,
     Binding,
@@ -218,6 +219,11 @@ class NativeDevice:
                 self._queue.write_buffer(buffer.handle, offset + start, piece)
                 if len(piece) == _WRITE_PIECE:
                     self._queue.submit([])
+
+    async def write_from(
+        self, source: Source, start: int, size: int, buffer: Buffer, offset: int
+    ) -> None:
+        self.write(buffer, offset, await read_range(source, start, size))
 
     async def read(self, buffer: Buffer, offset: int, size: int) -> bytes:
         check_range(buffer, offset, size)

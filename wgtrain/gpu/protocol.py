@@ -1,4 +1,6 @@
-"""What the engine asks of a GPU, and nothing more; `native.py` gives it through wgpu-py.
+"""What the engine asks of a GPU, and nothing more.
+
+`native.py` gives it through wgpu-py, `browser.py` through a page's own WebGPU.
 
 Opening a device, compiling and reading back are `async`, because a browser waits there; everything
 else is queued and returns at once. The device frees nothing by itself: whoever creates a buffer
@@ -12,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from wgtrain.errors import DeviceError, OutOfMemoryError
+from wgtrain.files.source import Source
 
 Data = bytes | bytearray | memoryview | np.ndarray
 
@@ -99,6 +102,14 @@ class Device(Protocol):
         multiple of 4.
 
         DeviceError for a range outside the buffer and for a freed buffer, as in `read`.
+        """
+
+    async def write_from(
+        self, source: Source, start: int, size: int, buffer: Buffer, offset: int
+    ) -> None:
+        """Queues a write of `size` bytes from `start` of a file, otherwise like `write`.
+
+        In a page they do not pass through the Python heap. FileError where they cannot be read.
         """
 
     async def read(self, buffer: Buffer, offset: int, size: int) -> bytes:

@@ -125,7 +125,7 @@ async def _load_matrix(
         for first in range(0, segment.rows, most):
             rows = min(most, segment.rows - first)
             offset = tensor.offset + (segment.first + first) * row
-            device.write(staging, 0, await read_range(source, offset, rows * row))
+            await device.write_from(source, offset, rows * row, staging, 0)
             repack(
                 {"raw": staging, "planes": segment.storage.buffer},
                 {

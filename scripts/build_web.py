@@ -1,0 +1,152 @@
+"""Builds the static site in dist/web: the page, the wheel, Pyodide and what the page needs.
+
+    scripts/build_web.py            self-contained; numpy is fetched from Pyodide's CDN once, now
+    scripts/build_web.py --cdn      Pyodide and numpy come from Pyodide's CDN when the page opens
+    scripts/build_web.py --numpy F  with another numpy wheel, unchecked: for tests alone
+
+JavaScript dependencies lie in web/node_modules, which `npm ci` fills where it is missing.
+"""
+
+import argparse
+import base64
+import csv
+import hashlib
+import io
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import urllib.request
+import zipfile
+from importlib import metadata
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+WEB = ROOT / "web"
+MODULES = WEB / "node_modules"
+CDN = "https://cdn.jsdelivr.net/pyodide/v{version}/full/"
+PYODIDE = ("pyodide.mjs", "pyodide.asm.js", "pyodide.asm.wasm", "python_stdlib.zip")
+LOCK = "pyodide-lock.json"
+PURE = ("jinja2", "markupsafe")  # their Python files alone work in a page
+TEST_NUMPY = "numpy-2.2.5-cp313-cp313-pyodide_2025_0_wasm32.whl"
+# JavaScript that travels inside the wheel, so that the wheel alone is enough in anyone's page.
+INSIDE = {"wgtrain/data/tokenizers.mjs": "@huggingface/tokenizers/dist/tokenizers.min.mjs"}
+
+
+def install_modules() -> None:
+    """`npm ci`, where what is installed is not what package-lock.json says."""
+    lock = (WEB / "package-lock.json").read_bytes()
+    stamp = MODULES / ".from-lock"
+    if not stamp.is_file() or stamp.read_bytes() != lock:
+        command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--silent"]
+        subprocess.run(command, cwd=WEB, check=True)
+        stamp.write_bytes(lock)
+
+
+def test_numpy() -> Path:
+    """The copy that tests use; it is none of Pyodide's releases."""
+    return MODULES / "@bentopdf" / "pymupdf-wasm" / "assets" / TEST_NUMPY
+
+
+def build_wheel(folder: Path) -> Path:
+    """This package's wheel with the page's JavaScript inside."""
+    with tempfile.TemporaryDirectory() as temporary:
+        options = ["--no-deps", "--no-build-isolation", "--quiet", "--wheel-dir", temporary]
+        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+        subprocess.run([*pip, "wheel", *options, str(ROOT)], check=True)
+        (plain,) = Path(temporary).glob("*.whl")
+        extra = {name: (MODULES / path).read_bytes() for name, path in INSIDE.items()}
+        return add_files(plain, folder / plain.name, extra)
+
+
+def add_files(wheel: Path, target: Path, extra: dict[str, bytes]) -> Path:
+    """A copy of a wheel with more files, which its RECORD lists."""
+    with zipfile.ZipFile(wheel) as old, zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as new:
+        (record,) = [name for name in old.namelist() if name.endswith(".dist-info/RECORD")]
+        for name in old.namelist():
+            if name != record:
+                new.writestr(name, old.read(name))
+        rows = io.StringIO(old.read(record).decode())
+        lines = [row for row in csv.reader(rows) if row]
+        for name, data in extra.items():
+            new.writestr(name, data)
+            digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).decode().rstrip("=")
+            lines.append([name, f"sha256={digest}", str(len(data))])
+        out = io.StringIO()
+        csv.writer(out, lineterminator="\n").writerows(lines)
+        new.writestr(record, out.getvalue())
+    return target
+
+
+def pack_pure(names: tuple[str, ...], target: Path) -> Path:
+    """The Python files of installed packages, with their licenses, as an archive to unpack."""
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in names:
+            for file in metadata.files(name) or []:
+                kept = file.suffix == ".py" or ".dist-info" in file.parts[0]
+                if kept and ".." not in file.parts and file.name != "RECORD":
+                    archive.write(str(file.locate()), file.as_posix())
+    return target
+
+
+def fetch_numpy(folder: Path, version: str, lock: dict) -> Path:
+    """Numpy's wheel from the CDN; an error where it is not what Pyodide's lock file says."""
+    entry = lock["packages"]["numpy"]
+    address = CDN.format(version=version) + entry["file_name"]
+    try:
+        with urllib.request.urlopen(address, timeout=60) as answer:
+            data = answer.read()
+    except OSError as error:
+        raise SystemExit(f"build_web: {address}: {error}") from None
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != entry["sha256"]:
+        raise SystemExit(f"build_web: {address}: sha256 {digest}, not {entry['sha256']}")
+    (folder / entry["file_name"]).write_bytes(data)
+    return folder / entry["file_name"]
+
+
+def build(out: Path, *, cdn: bool = False, numpy: Path | None = None) -> Path:
+    """Makes the site in `out`, which is emptied before."""
+    install_modules()
+    shutil.rmtree(out, ignore_errors=True)
+    packages = out / "packages"
+    packages.mkdir(parents=True)
+    for path in WEB.iterdir():
+        if path.suffix in (".html", ".js", ".css"):
+            shutil.copy(path, out)
+    pyodide = MODULES / "pyodide"
+    version = json.loads((pyodide / "package.json").read_text())["version"]
+    unpack = [pack_pure(PURE, packages / "pure.zip"), build_wheel(packages)]
+    config = {"pyodide": CDN.format(version=version), "load": ["numpy"]}
+    if not cdn:
+        (out / "pyodide").mkdir()
+        for name in (*PYODIDE, LOCK):
+            shutil.copy(pyodide / name, out / "pyodide")
+        lock = json.loads((pyodide / LOCK).read_text())
+        wheel = shutil.copy(numpy, packages) if numpy else fetch_numpy(packages, version, lock)
+        unpack.insert(0, Path(wheel))
+        config = {"pyodide": "pyodide/", "load": []}
+    config["unpack"] = [f"packages/{path.name}" for path in unpack]
+    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    return out
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        prog="scripts/build_web.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--cdn", action="store_true", help="leave Pyodide and numpy on the CDN")
+    parser.add_argument("--numpy", type=Path, help="another numpy wheel, for tests alone")
+    parser.add_argument("--out", type=Path, default=ROOT / "dist" / "web", help="where to")
+    options = parser.parse_args()
+    out = build(options.out, cdn=options.cdn, numpy=options.numpy)
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    print(f"{out}: {size:,} bytes; `wgtrain web {out}` serves it")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""Sources of a page: a `File`, a URL whose server knows ranges, a file of the private file system.
+
+Ranges that Python asks for are copied into its heap; tensors go past it, because the device takes
+the JavaScript side, `javascript`, and pumps from it.
+"""
+
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from wgtrain.errors import FileError
+
+
+@cache
+def _javascript() -> Any:
+    from pyodide.code import run_js
+
+    return run_js((resources.files("wgtrain.files") / "source.js").read_text("utf-8"))
+
+
+class PageSource:
+    """A `Source` over an object of `source.js`."""
+
+    def __init__(self, javascript: Any):
+        self.javascript = javascript
+        self.name: str = javascript.name
+        self.size = int(javascript.size)
+
+    @classmethod
+    def blob(cls, file: Any, name: str = "") -> "PageSource":
+        """Over a JavaScript `File` or `Blob`."""
+        return cls(_javascript().blob(file, name or getattr(file, "name", "file")))
+
+    @classmethod
+    async def url(cls, address: str) -> "PageSource":
+        """Over a file on a server; FileError where it is missing or ranges are ignored."""
+        return cls(await _awaited(_javascript().url(address)))
+
+    @classmethod
+    def handle(cls, handle: Any, name: str = "file") -> "PageSource":
+        """Over a `FileSystemSyncAccessHandle`, which `close` closes."""
+        return cls(_javascript().handle(handle, name))
+
+    async def read_range(self, offset: int, n: int) -> bytes:
+        """The `n` bytes from `offset`."""
+        found = await _awaited(self.javascript.read(offset, n))
+        data: bytes = found.to_bytes()
+        return data
+
+    def close(self) -> None:
+        """Lets go of the file."""
+        self.javascript.close()
+
+
+async def _awaited(promise: Any) -> Any:
+    from pyodide.ffi import JsException
+
+    try:
+        return await promise
+    except JsException as error:
+        raise FileError(getattr(error, "message", None) or str(error)) from error

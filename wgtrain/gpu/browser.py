@@ -1,0 +1,315 @@
+"""The device protocol on a page's own WebGPU, through Pyodide; best in a module worker.
+
+All calls into the browser are in `device.js`; a step is one of them. A browser reports errors late,
+so what can be known at once (freed buffers, windows, aliasing, workgroup counts) is checked here,
+and the rest is raised by the next call or await. Once wgpu-py has a browser back end of its own, it
+can stand in for this module.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from itertools import combinations
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from wgtrain.errors import (
+    DeviceError,
+    DeviceLostError,
+    FileError,
+    OptionError,
+    OutOfMemoryError,
+    ShaderError,
+)
+from wgtrain.files.source import Source, read_range
+from wgtrain.gpu.protocol import (
+    AdapterInfo,
+    Binding,
+    Buffer,
+    Data,
+    Dispatch,
+    Limits,
+    Slot,
+    check_memory,
+    check_range,
+)
+
+_NO_ADAPTER = (
+    "this page is given no GPU: it needs a browser with WebGPU (navigator.gpu), a page from https "
+    "or localhost, and a GPU that the browser does not block"
+)
+
+
+@cache
+def _javascript() -> Any:
+    from pyodide.code import run_js
+
+    return run_js((resources.files("wgtrain.gpu") / "device.js").read_text("utf-8"))
+
+
+def _kebab(name: str) -> str:
+    return re.sub(r"[A-Z]", lambda m: "-" + m[0].lower(), name)
+
+
+async def _find() -> tuple[AdapterInfo, Any]:
+    found = await _javascript().find()
+    if not found:
+        raise DeviceError(_NO_ADAPTER)
+    told = found.info.to_py()
+    name = told["device"] or told["description"] or told["architecture"] or told["vendor"]
+    software = told.get("isFallbackAdapter") or "swiftshader" in str(told).lower()
+    info = AdapterInfo(
+        0,
+        name or "GPU",
+        "CPU" if software else "Unknown",
+        "WebGPU",
+        " ".join(filter(None, (told["vendor"], told["architecture"], told["description"]))),
+        {_kebab(key): int(value) for key, value in found.limits.to_py().items()},
+        tuple(sorted(found.features.to_py())),
+    )
+    return info, found.adapter
+
+
+async def find_adapters() -> list[AdapterInfo]:
+    """The one adapter that a page is given, or none."""
+    try:
+        return [(await _find())[0]]
+    except DeviceError:
+        return []
+
+
+async def open_device(
+    adapter_index: int | None = None, *, limits: str | None = None, budget: int | None = None
+) -> "BrowserDevice":
+    """See `wgtrain.gpu.open_device`; a page has one adapter, number 0."""
+    if adapter_index not in (None, 0):
+        raise OptionError(f"adapter index {adapter_index}: a page has one adapter, 0")
+    info, adapter = await _find()
+    granted, wanted = Limits(), {}
+    if limits != "default":
+        binding = info.limits["max-storage-buffer-binding-size"] & ~255
+        buffer = info.limits["max-buffer-size"] & ~255
+        granted = Limits(binding=binding, buffer=buffer)
+        wanted = {"maxStorageBufferBindingSize": binding, "maxBufferSize": buffer}
+    try:
+        device = await _javascript().open(adapter, _object(wanted))
+    except Exception as error:
+        raise DeviceError(f"{info.name} cannot be opened: {error}") from error
+    return BrowserDevice(info, device, granted, budget)
+
+
+def _object(values: dict[str, int]) -> Any:
+    import js
+    from pyodide.ffi import to_js
+
+    return to_js(values, dict_converter=js.Object.fromEntries)
+
+
+class _Pipeline(NamedTuple):
+    handle: Any
+    slots: dict[int, str]  # access by binding number
+
+
+class _BindGroup(NamedTuple):
+    handle: Any
+    buffers: tuple[Buffer, ...]
+    clash: str  # the buffer that a browser would refuse, bound readable and writable
+
+
+@dataclass
+class _Program:
+    """`checked_at`: how many buffers had ever been freed when these were last seen alive."""
+
+    handle: Any
+    dispatches: int
+    buffers: dict[int, Buffer]
+    clash: str
+    checked_at: int = -1
+
+
+class BrowserDevice:
+    """`gpu.protocol.Device` on `navigator.gpu`."""
+
+    def __init__(self, info: AdapterInfo, device: Any, limits: Limits, budget: int | None):
+        self.info, self.limits, self.budget = info, limits, budget
+        self.features: frozenset[str] = frozenset()
+        self.allocated = 0
+        self.javascript = device
+        self._buffers: dict[int, Buffer] = {}
+        self._frees = 0
+        self._closed = False
+
+    @contextmanager
+    def _errors(self, doing: str) -> Iterator[None]:
+        from pyodide.ffi import JsException
+
+        if self._closed:
+            raise DeviceLostError(f"{doing}: the device was closed")
+        try:
+            yield
+        except JsException as error:
+            kind = getattr(error, "kind", "device")
+            doing = getattr(error, "doing", None) or doing
+            text = getattr(error, "message", None) or str(error)
+            if kind == "lost":
+                raise DeviceLostError(f"{doing}: the GPU was lost: {text}") from error
+            if kind == "memory":
+                raise OutOfMemoryError(f"{doing}: the GPU has not enough memory left") from error
+            if kind == "shader":
+                raise ShaderError(text) from error
+            if kind == "file":
+                raise FileError(text) from error
+            raise DeviceError(f"{doing}: {text}") from error
+
+    def create_buffer(self, size: int, label: str, *, uniform: bool = False) -> Buffer:
+        size = max(-(-size // 4) * 4, 4)
+        check_memory(self.limits, self.budget, self.allocated, size, label)
+        with self._errors(f"creating buffer '{label}' of {size:,} bytes"):
+            handle = self.javascript.createBuffer(size, label, uniform)
+        buffer = Buffer(handle, size, label)
+        self._buffers[id(handle)] = buffer
+        self.allocated += size
+        return buffer
+
+    def free(self, buffer: Buffer) -> None:
+        if self._buffers.pop(id(buffer.handle), None) is not None:
+            self.allocated -= buffer.size
+            self._frees += 1
+            buffer.handle.destroy()
+
+    def _check_alive(self, buffers: Iterable[Buffer]) -> None:
+        for buffer in buffers:
+            if id(buffer.handle) not in self._buffers:
+                raise DeviceError(f"buffer '{buffer.label}' was freed")
+
+    def write(self, buffer: Buffer, offset: int, data: Data) -> None:
+        view = data.data if isinstance(data, np.ndarray) else memoryview(data)
+        check_range(buffer, offset, -(-view.nbytes // 4) * 4)
+        with self._errors(f"writing buffer '{buffer.label}'"):
+            self._check_alive([buffer])
+            if view.nbytes:
+                self.javascript.write(buffer.handle, offset, view.cast("B"))
+
+    async def write_from(
+        self, source: Source, start: int, size: int, buffer: Buffer, offset: int
+    ) -> None:
+        stream: Any = getattr(source, "javascript", None)
+        if stream is None:
+            self.write(buffer, offset, await read_range(source, start, size))
+            return
+        check_range(buffer, offset, -(-size // 4) * 4)
+        with self._errors(f"writing buffer '{buffer.label}'"):
+            self._check_alive([buffer])
+            await self.javascript.writeFrom(stream, start, size, buffer.handle, offset)
+
+    async def read(self, buffer: Buffer, offset: int, size: int) -> bytes:
+        check_range(buffer, offset, size)
+        if not size:
+            return b""
+        with self._errors(f"reading buffer '{buffer.label}'"):
+            self._check_alive([buffer])
+            found = await self.javascript.read(buffer.handle, offset, size)
+        return found.to_bytes()
+
+    async def pipeline(self, name: str, code: str, slots: Sequence[Slot]) -> Any:
+        from pyodide.ffi import to_js
+
+        accesses = to_js([[slot.number, slot.access] for slot in slots])
+        try:
+            with self._errors(f"compiling kernel '{name}'"):
+                handle = await self.javascript.pipeline(name, code, accesses)
+        except ShaderError as error:
+            line = getattr(error.__cause__, "line", 0) or 0
+            raise ShaderError(_compile_message(name, code, line, str(error))) from error
+        return _Pipeline(handle, {slot.number: slot.access for slot in slots})
+
+    def bind(self, pipeline: Any, bindings: Sequence[Binding]) -> Any:
+        from pyodide.ffi import to_js
+
+        buffers = tuple(b.buffer for b in bindings)
+        with self._errors("binding buffers"):
+            self._check_alive(buffers)
+            self._check_bindings(pipeline.slots, bindings)
+            numbers = to_js([n for b in bindings for n in (b.slot, b.offset, b.size)])
+            handles = to_js([buffer.handle for buffer in buffers])
+            handle = self.javascript.bind(pipeline.handle, numbers, handles)
+        return _BindGroup(handle, buffers, _clash(pipeline.slots, bindings))
+
+    def _check_bindings(self, slots: dict[int, str], bindings: Sequence[Binding]) -> None:
+        numbers = sorted(b.slot for b in bindings)
+        if numbers != sorted(slots):
+            raise DeviceError(f"slots {numbers} are bound, the kernel has {sorted(slots)}")
+        for slot, buffer, offset, size in bindings:
+            most = self.limits.uniform if slots[slot] == "uniform" else self.limits.binding
+            if offset % self.limits.alignment or offset + size > buffer.size or size > most:
+                raise DeviceError(
+                    f"buffer '{buffer.label}' of {buffer.size:,} bytes: a window of {size:,} bytes "
+                    f"at {offset:,} is not at a multiple of {self.limits.alignment}, ends outside "
+                    f"of it, or is larger than {most:,}"
+                )
+
+    def program(self, dispatches: Sequence[Dispatch]) -> Any:
+        from pyodide.ffi import to_js
+
+        handle = self.javascript.program(
+            to_js([d.pipeline.handle for d in dispatches]),
+            to_js([d.bind_group.handle for d in dispatches]),
+            to_js([d.grid for d in dispatches]),
+        )
+        buffers = {id(b.handle): b for d in dispatches for b in d.bind_group.buffers}
+        clash = next((d.bind_group.clash for d in dispatches if d.bind_group.clash), "")
+        return _Program(handle, len(dispatches), buffers, clash)
+
+    def run(self, program: Any, counts: np.ndarray, cuts: Sequence[int]) -> None:
+        with self._errors("running a plan"):
+            if program.checked_at != self._frees:
+                self._check_alive(program.buffers.values())
+                program.checked_at = self._frees
+            if program.clash:
+                raise DeviceError(f"buffer '{program.clash}' is bound readable and writable")
+            if counts.size and int(counts.max()) > self.limits.workgroups:
+                raise DeviceError(
+                    f"running a plan: {int(counts.max()):,} workgroups in one dimension; "
+                    f"{self.limits.workgroups:,} are allowed"
+                )
+            ends = np.array([*cuts, program.dispatches], np.uint32)
+            table = np.ascontiguousarray(counts, np.uint32).reshape(-1)
+            self.javascript.run(program.handle, table.data, ends.data)
+
+    def flush(self) -> None:
+        with self._errors("flushing"):
+            self.javascript.flush()
+
+    def close(self) -> None:
+        """Frees every buffer and the device."""
+        if self._closed:
+            return
+        self._closed = True
+        for buffer in list(self._buffers.values()):
+            self.free(buffer)
+        self.javascript.close()
+
+
+def _clash(slots: dict[int, str], bindings: Sequence[Binding]) -> str:
+    """The buffer a dispatch would read and write, or write through windows that overlap; or ""."""
+    for a, b in combinations(bindings, 2):
+        if a.buffer.handle is not b.buffer.handle:
+            continue
+        access = {slots[a.slot], slots[b.slot]}
+        overlap = a.offset < b.offset + b.size and b.offset < a.offset + a.size
+        if "read_write" in access and (len(access) > 1 or overlap):
+            return a.buffer.label
+    return ""
+
+
+def _compile_message(name: str, code: str, line: int, text: str) -> str:
+    """`kernel 'name', line N: message` with the source line."""
+    if not line:
+        return f"kernel '{name}': {text.strip()}"
+    lines = code.splitlines()
+    source = lines[line - 1].strip() if line <= len(lines) else ""
+    return f"kernel '{name}', line {line}: {text.strip()}\n    {source}"
