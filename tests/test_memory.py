@@ -141,9 +141,8 @@ def resident():
 
 SHAPE = rm.Shape(width=256, heads=4, kv_heads=4, head_size=64, feed_forward=768, layers=4,
                  vocabulary=2000)
-def learner(model, tokens, row):
-    # A large rank: arenas are to count as well as activations.
-    made = Learner(model, LoraConfig(rank=256), max_tokens=tokens, max_row=row)
+def learner(model, rank, tokens, row):
+    made = Learner(model, LoraConfig(rank=rank), max_tokens=tokens, max_row=row)
     gpu.run(made.build())
     return made
 
@@ -166,12 +165,13 @@ model = rm.load(rm.build(SHAPE))
 if model.device.info.type != "CPU":
     print("hardware")
     raise SystemExit
-small = learner(model, 64, 64)  # compiles every kernel
+small = learner(model, 4, 64, 64)  # compiles every kernel
 touch(model, small)
 step(model, small, 64)
 small.close()
 before = resident()
-large = learner(model, int(sys.argv[1]), 1024)
+# A large rank: arenas are to count as well as activations.
+large = learner(model, 256, int(sys.argv[1]), 1024)
 built = resident()
 touch(model, large)
 step(model, large, 64)  # all buffers stay touched; what a step itself takes shows too
