@@ -186,7 +186,7 @@ print(nbytes, built - before, after - before, resident() - before)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_process_grows_by_what_the_plan_says() -> None:
     result = subprocess.run(
-        [sys.executable, "-c", MEASURE, "3000"],
+        [sys.executable, "-c", MEASURE, "4000"],
         cwd=Path(__file__).parent,
         capture_output=True,
         text=True,
@@ -197,7 +197,7 @@ def test_the_process_grows_by_what_the_plan_says() -> None:
     assert result.returncode == 0, result.stderr[-3000:]
     nbytes, built, grown, left = map(int, result.stdout.split())
     print(f"plan {nbytes:,}, built {built:,}, grown {grown:,}, left {left:,}")
-    assert nbytes > 300e6
+    assert nbytes > 500e6
     assert abs(grown - nbytes) < 0.05 * nbytes, (nbytes, grown)
     assert left < 0.1 * nbytes, (nbytes, left)
 
