@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -33,6 +34,8 @@ def series(
     Every checkpoint found after a kill must be readable, and every run must end in the state of
     the undisturbed one. Returns what happened, a dict a kill.
     """
+    for old in [*folder.glob("whole"), *folder.glob("run[0-9]*")]:
+        shutil.rmtree(old)
     dice = random.Random(seed)
     began = time.monotonic()
     subprocess.run([*command, *options, "--out", folder / "whole"], check=True, capture_output=True)

@@ -220,7 +220,7 @@ def test_files(
     np.testing.assert_array_equal(
         logits_of(load_peft_folder(base, folder), tokens), reference.logits(tokens)
     )
-    record("adapter files", model=name, modules=modules, llama_cpp=found)
+    record("adapter files", model=f"{name} F32", modules=modules, llama_cpp=found)
     assert found < 1e-4
 
     reference.model.save_pretrained(tmp_path, save_embedding_layers=False)

@@ -302,7 +302,8 @@ def test_stories(data_dir: Path) -> None:
     theirs = Peft(base, pairs, ALPHA).train(rows, settings)
     found = distance(ours, reference, flat(pairs))
     record(
-        "stories260K",
+        "steps on wikisql",
+        model="stories260K F32",
         ours=vars(found),
         torch_f32=vars(distance(theirs, reference, flat(pairs))),
         losses=ours.losses,

@@ -386,8 +386,27 @@ def test_a_build_that_fails_frees_what_it_made(
             with pytest.raises(OutOfMemoryError, match="no more"):
                 gpu.run(learner.build())
         assert model.device.allocated == before, method
+    # At any buffer the driver may have no more.
+    create, left = model.device.create_buffer, [0]
+
+    def scarce(*arguments: object, **options: object) -> object:
+        left[0] -= 1
+        if left[0] < 0:
+            raise OutOfMemoryError("the driver has no more")
+        return create(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(model.device, "create_buffer", scarce)
+    total = len(learner.plan.storages) + len(learner.plan.slot_sizes) + 2
+    for enough in (0, 1, total // 2, total - 3, total - 1):
+        left[0] = enough
+        with pytest.raises(OutOfMemoryError, match="no more"):
+            gpu.run(learner.build())
+        assert model.device.allocated == before, enough
+    left[0] = total
     gpu.run(learner.build())
+    assert left[0] == 0
     learner.close()
+    assert model.device.allocated == before
 
 
 class Recorder:

@@ -71,9 +71,15 @@ async def read_tokenizer_metadata(files: Files, name: str = "folder") -> dict[st
     metadata = reader.metadata(rows if type(rows) is int else None)
     ids = {piece: i for i, piece in enumerate(metadata["tokenizer.ggml.tokens"])}
     bos = _special("bos", ids, settings, config, generation, name)
-    add_bos = settings.get("add_bos_token")
+    first, add_bos = reader.first_special(), settings.get("add_bos_token")
+    if first is not None:
+        bos = ids.get(first) if bos is None else bos
     if type(add_bos) is not bool:
-        add_bos = bos is not None and ids.get(reader.first_special()) == bos
+        add_bos = first is not None
+        if first is not None and (bos is None or ids.get(first) != bos):
+            found = None if bos is None else metadata["tokenizer.ggml.tokens"][bos]
+            what = f"puts {shown(first)} in front of a text, but the BOS token is {shown(found)}"
+            raise reader.error(f"post_processor {what}")
     metadata |= {
         "tokenizer.ggml.bos_token_id": NO_ID if bos is None else bos,
         "tokenizer.ggml.add_bos_token": add_bos,
@@ -89,7 +95,7 @@ def _template(settings: dict[str, Any], where: str) -> str | None:
     """The chat template of tokenizer_config.json, of several the one called "default"."""
     template = settings.get("chat_template")
     if isinstance(template, list):
-        named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
+        named = {str(t.get("name")): t.get("template") for t in template if isinstance(t, dict)}
         template = named.get("default")
         if template is None:
             raise FileError(f"{where}: chat_template has {shown(list(named))}, but no 'default'")
@@ -291,15 +297,15 @@ class _Reader:
             raise self.error(f"Metaspace: prepend_scheme {shown(scheme)} is not supported")
         return bool(scheme != "never")
 
-    def first_special(self) -> str:
-        """The token that the library puts in front of a text, "" for none."""
-        first = ""
+    def first_special(self) -> str | None:
+        """The token that the library puts in front of a text."""
+        first = None
         for step in self.chain("post_processor", "processors"):
             kind = step.get("type")
             if kind == "TemplateProcessing":
                 single = self.steps(step.get("single"))
                 token = self.object(single[0], "single").get("SpecialToken") if single else None
-                first = str(self.object(token, "SpecialToken").get("id")) if token else ""
+                first = str(self.object(token, "SpecialToken").get("id")) if token else None
             elif kind != "ByteLevel":
                 raise self.error(f"post_processor {shown(kind)} is not supported")
         return first

@@ -69,6 +69,7 @@ class Plan:
         self._uniforms, self._uniform_offsets = self._pack_uniforms()
         self.programs: dict[str, Program] = {}
         self._slots: list[Buffer] = []
+        self._small: dict[str, Buffer] = {}  # by the slot they are bound to
         self._owned: list[Buffer] = []
 
     @property
@@ -190,19 +191,17 @@ class Plan:
         self.work_limit = FIRST_SUBMIT
 
     def _allocate(self, device: Device) -> None:
+        def create(size: int, label: str, uniform: bool = False) -> Buffer:
+            self._owned.append(device.create_buffer(size, label, uniform=uniform))
+            return self._owned[-1]
+
         for storage in self.storages:
-            storage.buffer = device.create_buffer(storage.size, storage.name)
-            self._owned.append(storage.buffer)
-        self._slots = [
-            device.create_buffer(size, f"{_PURPOSE} {i}") for i, size in enumerate(self.slot_sizes)
-        ]
-        self._owned += self._slots
-        self._step = device.create_buffer(4 * STEP_WORDS, "step", uniform=True)
-        self._owned.append(self._step)
+            storage.buffer = create(storage.size, storage.name)
+        self._slots = [create(size, f"{_PURPOSE} {i}") for i, size in enumerate(self.slot_sizes)]
+        self._small = {"step": create(4 * STEP_WORDS, "step", uniform=True)}
         if self._uniforms:
-            self._uniform = device.create_buffer(len(self._uniforms), "parameters", uniform=True)
-            self._owned.append(self._uniform)
-            device.write(self._uniform, 0, self._uniforms)
+            self._small["params"] = create(len(self._uniforms), "parameters", uniform=True)
+            device.write(self._small["params"], 0, self._uniforms)
 
     async def _program(
         self, device: Device, launches: list[Launch], pipelines: dict[tuple[str, str], Any]
@@ -232,9 +231,9 @@ class Plan:
     def _binding(self, launch: Launch, slot: Any) -> Binding:
         if slot.name == "params":
             offset, size = self._uniform_offsets[id(launch)]
-            return Binding(slot.number, self._uniform, offset, size)
+            return Binding(slot.number, self._small["params"], offset, size)
         if slot.name == "step":
-            return Binding(slot.number, self._step, 0, 4 * STEP_WORDS)
+            return Binding(slot.number, self._small["step"], 0, 4 * STEP_WORDS)
         operand = launch.operands[slot.name]
         if isinstance(operand, Tensor):
             buffer = self._slots[self._slot_of[operand]]
@@ -245,7 +244,7 @@ class Plan:
     def run(self, name: str, step: bytes, tokens: int, trained: int) -> None:
         """Queues one replay: `step` is the content of the step uniform, T and C its sizes."""
         program = self.programs[name]
-        self._device.write(self._step, 0, step)
+        self._device.write(self._small["step"], 0, step)
         cuts = program.cuts(self.work_limit, max(tokens, 1) / self.max_tokens)
         self._device.run(program.handle, program.counts(tokens, trained), cuts)
 
@@ -254,10 +253,12 @@ class Plan:
         return sum(self.programs[name].work) * tokens / self.max_tokens
 
     def close(self) -> None:
-        """Frees everything `build` allocated."""
+        """Frees everything `build` allocated; forgets its handles, which keep a device alive."""
         for buffer in self._owned:
             self._device.free(buffer)
-        self._owned = []
+        for storage in self.storages:
+            storage.buffer = None
+        self._owned, self._slots, self._small = [], [], {}
         self.programs = {}
 
     def __str__(self) -> str:

@@ -251,7 +251,7 @@ def _metadata(config: dict[str, Any], name: str) -> tuple[dict[str, Any], bool]:
     eps = config.get("rms_norm_eps", 1e-6)
     if type(tied) is not bool:
         problems.append(f"tie_word_embeddings is {shown(tied)}; true or false is needed")
-    if type(eps) not in (int, float):
+    if not _is_number(eps):
         problems.append(f"rms_norm_eps is {shown(eps)}; a number is needed")
     architecture = _ARCHITECTURES[kind]
     values = {
@@ -278,6 +278,10 @@ def _metadata(config: dict[str, Any], name: str) -> tuple[dict[str, Any], bool]:
         "general.base_model.0.name": name,
         **{f"{architecture}.{key}": value for key, value in values.items()},
     }, tied
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is float or (type(value) is int and abs(value) < 1 << 63)
 
 
 def _sliding_problems(config: dict[str, Any], kind: str) -> list[str]:
@@ -317,7 +321,7 @@ def _rope_theta(config: dict[str, Any]) -> tuple[float, list[str]]:
         ]
         theta = rope.get("rope_theta", theta)
     theta = 10_000.0 if theta is None else theta
-    if type(theta) not in (int, float):
+    if not _is_number(theta):
         problems.append(f"rope_theta is {shown(theta)}; a number is needed")
     return theta, problems
 

@@ -322,8 +322,8 @@ class NativeDevice:
         if self._closed:
             return
         self._closed = True
-        for buffer in list(self._buffers.values()):
-            self.free(buffer)
+        while self._buffers:  # no name may stay for a buffer: its handle keeps the device alive
+            self.free(next(iter(self._buffers.values())))
         logging.getLogger("wgpu").removeHandler(self._watch)
         self._device.destroy()
         del self._device, self._queue

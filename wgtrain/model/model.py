@@ -142,6 +142,8 @@ class Model:
     def close(self) -> None:
         """Gives all GPU memory back; the model cannot be used afterwards."""
         self._drop_session()
+        for storage in self.weights.storages:  # a handle keeps the platform's device alive
+            storage.buffer = None
         self.device.close()
 
     def __enter__(self) -> "Model":

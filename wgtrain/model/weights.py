@@ -18,7 +18,7 @@ from wgtrain.files.source import Source, source_name
 from wgtrain.gpu import Buffer, Device, Limits
 from wgtrain.model.config import ModelConfig
 
-STAGING = 16 << 20  # bytes; a longer row makes it larger
+STAGING = 2 << 20  # bytes; a longer row makes it larger
 
 
 @dataclass(frozen=True)

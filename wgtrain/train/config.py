@@ -196,7 +196,9 @@ class TrainConfig:
 class RunConfig:
     """What a run reads and where it writes; paths, which only the faces open."""
 
-    model: str = setting("", str, "Base model, a GGUF file.", metavar="FILE", required=True)
+    model: str = setting(
+        "", str, "Base model: a GGUF file, or a Hugging Face folder.", metavar="FILE", required=True
+    )
     data: str = setting(
         "",
         str,
