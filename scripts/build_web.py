@@ -31,7 +31,7 @@ LOCK = "pyodide-lock.json"
 PURE = ("jinja2", "markupsafe")  # their Python files alone work in a page
 TEST_NUMPY = "numpy-2.2.5-cp313-cp313-pyodide_2025_0_wasm32.whl"
 # JavaScript that travels inside the wheel, so that the wheel alone is enough in anyone's page.
-INSIDE = {"wgtrain/data/tokenizers.mjs": "@huggingface/tokenizers/dist/tokenizers.min.mjs"}
+INSIDE = {"wgtrain/data/tokenizers.cjs": "@huggingface/tokenizers/dist/tokenizers.min.cjs"}
 
 
 def install_modules() -> None:

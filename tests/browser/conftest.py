@@ -17,7 +17,7 @@ import build_web
 
 from wgtrain.serve import make_server
 
-# WebGPU on SwiftShader, and nothing of what a browser does by itself; no name but loopback resolves.
+# WebGPU on SwiftShader; nothing that a browser does by itself; no name but loopback resolves.
 FLAGS = """--enable-unsafe-webgpu --use-webgpu-adapter=swiftshader --no-sandbox --disable-quic
 --no-first-run --disable-background-networking --disable-component-update --disable-sync
 --host-resolver-rules=MAP*~NOTFOUND,EXCLUDE127.0.0.1 --disable-dev-shm-usage""".split()
@@ -65,6 +65,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with zipfile.ZipFile(archive, "a", zipfile.ZIP_DEFLATED) as more:
         for path in (*needs.ROOT.glob("tests/*.py"), *needs.ROOT.glob("tests/browser/page_*.py")):
             more.write(path, path.name)
+    (out / "data").symlink_to(needs.data())
     return out
 
 

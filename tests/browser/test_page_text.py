@@ -1,0 +1,51 @@
+"""Ids and masks in the page equal native ones, on all shared vocabularies and templates."""
+
+from pathlib import Path
+from typing import Any
+
+import page_text
+import pytest
+
+pytestmark = pytest.mark.browser
+
+
+def vocabulary(data_dir: Path, name: str) -> Path:
+    return data_dir / "vocab" / f"ggml-vocab-{name}.gguf"
+
+
+@pytest.fixture(params=page_text.NAMES)
+def name(request: pytest.FixtureRequest, tab: Any) -> str:
+    """A vocabulary, which the page has as `vocabulary`."""
+    tab.python(
+        """
+        import page_text
+        from pyodide.http import pyfetch
+        vocabulary = await (await pyfetch(values.path)).bytes()
+        """,
+        path=f"data/vocab/ggml-vocab-{request.param}.gguf",
+    )
+    return request.param
+
+
+def test_ids(tab: Any, data_dir: Path, name: str) -> None:
+    path = vocabulary(data_dir, name)
+    texts = path.with_name(path.name + ".inp").read_text("utf-8").split("\n__ggml_vocab_test__\n")
+    texts += (data_dir / "wikisql_train.jsonl").read_text("utf-8").splitlines()[:300]
+    texts.append("\n".join(texts[:60]))
+    found = tab.python("page_text.ids(vocabulary, values.texts.to_py())", texts=texts)
+    expected = page_text.ids(path.read_bytes(), texts)
+    for text, ours, theirs in zip([*texts, *page_text.STRANGE], found, expected, strict=True):
+        assert ours == theirs, repr(text)
+    assert sum(map(len, expected)) > 10_000
+
+
+def test_masks(tab: Any, data_dir: Path, name: str) -> None:
+    data = vocabulary(data_dir, name).read_bytes()
+    templates = sorted((data_dir / "templates").glob("*.jinja"))
+    assert len(templates) >= 5
+    for path in templates:
+        template = path.read_text("utf-8")
+        found = tab.python("page_text.rows(vocabulary, values.template)", template=template)
+        expected = page_text.rows(data, template)
+        assert found == expected, path.name
+        assert sum(isinstance(row, list) for row in expected) >= 3, expected
