@@ -17,7 +17,7 @@ def data() -> Path:
     """The folder of shared test data: `WGTRAIN_DATA`, or `../shared/data` beside the checkout."""
     folder = Path(os.environ.get("WGTRAIN_DATA") or ROOT.parent / "shared" / "data")
     if not folder.is_dir():
-        _missing(f"no shared test data at {folder}; WGTRAIN_DATA names another place")
+        missing(f"no shared test data at {folder}; WGTRAIN_DATA names another place")
     return folder
 
 
@@ -26,13 +26,14 @@ def package(name: str) -> Any:
     try:
         module = importlib.import_module(name)
     except ImportError as error:
-        _missing(f"{name} is not installed ({error}); scripts/setup --test does it")
+        missing(f"{name} is not installed ({error}); scripts/setup --test does it")
     if name == "torch":
         module.set_num_threads(2)
     return module
 
 
-def _missing(what: str) -> None:
+def missing(what: str) -> None:
+    """Skips, or fails where nothing may be missing."""
     if os.environ.get("WGTRAIN_REQUIRE_DATA"):
         pytest.fail(what, pytrace=False)
     pytest.skip(what, allow_module_level=True)

@@ -1,4 +1,6 @@
 // The page: it owns the worker in which Python and the GPU live, and asks it to run Python code.
+import * as storage from "./storage.js";
+
 const worker = new Worker("worker.js", { type: "module" });
 const waiting = new Map();
 let last = 0;
@@ -18,7 +20,7 @@ function python(code, values = {}) {
   });
 }
 
-globalThis.wgtrain = { python };
+globalThis.wgtrain = { python, storage };
 const state = document.getElementById("state");
 python("import wgtrain; wgtrain.__version__").then(
   (version) => (state.textContent = `wgtrain ${version} is ready`),

@@ -1,5 +1,7 @@
 // The module worker: Pyodide with this package, which finds navigator.gpu by itself.
 // What is loaded from where stands in config.json, written by scripts/build_web.py.
+import * as storage from "./storage.js";
+
 const booted = boot();
 
 async function boot() {
@@ -13,6 +15,7 @@ async function boot() {
     if (!answer.ok) throw new Error(`${path}: status ${answer.status}`);
     pyodide.unpackArchive(await answer.arrayBuffer(), "wheel");
   }
+  pyodide.registerJsModule("wgtrain_storage", storage);
   return pyodide;
 }
 

@@ -128,6 +128,25 @@ def doctor() -> int:
     return DONE if usable else GPU_FAILED
 
 
+@cli.command()
+@click.argument("folder", default="dist/web")
+@click.option("--port", default=8000, help="Port on loopback, 0 = any.  [default: 8000]")
+def web(folder: str, port: int) -> int:
+    """Serve a site of scripts/build_web.py on loopback, until interrupted."""
+    from wgtrain.serve import make_server
+
+    if not Path(folder, "index.html").is_file():
+        raise OptionError(f"{folder}: no site is here; scripts/build_web.py makes one")
+    try:
+        server = make_server(Path(folder), port)
+    except (OSError, OverflowError) as error:
+        raise OptionError(f"port = {port}: {error}") from None
+    with server:
+        click.echo(f"http://127.0.0.1:{server.server_port}/")
+        server.serve_forever()
+    return DONE
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line and exits: 0 done, 2 unusable input, 3 GPU failed, 130 interrupted."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # until a run handles it itself

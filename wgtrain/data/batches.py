@@ -25,12 +25,12 @@ class Batch:
 
 def make_batch(rows: Sequence[Row]) -> Batch:
     """Rows put behind one another; T is the sum of their lengths."""
-    sizes = np.array([len(row.tokens) for row in rows], np.uint32)
+    sizes = np.array([len(row.tokens) for row in rows], np.intp)  # what `repeat` takes anywhere
     ends = np.cumsum(sizes, dtype=np.uint32)
     return Batch(
         tokens=np.concatenate([row.tokens for row in rows], dtype=np.uint32),
         targets=np.concatenate([row.targets for row in rows], dtype=np.int32),
-        starts=np.repeat(ends - sizes, sizes),
+        starts=np.repeat(ends - sizes.astype(np.uint32), sizes),
         ends=np.repeat(ends, sizes),
         lines=tuple(row.line for row in rows),
     )

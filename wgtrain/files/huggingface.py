@@ -114,7 +114,7 @@ class FolderSource:
     def __init__(self, name: str, parts: list[_Part]) -> None:
         self.name = name
         self._parts = parts
-        ends = np.cumsum([part.nbytes for part in parts]).tolist()
+        ends = np.cumsum([part.nbytes for part in parts], dtype=np.int64).tolist()
         self._starts = [0, *ends[:-1]]
         self.size: int = ends[-1]
 
