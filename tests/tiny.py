@@ -138,8 +138,8 @@ class Tiny:
     gguf_f32: bytes = field(repr=False)
     weights: dict[str, np.ndarray] = field(repr=False)
 
-    def hf_model(self) -> Any:
-        """A new float32 transformers model with these weights, in eval mode."""
+    def hf_model(self, dtype: str = "float32") -> Any:
+        """A new transformers model with these weights, in eval mode."""
         import torch
 
         spec = self.spec
@@ -153,7 +153,7 @@ class Tiny:
             unexpected,
         )
         model.tie_weights()
-        return model.eval()
+        return model.to(getattr(torch, dtype)).eval()
 
 
 def hf_class(spec: Spec) -> Any:
