@@ -1,4 +1,4 @@
-"""Draws the README's picture from the run folder of a demo: python scripts/picture.py RUN docs/demo.svg"""
+"""Draws the README's picture from a demo's run folder: scripts/picture.py RUN docs/demo.svg"""
 
 import json
 import re
