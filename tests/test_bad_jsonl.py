@@ -1,4 +1,4 @@
-"""Broken data sets: each fault, anywhere in a good file, reaches its own check and names the line."""
+"""Broken data sets: each fault, anywhere in a good file, reaches its check and names the line."""
 
 import json
 import random
