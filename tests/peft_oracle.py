@@ -65,7 +65,7 @@ class Peft:
         rank = next(iter(pairs.values()))[0].shape[0]
         modules = [base.spec.hf_name(name.removesuffix(".weight")) for name in pairs]
         config = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=modules, bias="none")
-        model = base.hf_model("float32")
+        model = base.hf_model()
         if dtype == "float64":
             _keep_float64(model)
         with warnings.catch_warnings():
@@ -173,7 +173,7 @@ class Peft:
         return out
 
 
-def load_peft_folder(base: Tiny, files: dict[str, bytes], dtype: str = "float32") -> Any:
+def load_peft_folder(base: Tiny, files: dict[str, bytes]) -> Any:
     """A PeftModel over the base from a PEFT folder's files, as a user loads it."""
     with tempfile.TemporaryDirectory() as folder:
         for name, data in files.items():
@@ -181,7 +181,7 @@ def load_peft_folder(base: Tiny, files: dict[str, bytes], dtype: str = "float32"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", UserWarning)  # PEFT only warns of keys it does not find
-            return peft.PeftModel.from_pretrained(base.hf_model(dtype), folder).eval()
+            return peft.PeftModel.from_pretrained(base.hf_model(), folder).eval()
 
 
 def _parameters(model: Any, spec: Spec) -> dict[str, torch.nn.Parameter]:

@@ -238,6 +238,22 @@ def test_run_recomputed() -> None:
     assert not found.failures(), found
 
 
+@pytest.mark.parametrize("schedule", ["constant", "linear"])
+def test_schedules(schedule: str) -> None:
+    """The other schedules, without clipping or accumulation, over more than one epoch."""
+    base = tiny("qwen2")
+    pairs = random_adapter(base.spec, all_targets(base), RANK, seed=7)
+    rows = run_rows(base)[:6]
+    settings = Settings(8, 2, 1, 5e-3, schedule, warmup=3, weight_decay=0.1, max_grad_norm=0.0)
+    reference = Peft(base, pairs, ALPHA, "float64").train(rows, settings)
+    with wgtrain.load_model(base.gguf, limits="default") as model:
+        ours, trainer = our_run(model, pairs, to_rows(rows), settings)
+        trainer.close()
+    found = distance(ours, reference, flat(pairs))
+    record(f"{schedule} schedule", model=name_of(base), ours=vars(found))
+    assert not found.failures(), found
+
+
 @pytest.mark.parametrize("name", list(SPECS))
 @pytest.mark.parametrize(
     ("modules", "layers", "text"),

@@ -121,6 +121,20 @@ def test_ties_between_overlapping_pairs(pieces: tuple[str, ...]) -> None:
     judge.close()
 
 
+@pytest.mark.oracle
+def test_runs_of_spaces_against_llama_cpp() -> None:
+    """Llama's pieces for runs of spaces all have one score."""
+    needs.package("llama_cpp")
+    from llama_cpp_vocab import LlamaCppVocab
+
+    tokenizer, judge = vocabs.tokenizer("llama-spm"), LlamaCppVocab(vocabs.metadata("llama-spm"))
+    for n in range(1, 200):
+        for before, after in (("", ""), ("x", ""), ("", "the"), ("日", "\n")):
+            text = before + " " * n + after
+            assert tokenizer.encode(text) == judge.encode(text), (before, n, after)
+    judge.close()
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_decoding_inverts_encoding(name: str) -> None:
     tokenizer = vocabs.tokenizer(name)
@@ -258,6 +272,7 @@ LIES: list[tuple[dict[str, Any], str]] = [
     (spm("ab", scores=np.full(S, np.nan, np.float32)), r"scores\[0\] is nan"),
     (spm("ab", scores=["0"] * S), r"scores is a list"),
     (spm("ab", bos_token_id=S), rf"bos_token_id is {S}"),
+    (spm(*("a" * n for n in range(2, 600))), r"tokens\[\d+\] is 'a+.*: with it the ways to merge"),
     ({**spm("ab"), "tokenizer.chat_template": 5}, r"chat_template is 5; expected a text"),
 ]
 

@@ -139,7 +139,7 @@ class Tiny:
     weights: dict[str, np.ndarray] = field(repr=False)
 
     def hf_model(self, dtype: str = "float32") -> Any:
-        """A new transformers model with these weights, without dropout, in eval mode."""
+        """A new transformers model with these weights, in eval mode."""
         import torch
 
         spec = self.spec

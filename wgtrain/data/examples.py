@@ -104,22 +104,15 @@ class ExampleReader:
             raise RowError("field 'input_ids': is empty")
         if len(ids) != len(labels):
             raise RowError(f"field 'labels': {len(labels)} labels for {len(ids)} input_ids")
-        self._check_ids(ids, "input_ids", "")
-        self._check_ids([i for i in labels if i != IGNORED], "labels", f"{IGNORED} or ", labels)
+        self._check_ids(ids, "input_ids", None)
+        self._check_ids(labels, "labels", IGNORED)
         return np.array(ids, np.uint32), np.array(labels, np.int64)
 
-    def _check_ids(
-        self, ids: list[Any], field: str, more: str, among: list[Any] | None = None
-    ) -> None:
-        if all(type(i) is int for i in ids) and (
-            not ids or (min(ids) >= 0 and max(ids) < self._vocab_size)
-        ):
-            return
-        for place, i in enumerate(ids if among is None else among):
-            if among is not None and type(i) is int and i == IGNORED:
-                continue
-            if type(i) is not int or not 0 <= i < self._vocab_size:
-                allowed = f"{more}a token id from 0 to {self._vocab_size - 1}"
+    def _check_ids(self, ids: list[Any], field: str, also: int | None) -> None:
+        n = self._vocab_size
+        for place, i in enumerate(ids):
+            if type(i) is not int or not (0 <= i < n or i == also):
+                allowed = ("" if also is None else f"{also} or ") + f"a token id from 0 to {n - 1}"
                 raise RowError(f"field '{field}[{place}]': {shown(i)} is not {allowed}")
 
 

@@ -54,7 +54,7 @@ class Tokenizer:
         self._unk_id = vocabulary.unk_id
         self._ids = vocabulary.ids
         self._prefix = vocabulary.add_space_prefix
-        self._library = open_library(vocabulary_json(vocabulary), name)
+        self._library = open_library(vocabulary_json(vocabulary, name), name)
         spell = _sentencepiece_bytes if vocabulary.model == "llama" else _byte_level_bytes
         self._bytes = spell(vocabulary)
         self._sizes = np.array([len(text) for text in self._bytes], np.int64)
@@ -210,7 +210,8 @@ class _Cutter:
         ordered = sorted(ids, key=lambda piece: -len(piece.encode()))
         self._rank = {piece: rank for rank, piece in enumerate(ordered)}
         one = "|".join(map(re.escape, ordered))
-        self._all = re.compile(f"(?=({one}))") if ordered else None
+        self._overlap = _can_overlap(ids)
+        self._all = re.compile(f"(?=({one}))" if self._overlap else f"({one})") if ids else None
 
     def __call__(self, text: str) -> list[str | int]:
         """The parts of a text in order: plain text, or the id of a special token."""
@@ -229,7 +230,7 @@ class _Cutter:
     def _find(self, text: str) -> list[tuple[int, str]]:
         assert self._all is not None
         found = [(match.start(), match[1]) for match in self._all.finditer(text)]
-        if all(a + len(piece) <= b for (a, piece), (b, _) in pairwise(found)):
+        if not self._overlap or all(a + len(p) <= b for (a, p), (b, _) in pairwise(found)):
             return found
         # Some overlap. A shorter piece may stand where a longer one has to give way, so list them
         # all.
@@ -247,6 +248,17 @@ class _Cutter:
                 taken[start : start + len(piece)] = b"\1" * len(piece)
                 chosen.append((start, piece))
         return sorted(chosen)
+
+
+def _can_overlap(pieces: Iterable[str]) -> bool:
+    """Whether a piece may begin within another one and end behind it; if not, a plain search is
+    exact. Usual special tokens cannot, and a file of huge ones is not worth the memory to know.
+    """
+    pieces = list(pieces)
+    if sum(len(piece) ** 2 for piece in pieces) > 8_000_000:
+        return True
+    heads = {piece[:n] for piece in pieces for n in range(1, len(piece))}
+    return any(piece[n:] in heads for piece in pieces for n in range(1, len(piece)))
 
 
 def _match(piece: bytes, data: bytes, at: int) -> int:

@@ -9,21 +9,24 @@ import json
 from typing import Any
 
 from wgtrain.data.vocabulary import PRE_TOKENIZERS, Vocabulary, read_vocabulary
+from wgtrain.errors import FileError
+from wgtrain.files.source import shown
 
+MOST_MERGES = 20_000_000  # characters; a vocabulary of 256k pieces has some 5 million
 SPACE = "\u2581"  # how SentencePiece writes a space
 
 
 def tokenizer_json(metadata: dict[str, Any], name: str = "model") -> str:
     """The `tokenizer.json` of a GGUF's metadata; FileError for what is broken or not supported."""
-    return vocabulary_json(read_vocabulary(metadata, name))
+    return vocabulary_json(read_vocabulary(metadata, name), name)
 
 
-def vocabulary_json(vocabulary: Vocabulary) -> str:
+def vocabulary_json(vocabulary: Vocabulary, name: str) -> str:
     """The `tokenizer.json` of a checked vocabulary."""
     spm = vocabulary.model == "llama"
     merges = vocabulary.merges
     if spm and not merges:
-        merges = merges_by_score(vocabulary)
+        merges = merges_by_score(vocabulary, name)
     unknown = None if vocabulary.unk_id is None else vocabulary.pieces[vocabulary.unk_id]
     model = {
         "type": "BPE",
@@ -53,23 +56,31 @@ def vocabulary_json(vocabulary: Vocabulary) -> str:
     )
 
 
-def merges_by_score(vocabulary: Vocabulary) -> list[tuple[str, str]]:
+def merges_by_score(vocabulary: Vocabulary, name: str) -> list[tuple[str, str]]:
     """Every way to join two pieces into a third, in the order in which SentencePiece prefers
     them.
 
     There the best score goes first and, among equals, the leftmost pair. Here each pair has a
     rank of its own, so the ways to make one piece are ordered such that the leftmost pair wins
     where two overlap: that of x + y over y + z with x + y = y + z. Then y is both head and tail
-    of the piece.
+    of the piece. Different pieces of equal score go by id, where SentencePiece looks at places
+    alone; Llama's runs of spaces are such pieces, and come out the same.
     """
     ids, scores = vocabulary.ids, vocabulary.scores.tolist()
     order = sorted(range(len(scores)), key=lambda i: (-scores[i], i))
-    merges = []
+    merges: list[tuple[str, str]] = []
+    size = 0
     for i in order:
         piece = vocabulary.pieces[i]
         cuts = [cut for cut in range(1, len(piece)) if piece[:cut] in ids and piece[cut:] in ids]
         if len(cuts) > 1:
             cuts.sort(key=lambda cut: (_overlap(piece, cut), -cut))
+        size += len(piece) * len(cuts)
+        if size > MOST_MERGES:
+            raise FileError(
+                f"{name}: tokenizer.ggml.tokens[{i}] is {shown(piece)}: with it the ways to merge"
+                f" pieces take more than {MOST_MERGES} characters"
+            )
         merges += [(piece[:cut], piece[cut:]) for cut in cuts]
     return merges
 

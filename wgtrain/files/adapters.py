@@ -261,6 +261,8 @@ def read_adapter_peft(
     where = f"{name}/{TENSOR_FILE}"
     parts: dict[str, dict[str, np.ndarray]] = {}
     for key, array in read_safetensors(files[TENSOR_FILE], where).items():
+        if key.endswith(".base_layer.weight"):
+            continue  # PEFT saves the frozen head beside an adapter that targets it
         match = _HF_KEY.fullmatch(key)
         base = names.gguf_tensor(match[1]) if match else None
         if match is None or base is None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from wgtrain.engine import ops
+from wgtrain.engine.attention import attention, default_attention_scale, rope
 from wgtrain.engine.graph import Graph, Tensor, Window
 from wgtrain.engine.ops import Inputs, Lora
 from wgtrain.model.config import ModelConfig
@@ -53,8 +54,8 @@ def _block(g: Graph, net: Network, inputs: Inputs, x: Tensor, prefix: str) -> Te
     q = _rotated(g, net, inputs, h, prefix, "attn_q", config.n_head)
     k = _rotated(g, net, inputs, h, prefix, "attn_k", config.n_head_kv)
     v = _linear(g, net, h, prefix, "attn_v")
-    scale = ops.default_attention_scale(config.head_size)
-    o = ops.attention(g, q, k, v, inputs.spans, config.n_head, config.n_head_kv, scale)
+    scale = default_attention_scale(config.head_size)
+    o = attention(g, q, k, v, inputs.spans, config.n_head, config.n_head_kv, scale)
     x = ops.add(g, x, _linear(g, net, o, prefix, "attn_output"), "attn_residual")
     h = ops.rms_norm(g, x, vectors[f"{prefix}ffn_norm.weight"], config.norm_eps, name="ffn_norm")
     gate, up = _linear(g, net, h, prefix, "ffn_gate"), _linear(g, net, h, prefix, "ffn_up")
@@ -78,6 +79,6 @@ def _rotated(
     norm = net.weights.vectors.get(f"{prefix}{name}_norm.weight")
     if norm is not None:
         x = ops.rms_norm(g, x, norm, config.norm_eps, heads, f"{name}_norm")
-    return ops.rope(
+    return rope(
         g, x, inputs.spans, net.rope, heads, config.rotary, config.rope_interleaved, f"{name}_rope"
     )

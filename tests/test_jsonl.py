@@ -1,0 +1,293 @@
+"""JSONL rows: every kind with its mask written by hand, truncation, notes, dates."""
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import needs
+import numpy as np
+import pytest
+import vocabs
+from vocabs import bpe, spm
+
+from wgtrain.data import Dataset, Row, Tokenizer, load_rows, load_tokenizer
+from wgtrain.data.jsonl import NO_END_OF_TURN, NO_END_TOKEN, NO_TEMPLATE
+from wgtrain.errors import FileError, OptionError
+
+IM = ("<|im_start|>", "<|im_end|>", "<|end|>")
+CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def letters(template: str | None = None, **more: Any) -> Tokenizer:
+    """A tokenizer of single bytes, with the end token <|end|>."""
+    metadata = bpe(specials=IM, **more)
+    if template:
+        metadata["tokenizer.chat_template"] = template
+    return load_tokenizer(metadata)
+
+
+def load(tokenizer: Tokenizer, *rows: Any, seq_len: int = 512, **more: Any) -> Dataset:
+    data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return load_rows(data.encode(), tokenizer, seq_len=seq_len, **more)
+
+
+def marked(tokenizer: Tokenizer, row: Row) -> str:
+    """The row's text with each learnt token in brackets; checks that targets are shifted labels."""
+    learnt = [False, *(row.targets[:-1] >= 0).tolist()]
+    assert row.targets[-1] == -1 and row.tokens.dtype == np.uint32 and row.targets.dtype == np.int32
+    out = []
+    for i, token in enumerate(row.tokens.tolist()):
+        if learnt[i]:
+            assert row.targets[i - 1] == token
+        text = tokenizer.decode_bytes([token], special=True, start=False).decode("utf-8", "replace")
+        out.append(f"[{text}]" if learnt[i] else text)
+    return "".join(out)
+
+
+def bracket(text: str, *more: str) -> str:
+    return "".join(f"[{letter}]" for letter in [*text, *more])
+
+
+CASES: list[tuple[Any, str]] = [
+    # The first token of a row follows nothing, so it is never learnt.
+    ({"text": "abc"}, "a[b][c][<|end|>]"),
+    ({"prompt": "ab", "completion": "cd"}, "ab[c][d][<|end|>]"),
+    ({"prompt": "", "completion": "cd"}, "c[d][<|end|>]"),
+    ({"prompt": "ab", "completion": ""}, "ab[<|end|>]"),
+    ({"prompt": "日", "completion": "a"}, "\ufffd\ufffd\ufffd[a][<|end|>]"),
+    (
+        {"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]},
+        "<|im_start|>user\nu<|im_end|>\n<|im_start|>assistant\n[a][<|im_end|>]\n",
+    ),
+    (
+        {"conversations": [{"from": "human", "value": "u"}, {"from": "gpt", "value": "a"}]},
+        "<|im_start|>user\nu<|im_end|>\n<|im_start|>assistant\n[a][<|im_end|>]\n",
+    ),
+    (
+        {
+            "conversations": [
+                {"from": "system", "value": "s"},
+                {"from": "user", "value": "u"},
+                {"from": "assistant", "value": "a"},
+                {"from": "tool", "value": "t"},
+                {"from": "gpt", "value": "b"},
+            ]
+        },
+        "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nu<|im_end|>\n<|im_start|>assistant\n"
+        "[a][<|im_end|>]\n<|im_start|>tool\nt<|im_end|>\n<|im_start|>assistant\n[b][<|im_end|>]\n",
+    ),
+    (
+        {"instruction": "i", "output": "o"},
+        "<|im_start|>user\ni<|im_end|>\n<|im_start|>assistant\n[o][<|im_end|>]\n",
+    ),
+    (
+        {"instruction": "i", "input": "j", "output": "o"},
+        "<|im_start|>user\ni\n\nj<|im_end|>\n<|im_start|>assistant\n[o][<|im_end|>]\n",
+    ),
+    (
+        {"instruction": "i", "input": "", "output": "o"},
+        "<|im_start|>user\ni<|im_end|>\n<|im_start|>assistant\n[o][<|im_end|>]\n",
+    ),
+    # Labels are unshifted: that of the first token is nobody's target.
+    ({"input_ids": [64, 65, 66, 67], "labels": [64, -100, 66, -100]}, "ab[c]d"),
+]
+
+
+@pytest.mark.parametrize(("row", "expected"), CASES)
+def test_kinds_by_hand(row: Any, expected: str) -> None:
+    tokenizer = letters(CHAT)
+    data = load(tokenizer, row)
+    assert marked(tokenizer, data.rows[0]) == expected
+    assert (data.truncated, data.dropped, data.notes, data.rows[0].line) == (0, 0, [], 1)
+
+
+def test_labels_may_differ_from_the_ids() -> None:
+    data = load(letters(), {"input_ids": [1, 2, 3], "labels": [-100, 9, 8]})
+    assert data.rows[0].tokens.tolist() == [1, 2, 3]
+    assert data.rows[0].targets.tolist() == [9, 8, -1]
+
+
+def test_train_on_all() -> None:
+    tokenizer = letters(CHAT)
+    row = {"instruction": "i", "output": "o"}
+    text = tokenizer.encode(
+        "<|im_start|>user\ni<|im_end|>\n<|im_start|>assistant\no<|im_end|>\n", special=True
+    )
+    data = load(tokenizer, row, {"prompt": "ab", "completion": "c"}, train_on="all")
+    assert data.rows[0].targets.tolist() == [*text[1:], -1]
+    assert marked(tokenizer, data.rows[1]) == "a[b][c][<|end|>]"
+
+
+def test_without_a_template() -> None:
+    tokenizer = letters()
+    messages = [
+        {"role": "system", "content": "s"},
+        {"role": "user", "content": "u"},
+        {"role": "assistant", "content": "a"},
+        {"role": "user", "content": "v"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "w"},
+    ]
+    data = load(
+        tokenizer, {"messages": messages}, {"instruction": "i", "input": "j", "output": "o"}
+    )
+    assert marked(tokenizer, data.rows[0]) == "s\n\nu\n\n[a][<|end|>]v\n\n[b][<|end|>]"
+    assert marked(tokenizer, data.rows[1]) == "i\n\nj\n\n[o][<|end|>]"
+    assert data.notes == [NO_TEMPLATE]
+    assert load(tokenizer, {"text": "ab"}).notes == []
+
+
+def test_bos_once() -> None:
+    """A SentencePiece file asks for BOS; the text, or the template, may have written it already."""
+    metadata = spm("\u2581a", "\u2581b")
+    plain = load_tokenizer(metadata)
+    a = plain.id_of("\u2581a")
+    rows = load(plain, {"text": "a"}, {"text": "<s>a"}, {"prompt": "", "completion": "a"}).rows
+    assert [row.tokens.tolist() for row in rows] == [[1, a, 2]] * 3
+    assert [row.targets.tolist() for row in rows] == [[a, 2, -1]] * 3
+    for begin in ("", "{{ bos_token }}"):
+        template = begin + "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
+        chat = load_tokenizer({**metadata, "tokenizer.chat_template": template})
+        row = load(chat, {"instruction": "a", "output": "b"}).rows[0]
+        assert row.tokens.tolist() == [1, a, 2, plain.id_of("\u2581b"), 2]
+        assert row.targets.tolist() == [-1, -1, plain.id_of("\u2581b"), 2, -1]
+    ids = {"input_ids": [5, 6], "labels": [5, 6]}
+    assert load(plain, ids).rows[0].tokens.tolist() == [5, 6]
+
+
+def test_a_token_across_the_boundary_is_learnt() -> None:
+    tokenizer = load_tokenizer(bpe("a b", "ab c"))
+    assert marked(tokenizer, load(tokenizer, {"prompt": "xa", "completion": "bcd"}).rows[0]) == (
+        "x[abc][d][<|end|>]"
+    )
+    space = load_tokenizer(spm("\u2581b"))
+    row = load(space, {"prompt": "a ", "completion": "b"}).rows[0]
+    assert marked(space, row) == "<s> a[ b][</s>]"
+
+
+def test_truncated_and_dropped() -> None:
+    tokenizer = letters()
+    data = load(
+        tokenizer,
+        {"prompt": "abcdef", "completion": "gh"},  # no answer left within 5
+        {"prompt": "abc", "completion": "defg"},
+        {"text": "abcd"},  # 5 with the end token
+        {"input_ids": [1], "labels": [1]},  # one token has no target
+        {"input_ids": [1, 2], "labels": [1, -100]},
+        {"text": "a"},
+        seq_len=5,
+    )
+    assert [marked(tokenizer, row) for row in data.rows] == [
+        "abc[d][e]",
+        "a[b][c][d][<|end|>]",
+        "a[<|end|>]",
+    ]
+    assert [row.line for row in data.rows] == [2, 3, 6]
+    assert (data.truncated, data.dropped, data.seq_len, data.name) == (2, 3, 5, "data")
+    with pytest.raises(FileError, match="none of its 1 rows has a token to learn within 5 tokens"):
+        load(tokenizer, {"prompt": "abcdef", "completion": "gh"}, seq_len=5)
+    no_answer = {"messages": [{"role": "user", "content": "u"}]}
+    assert load(letters(CHAT), no_answer, {"text": "ab"}).dropped == 1
+
+
+def test_notes() -> None:
+    silent = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    assert load(letters(silent), {"instruction": "i", "output": "o"}).notes == [NO_END_OF_TURN]
+    endless = load_tokenizer(bpe(specials=(), eos_token_id=np.uint32(0xFFFFFFFF)))
+    data = load(endless, {"text": "abc"})
+    assert data.notes == [NO_END_TOKEN]
+    assert marked(endless, data.rows[0]) == "a[b][c]"
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        b"\xef\xbb\xbf%s\n\n  \r\n%s\r\n\t\n%s",
+        b"[%s,\n\n%s,%s]",
+        b"\xef\xbb\xbf \n [\n%s\n,%s\n\n,\n%s\n] \n",
+        b"[%s, %s, %s,]\n",
+    ],
+)
+def test_layouts(layout: bytes) -> None:
+    tokenizer = letters()
+    rows = (b'{"text": "ab"}', b'{"prompt": "a", "completion": "b"}', '{"text": "é"}'.encode())
+    data = load_rows(layout % rows, tokenizer, seq_len=9)
+    assert [marked(tokenizer, row) for row in data.rows][:2] == ["a[b][<|end|>]"] * 2
+    lines = (layout % rows).decode("utf-8-sig").split("\n")
+    found = [next(i for i, line in enumerate(lines, 1) if row.decode() in line) for row in rows]
+    assert [row.line for row in data.rows] == found
+
+
+def test_tools_reach_the_template() -> None:
+    path = needs.data() / "templates" / "Qwen-Qwen2.5-7B-Instruct.jinja"
+    metadata = dict(vocabs.metadata("qwen2"))
+    metadata["tokenizer.chat_template"] = path.read_text()
+    tokenizer = load_tokenizer(metadata)
+    call = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+    row = {
+        "messages": [
+            {"role": "user", "content": "u"},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "content": "7", "name": "f", "tool_call_id": "1"},
+            {"role": "assistant", "content": "seven"},
+        ],
+        "tools": [{"type": "function", "function": {"name": "f"}}],
+    }
+    data = load(tokenizer, row)
+    learnt = tokenizer.decode(data.rows[0].targets[data.rows[0].targets >= 0], special=True)
+    assert learnt == (
+        '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call><|im_end|>seven<|im_end|>'
+    )
+    text = tokenizer.decode(data.rows[0].tokens, special=True)
+    assert '<tools>\n{"type": "function", "function": {"name": "f"}}\n</tools>' in text
+
+
+def test_dates() -> None:
+    tokenizer = letters("{{ strftime_now('%d %b %Y') }}" + CHAT)
+    row = {"instruction": "i", "output": "o"}
+    data = load(tokenizer, row, now=datetime(2020, 2, 29))
+    assert tokenizer.decode(data.rows[0].tokens[:11]) == "29 Feb 2020"
+
+
+def test_real_rows() -> None:
+    """The shared data set: every token of every row is learnt, and the text is what was written."""
+    tokenizer = vocabs.tokenizer("llama-spm")
+    path = needs.data() / "wikisql_valid.jsonl"
+    data = load_rows(path.read_bytes(), tokenizer, seq_len=4096, name=path.name)
+    texts = [json.loads(line)["text"] for line in path.read_text().splitlines()]
+    assert len(data.rows) == len(texts)
+    for row, text in zip(data.rows, texts, strict=True):
+        assert tokenizer.decode(row.tokens) == text
+        assert row.tokens[0] == 1 and row.tokens[-1] == 2
+        assert row.targets.tolist() == [*row.tokens[1:].tolist(), -1]
+
+
+def test_many_rows_go_through_in_chunks() -> None:
+    tokenizer = letters()
+    rows: Sequence[Any] = [{"prompt": "p" * (i % 7), "completion": str(i)} for i in range(1500)]
+    data = load(tokenizer, *rows)
+    for i, row in enumerate(data.rows):
+        assert row.line == i + 1
+        assert tokenizer.decode(row.tokens) == "p" * (i % 7) + str(i)
+
+
+@pytest.mark.parametrize("settings", [{"seq_len": 1}, {"seq_len": True}, {"seq_len": 2.5}])
+def test_impossible_lengths(settings: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match="seq_len is"):
+        load(letters(), {"text": "ab"}, **settings)
+
+
+def test_unknown_train_on() -> None:
+    with pytest.raises(OptionError, match="train_on is 'answers'; one of completions, all"):
+        load(letters(), {"text": "ab"}, train_on="answers")
+
+
+def test_broken_template_matters_only_for_chats() -> None:
+    tokenizer = letters("{% for %}")
+    assert len(load(tokenizer, {"text": "ab"}).rows) == 1
+    with pytest.raises(FileError, match="data line 2: the model's chat template is broken"):
+        load(tokenizer, {"text": "ab"}, {"instruction": "i", "output": "o"})

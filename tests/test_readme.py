@@ -1,0 +1,49 @@
+"""The README's own lines, run as they stand."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+
+pytestmark = pytest.mark.gpu
+
+
+def run(folder: Path, *command: str) -> str:
+    """Output of a command in `folder`, with this Python's programs first on the path."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        command, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the README's commands need bash")
+def test_commands_and_python(tmp_path: Path) -> None:
+    (tmp_path / "wgtrain").mkdir()
+    (tmp_path / "wgtrain" / "demo_files").symlink_to(ROOT / "wgtrain" / "demo_files")
+    (shell,) = [text for kind, text in BLOCKS if kind == "sh" and "rows.jsonl" in text]
+    (program,) = [text for kind, text in BLOCKS if kind == "python"]
+    assert ". .venv/bin/activate" in shell
+    run(tmp_path, "bash", "-ec", shell.replace(". .venv/bin/activate", ""))
+    made = {path.name for path in (tmp_path / "runs" / "first").iterdir()}
+    promised = {"adapter.gguf", "adapter_config.json", "adapter_model.safetensors", "loss.svg"}
+    assert made >= promised | {"metrics.jsonl", "config.yaml", "checkpoints"}
+    (tmp_path / "wgtrain").rename(tmp_path / "files")  # must not hide the package
+    program = program.replace("wgtrain/demo_files", "files/demo_files")
+    lines = run(tmp_path, sys.executable, "-c", program).splitlines()
+    losses = [float(line.split()[1]) for line in lines[:20]]
+    assert losses[-1] < losses[0] / 10
+    assert lines[20] == "KITE!"
+
+
+def test_two_commands_exist() -> None:
+    (shell,) = [text for kind, text in BLOCKS if kind == "sh" and "rows.jsonl" not in text]
+    for line in shell.splitlines():
+        assert os.access(ROOT / line.split()[0], os.X_OK)

@@ -1,0 +1,89 @@
+"""Rotary embedding and attention: each forward, and right below it its vjp.
+
+T tokens, H heads, K key-value heads, E head size.
+"""
+
+import math
+
+from wgtrain.engine.graph import Graph, Tensor, Window
+
+
+def rope(
+    g: Graph,
+    x: Tensor,
+    spans: Window,
+    table: Window,
+    heads: int,
+    rotary: int,
+    interleaved: bool,
+    name: str,
+) -> Tensor:
+    """Rotary embedding of (T, heads * E) by position in the row; `table` (position, rotary / 2) of
+    cos, sin.
+    """
+    params = {"rows": x.rows, "heads": heads, "head_size": x.cols // heads, "rotary": rotary}
+    y = g.tensor(name, x.rows, x.cols, trains=x.trains)
+
+    def rotate(source: Tensor, result: Tensor, inverse: bool) -> None:
+        operands = {"x": source, "spans": spans, "table": table, "y": result}
+        g.launch(
+            "rope", operands, params, constants={"INTERLEAVED": interleaved, "INVERSE": inverse}
+        )
+
+    rotate(x, y, False)
+
+    def vjp(dy: Tensor) -> None:
+        dx = g.tensor(f"d.{name}", x.rows, x.cols)
+        rotate(dy, dx, True)
+        g.pass_gradient(x, dx)
+
+    g.on_backward(y, vjp)
+    return y
+
+
+def attention(
+    g: Graph,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    spans: Window,
+    heads: int,
+    kv_heads: int,
+    scale: float,
+) -> Tensor:
+    """Causal attention within rows: q (T, H E), k and v (T, K E) -> (T, H E)."""
+    head_size = q.cols // heads
+    params = {"rows": q.rows, "heads": heads, "kv_heads": kv_heads, "scale": scale}
+    constants = {"E4": head_size // 4}
+    o = g.tensor("attention", q.rows, q.cols, trains=q.trains or k.trains or v.trains)
+    stats = g.tensor("attention.stats", q.rows, 2 * heads)
+    operands = {"q": q, "k": k, "v": v, "spans": spans, "o": o, "stats": stats}
+    g.launch("attention", operands, params, constants)
+    # q and k stay f32 also under bf16 capture: their rounding would be exponentiated, which costs
+    # six times the accuracy of all gradients.
+    saved = [g.save(tensor) for tensor in (v, o)] if o.trains else []
+
+    def vjp(do: Tensor) -> None:
+        kept_v, kept_o = (restore() for restore in saved)
+        delta = {"rows": q.rows, "heads": heads, "e4": head_size // 4}
+        g.launch("attention_delta", {"o": kept_o, "dout": do, "stats": stats}, delta)
+        common = {"q": q, "k": k, "v": kept_v, "dout": do, "stats": stats, "spans": spans}
+        if q.trains:
+            dq = g.tensor("d.q", q.rows, q.cols)
+            g.launch("attention_backward_q", {**common, "dq": dq}, params, constants)
+            g.pass_gradient(q, dq)
+        if k.trains or v.trains:
+            dk, dv = g.tensor("d.k", k.rows, k.cols), g.tensor("d.v", v.rows, v.cols)
+            g.launch("attention_backward_kv", {**common, "dk": dk, "dv": dv}, params, constants)
+            if k.trains:
+                g.pass_gradient(k, dk)
+            if v.trains:
+                g.pass_gradient(v, dv)
+
+    g.on_backward(o, vjp)
+    return o
+
+
+def default_attention_scale(head_size: int) -> float:
+    """1 / sqrt(E)."""
+    return 1 / math.sqrt(head_size)
