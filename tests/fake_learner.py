@@ -65,8 +65,8 @@ class FakeLearner:
         zeros = {name: np.zeros(s, np.float32) for name, s in self.shapes.items()}
         self.set_moments(zeros, zeros)
         self.poison_at = None  # a step whose loss becomes NaN
-        self.latched, self.unread, self.micros = False, [], []
-        self._zero()
+        self.micros = []
+        self.reset()
 
     async def build(self):
         self.built = True
@@ -74,6 +74,10 @@ class FakeLearner:
     def _zero(self):
         self.g = {name: np.zeros(s, np.float32) for name, s in self.shapes.items()}
         self.loss_sum, self.count = 0.0, 0
+
+    def reset(self):
+        self.latched, self.unread = False, []
+        self._zero()
 
     def set_parameters(self, tensors):
         assert {n: x.shape for n, x in tensors.items()} == self.shapes

@@ -8,7 +8,7 @@ import tiny
 
 import wgtrain
 from wgtrain.data import Dataset, Row
-from wgtrain.errors import NonFiniteError, OptionError
+from wgtrain.errors import DeviceLostError, NonFiniteError, OptionError
 from wgtrain.train.config import LoraConfig, TrainConfig
 from wgtrain.train.trainer import Trainer
 
@@ -202,6 +202,27 @@ def test_not_finite_stops_and_changes_nothing(make):
     good = make(**{**settings, "iters": len(results)})
     list(good.run())
     assert trainer.adapter_gguf() == good.adapter_gguf()
+
+
+def test_a_checkpoint_revives_a_run_that_was_not_finite(make, plain):
+    trainer = make()
+    start = trainer.checkpoint()
+    poison = {name: np.full(shape, np.nan) for name, shape in trainer.learner.shapes.items()}
+    trainer.learner.set_parameters(poison)
+    with pytest.raises(NonFiniteError, match="step 1"):
+        list(trainer.run())
+    trainer.restore(start)
+    assert outcome(trainer) == plain
+
+
+def test_a_closed_trainer_has_no_adapter(model):
+    trainer = Trainer(model, rows(), LORA, TRAIN)
+    next(iter(trainer.run()))
+    trainer.close()
+    calls = (trainer.adapter_gguf, trainer.checkpoint, trainer.build, lambda: list(trainer.run()))
+    for call in calls:
+        with pytest.raises(DeviceLostError, match="the trainer was closed"):
+            call()
 
 
 def test_memory_is_given_back(model):

@@ -19,6 +19,7 @@ from wgtrain.engine.inputs import InputBuffers
 from wgtrain.engine.loss import chunk_columns, cross_entropy
 from wgtrain.engine.ops import gather
 from wgtrain.engine.plan import STEP_WORDS, Plan
+from wgtrain.errors import DeviceLostError
 from wgtrain.files import resolve_targets
 from wgtrain.model.forward import Network, forward
 from wgtrain.model.lora import adapter_shapes, make_lora, target_tensors
@@ -118,7 +119,7 @@ class Learner:
             *self._small.values(),
         ]
         self.plan = Plan(graphs, storages, max_tokens)
-        self._built = False
+        self._built = self._closed = False
         self._pending: list[tuple[list[Storage], dict[str, np.ndarray]]] = []
         self._steps: list[int] = []
         self._slot = 0
@@ -153,6 +154,8 @@ class Learner:
 
     async def build(self) -> None:
         """Allocates and compiles, once; OutOfMemoryError where it does not fit."""
+        if self._closed:
+            raise DeviceLostError("the trainer was closed: its adapter is gone from the GPU")
         if self._built:
             return
         await self.plan.build(self._device)
@@ -179,6 +182,14 @@ class Learner:
             self._arena.write(self._device, storages, tensors)
         else:
             self._pending.append((storages, dict(tensors)))
+
+    def reset(self) -> None:
+        """Forgets a window that was begun, unread reports and the latch of one not finite."""
+        self._steps = []
+        if self._built:
+            for storage in (*self._gradients, self._small["totals"], self._small["control"]):
+                assert storage.buffer is not None
+                self._device.write(storage.buffer, 0, bytes(storage.size))
 
     async def parameters(self) -> dict[str, np.ndarray]:
         """The adapter matrices, f32."""
@@ -281,6 +292,6 @@ class Learner:
         return loss, count
 
     def close(self) -> None:
-        """Frees its buffers; the model stays."""
+        """Frees its buffers, for good; the model stays."""
         self.plan.close()
-        self._built = False
+        self._built, self._closed = False, True

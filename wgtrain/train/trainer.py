@@ -361,6 +361,7 @@ class Trainer:
                 problems.append(f"{name}: its tensors are not those of this model and targets")
         if problems:
             raise OptionError("\n".join(dict.fromkeys(problems)))
+        self.learner.reset()
         self.learner.set_parameters(parameters)
         self.learner.set_moments(saved.m, saved.v)
         self.step = state.step
@@ -370,7 +371,7 @@ class Trainer:
         self._ready.clear()
 
     def close(self) -> None:
-        """Frees the GPU memory of the training plan; the model stays open."""
+        """Frees the GPU memory of the training plan, the adapter's too; the model stays open."""
         self.learner.close()
 
 
