@@ -262,6 +262,7 @@ def test_segments_keep_the_limits(
         assert segment.first % 64 == 0, "tiles do not cross segments"
         at += segment.rows
         assert segment.storage.size <= buffer
+        assert segment.storage.size <= binding  # repacking binds all of it
         end = 0
         for window in weight.operands(segment).values():
             assert window.offset % 256 == 0 and window.size <= binding
@@ -315,10 +316,11 @@ def test_split_weights_and_arenas_compute_the_same(
     whole.close()
     # Chunks of the vocabulary that a segment ends in the middle of.
     monkeypatch.setattr(loss_module, "CHUNK_BYTES", 1)
-    row = plan_weight("w", type_, 1, 192, Limits()).packs * 16
+    one = plan_weight("w", type_, 1, 192, Limits())
+    segment = 64 * (one.packs * 16 + one.scale_words * 4) + (512 if one.scale_words else 0)
     part = rm.load_split(
         data,
-        {"binding": 64 * row, "buffer": 2 * 64 * row},
+        {"binding": segment, "buffer": 2 * segment},
         {"binding": 56 << 10, "buffer": 56 << 10},
     )
     segments = {name: len(w.segments) for name, w in part.weights.matrices.items()}

@@ -91,7 +91,9 @@ def plan_weight(name: str, type_: str, rows: int, columns: int, limits: Limits) 
     """Lays a weight out in as few segments as the adapter's binding and buffer limits allow."""
     shape = Weight(name, type_, rows, columns, ())
     row_bytes = shape.packs * 16 + shape.scale_words * 4
-    most = min(limits.binding // (shape.packs * 16), (limits.buffer - 512) // row_bytes)
+    # Readers bind quants and scales one by one, but a repack shader binds a segment whole.
+    spare = 512 if shape.scale_words else 0
+    most = (min(limits.binding, limits.buffer) - spare) // row_bytes
     if most < min(rows, 64):
         raise OutOfMemoryError(
             f"tensor '{name}': a row of {columns:,} values needs {row_bytes:,} bytes; this adapter "

@@ -1,0 +1,154 @@
+"""The page against native on the same software driver: step time, start, bytes, memory.
+
+Chromium's SwiftShader on both sides. A step is one of stories15M's shape, 4 rows of 128 tokens; the
+memory is that of the page's process, in which the worker lives, while a 600 MB model of
+Qwen2.5-0.5B's shapes streams in and trains a step.
+"""
+
+import os
+import statistics
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "browser")]
+MOST_SLOWER, MOST_PYTHON, MOST_SECONDS, MOST_MEMORY = 1.25, 0.05, 8.0, 150
+STEPS = 4
+
+TRAIN = """
+import page_train
+from wgtrain.files.page import PageSource
+source = await PageSource.url(values.model)
+await page_train.speed(source, values.lengths.to_py(), values.steps)
+"""
+
+
+def main(folder: Path, figures: dict[str, Any]) -> None:
+    """Raises where a bound is missed."""
+    from chromium import Driver, Tabs, chromium, make_site
+
+    from wgtrain.serve import make_server
+
+    site = make_site(folder / "site")
+    write_models(folder, site)
+    server = make_server(site)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    driver = Driver(chromium())
+    tabs = Tabs(driver, f"http://127.0.0.1:{server.server_port}")
+    try:
+        memory(tabs, figures)
+        start(tabs, figures)
+        figures["bytes of the site"] = transferred(site)
+        step_time(tabs, site, figures)
+    finally:
+        driver.close()
+        server.shutdown()
+    assert figures["page / native"] <= MOST_SLOWER
+    assert figures["share of Python in a step"] <= MOST_PYTHON
+    assert figures["seconds from opening the page to the first step"] <= MOST_SECONDS
+    assert figures["MB added by a model of 600 MB"] <= MOST_MEMORY
+
+
+def write_models(folder: Path, site: Path) -> None:
+    """Random weights: stories15M's shape in F32, Qwen2.5-0.5B's in Q8_0 with a head of its own."""
+    import random_model
+
+    small = random_model.Shape("llama", 288, 6, 6, 48, 768, 6, 32000, tied=True)
+    large = random_model.Shape("qwen2", 896, 14, 2, 64, 4864, 24, 151_936, tied=False, type="Q8_0")
+    for name, shape in (("stories15M.gguf", small), ("qwen.gguf", large)):
+        if not (folder / name).is_file():
+            (folder / name).write_bytes(random_model.build(shape))
+        (site / name).symlink_to(folder / name)
+
+
+def step_time(tabs: Any, site: Path, figures: dict[str, Any]) -> None:
+    """One step after the other, each read back; the median without the first."""
+    from test_page_training import native
+
+    tab = tabs.open()
+    values = {"model": "stories15M.gguf", "lengths": [128] * 4, "steps": STEPS}
+    page = tab.python(TRAIN, **values)
+    tab.close()
+    own = native("speed", str(site / "stories15M.gguf"), str(STEPS))
+    seconds = [statistics.median(found["seconds"][1:]) for found in (page, own)]
+    figures["seconds of a step in the page"] = round(seconds[0], 3)
+    figures["seconds of a step natively"] = round(seconds[1], 3)
+    figures["page / native"] = round(seconds[0] / seconds[1], 3)
+    python = (sum(page["queueing"]) - page["inside"]) / STEPS
+    figures["Python's milliseconds in a step"] = round(1000 * python, 2)
+    figures["share of Python in a step"] = round(python / seconds[0], 5)
+    largest = max(abs(a / b - 1) for a, b in zip(page["losses"], own["losses"], strict=True))
+    figures["largest relative difference of a loss"] = f"{largest:.1e}"
+
+
+def start(tabs: Any, figures: dict[str, Any]) -> None:
+    """From opening the page to the report of a first step of stories260K."""
+    began = time.monotonic()
+    tab = tabs.open_page("index.html")
+    tab.python("await __import__('pyodide.http').http.pyfetch('data/README.md')")
+    figures["seconds until Python is ready"] = round(time.monotonic() - began, 2)
+    tab.prepare()
+    tab.python(TRAIN, model="data/stories260K.gguf", lengths=[32], steps=1)
+    figures["seconds from opening the page to the first step"] = round(time.monotonic() - began, 2)
+    tab.close()
+
+
+def transferred(site: Path) -> list[dict[str, Any]]:
+    """What a page loads before it does anything."""
+    names = ["index.html", "page.js", "worker.js", "storage.js", "config.json"]
+    paths = [*(site / name for name in names), *(site / "pyodide").iterdir()]
+    paths += (site / "packages").iterdir()
+    sizes = {path.relative_to(site).as_posix(): path.stat().st_size for path in paths}
+    return [
+        {"file": name, "bytes": f"{size:,}"}
+        for name, size in {**sizes, "sum": sum(sizes.values())}.items()
+    ]
+
+
+def memory(tabs: Any, figures: dict[str, Any]) -> None:
+    """The page's process before and at its largest while the large model comes in and trains."""
+    tab = tabs.open()
+    tab.python("import page_train, wgtrain.train.trainer, wgtrain.api; 0")
+    time.sleep(1)
+    before, peak, running = renderers(), [0], True
+
+    def watch() -> None:
+        while running:
+            peak[0] = max(peak[0], renderers())
+            time.sleep(0.05)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    began = time.monotonic()
+    tab.python(TRAIN, model="qwen.gguf", lengths=[16], steps=1)
+    running = False
+    watcher.join()
+    tab.close()
+    figures["MB of the page before"] = before >> 20
+    figures["MB added by a model of 600 MB"] = (peak[0] - before) >> 20
+    figures["seconds to load it and train a step"] = round(time.monotonic() - began, 1)
+
+
+def renderers() -> int:
+    """Resident bytes of the largest page process that descends from this one."""
+    parents, sizes = {}, {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            status = (folder / "stat").read_text().rpartition(")")[2].split()
+            command = (folder / "cmdline").read_bytes()
+        except OSError:
+            continue
+        parents[int(folder.name)] = int(status[1])
+        if b"--type=renderer" in command:
+            sizes[int(folder.name)] = int(status[21]) * os.sysconf("SC_PAGE_SIZE")
+    return max((size for pid, size in sizes.items() if ours(pid, parents)), default=0)
+
+
+def ours(pid: int, parents: dict[int, int]) -> bool:
+    """Whether a process descends from this one."""
+    while pid in parents and pid != os.getpid():
+        pid = parents[pid]
+    return pid == os.getpid()
