@@ -6,6 +6,7 @@
 // handle of the private file system, in a worker).
 (() => {
   const PIECE = 4 << 20;
+  const AHEAD = 64 << 20; // the longest request that is made for more than was asked for
 
   const failure = (message) => Object.assign(new Error(message), { kind: "file" });
 
@@ -31,43 +32,76 @@
     close() {}
   }
 
-  // One that opens a stream of bytes for each range.
+  // One that opens streams of bytes. A stream goes on beyond what is asked for, since slices mostly
+  // follow one another, and a request for each of them would leave much behind to be collected.
   class Streamed extends Ranges {
     constructor(name, size, open) {
       super(name, size);
       this.open = open;
+      this.buffer = new ArrayBuffer(PIECE);
+      this.turn = Promise.resolve();
+      this.reader = null; // stands at `position` of a stream that ends at `end`
     }
 
-    async pump(start, n, sink) {
+    read(start, n) {
+      const found = new Uint8Array(n);
+      return this.pump(start, n, (bytes, at) => found.set(bytes, at), n).then(() => found);
+    }
+
+    pump(start, n, sink, ahead = AHEAD) {
+      const done = this.turn.then(() => this.pumpNow(start, n, sink, ahead));
+      this.turn = done.catch(() => {});
+      return done;
+    }
+
+    async pumpNow(start, n, sink, ahead) {
       this.check(start, n);
       if (!n) return;
-      let stream;
-      try {
-        stream = await this.open(start, n);
-      } catch (error) {
-        throw error.kind ? error : failure(`${this.name}: cannot be read: ${error.message}`);
-      }
-      const reader = stream.getReader({ mode: "byob" });
-      let buffer = new ArrayBuffer(Math.min(PIECE, (n + 3) & ~3));
       let [at, filled] = [0, 0]; // bytes handed on, bytes in the buffer
       try {
+        await this.goTo(start, n, ahead);
         while (at + filled < n) {
-          const room = Math.min(buffer.byteLength - filled, n - at - filled);
-          const { value, done } = await reader.read(new Uint8Array(buffer, filled, room));
-          if (done) throw new Error(`${at + filled} bytes at ${start} instead of ${n}: cut short?`);
-          buffer = value.buffer;
-          filled += value.byteLength;
-          if (filled === buffer.byteLength || at + filled === n) {
-            sink(new Uint8Array(buffer, 0, filled), at);
+          const room = Math.min(PIECE - filled, n - at - filled);
+          filled += await this.take(filled, room);
+          if (filled === PIECE || at + filled === n) {
+            sink(new Uint8Array(this.buffer, 0, filled), at);
             at += filled;
             filled = 0;
           }
         }
+        if (this.position === this.end) this.close();
       } catch (error) {
-        throw error.kind ? error : failure(`${this.name}: ${error.message}`);
-      } finally {
-        await reader.cancel().catch(() => {});
+        this.close();
+        if (!this.buffer.byteLength) this.buffer = new ArrayBuffer(PIECE);
+        throw error.kind ? error : failure(`${this.name}: cannot be read: ${error.message}`);
       }
+    }
+
+    // Reads up to `room` bytes of the stream to `filled` of the buffer; how many there were.
+    async take(filled, room) {
+      const view = new Uint8Array(this.buffer, filled, room);
+      const { value, done } = await this.reader.read(view);
+      if (value) this.buffer = value.buffer;
+      if (done) throw new Error(`the stream ends at byte ${this.position}: cut short?`);
+      this.position += value.byteLength;
+      return value.byteLength;
+    }
+
+    async goTo(start, n, ahead) {
+      const gap = start - this.position;
+      if (this.reader && gap >= 0 && gap <= PIECE && start + n <= this.end) {
+        while (this.position < start) await this.take(0, start - this.position);
+        return;
+      }
+      this.close();
+      const length = Math.max(n, Math.min(ahead, this.size - start));
+      this.reader = (await this.open(start, length)).getReader({ mode: "byob" });
+      [this.position, this.end] = [start, start + length];
+    }
+
+    close() {
+      this.reader?.cancel().catch(() => {});
+      this.reader = null;
     }
   }
 
@@ -75,11 +109,12 @@
     constructor(name, handle) {
       super(name, handle.getSize());
       this.handle = handle;
+      this.buffer = new Uint8Array(PIECE);
     }
 
     async pump(start, n, sink) {
       this.check(start, n);
-      const buffer = new Uint8Array(Math.min(PIECE, n));
+      const { buffer } = this;
       for (let at = 0; at < n; at += buffer.length) {
         const piece = buffer.subarray(0, Math.min(buffer.length, n - at));
         const got = this.handle.read(piece, { at: start + at });
