@@ -99,6 +99,9 @@ def test_bounds(name, bad, good):
 
 @pytest.mark.parametrize("value", ["", "q_proj,,v_proj", "q_prj", ["q_proj", "embed"]])
 def test_unknown_modules(value):
+    for wrong in (5, [], [3], None):
+        with pytest.raises(OptionError, match="target_modules = .*: allowed is (names|a text)"):
+            LoraConfig(target_modules=wrong)
     with pytest.raises(OptionError, match="target_modules: unknown module .*allowed: all-linear"):
         LoraConfig(target_modules=value)
 

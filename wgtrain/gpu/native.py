@@ -76,6 +76,8 @@ def open_device(
     adapter_index: int | None = None, *, limits: str | None = None, budget: int | None = None
 ) -> "NativeDevice":
     """See `wgtrain.gpu.open_device`."""
+    if limits not in (None, "default"):
+        raise OptionError(f"limits = {limits!r}: allowed is 'default' or None")
     adapters = _adapters()
     if not adapters:
         raise DeviceError(_NO_ADAPTER)

@@ -16,7 +16,6 @@ from wgtrain.errors import NonFiniteError, OptionError
 from wgtrain.files.adapters import (
     Adapter,
     adapter_fits,
-    read_adapter_gguf,
     write_adapter_gguf,
     write_adapter_peft,
 )
@@ -78,9 +77,9 @@ class _Queued:
 class Trainer:
     """Trains an adapter on token rows; every number follows from rows, settings and seed.
 
-    `valid` are rows for validation, `init_adapter` an adapter (or the bytes of its GGUF) to start
-    from, which brings rank, alpha and targets; `given` names settings of `lora` that a person set
-    explicitly and that it must not differ from.
+    `valid` are rows for validation, `init_adapter` an adapter to start from (whatever
+    `model.logits` takes as one), which brings rank, alpha and targets; `given` names settings of
+    `lora` that a person set explicitly and that it must not differ from.
     """
 
     aio = aio_view()
@@ -96,7 +95,7 @@ class Trainer:
         lora: LoraConfig | None = None,
         config: TrainConfig | None = None,
         valid: Dataset | None = None,
-        init_adapter: Adapter | bytes | None = None,
+        init_adapter: Any = None,
         given: tuple[str, ...] = (),
     ):
         lora, config = lora or LoraConfig(), config or TrainConfig()
@@ -109,9 +108,8 @@ class Trainer:
         for part in (rows, valid):
             if part is not None and not part.rows:
                 raise OptionError(f"{part.name}: no row with a token to train")
-        if isinstance(init_adapter, bytes | bytearray | memoryview):
-            init_adapter = read_adapter_gguf(init_adapter, "init_adapter")
         if init_adapter is not None:
+            init_adapter = model.read_adapter(init_adapter)
             adapter_fits(
                 init_adapter, model.gguf.tensors, model.config.architecture, "init_adapter"
             )
