@@ -398,6 +398,24 @@ def test_run_goes_on_where_it_was_left():
     assert list(trainer.run()) == []
 
 
+def test_restored_validates_again():
+    trainer = make(valid=fake_rows(5), eval_every=4)
+    start = trainer.checkpoint()
+    list(trainer.run())
+    first = list(trainer.evaluations)
+    trainer.restore(start)
+    assert trainer.evaluations == []
+    list(trainer.run())
+    assert trainer.evaluations == first
+
+
+def test_many_epochs_are_counted_at_once():
+    assert (
+        make(iters=None, epochs=10**12).total_steps
+        == 10**12 * make(iters=None, epochs=1).total_steps
+    )
+
+
 def test_stop_ends_the_run_without_losing_a_step():
     trainer = make()
     results = []

@@ -210,9 +210,9 @@ def _train(folder: RunFolder, trainer: Trainer, say: Say) -> bool:
     folder.write_summary(status="running", error=None, **_facts(folder, trainer))
     try:
         with ExitStack() as stack:
-            stack.enter_context(_stopped_by_signals(trainer))
             show = stack.enter_context(_display(trainer, say))
             log = stack.enter_context(progress.lines(trainer, folder.log))
+            stack.enter_context(_stopped_by_signals(trainer))  # last: `run` forgets earlier stops
             saved = _loop(folder, trainer, lambda result: (show(result), log(result)))
             if trainer.step > saved or trainer.step == 0:
                 folder.save_checkpoint(

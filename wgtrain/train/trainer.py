@@ -363,6 +363,7 @@ class Trainer:
         self.learner.set_parameters(parameters)
         self.learner.set_moments(saved.m, saved.v)
         self.step = state.step
+        self.evaluations = [e for e in self.evaluations if e.step <= state.step > 0]
         self._windows.epoch, self._windows.position = state.epoch, state.position
         self.tokens_seen, self.elapsed_seconds = state.tokens_seen, state.elapsed_seconds
         self._unread, self.failure = [], None
