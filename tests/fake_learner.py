@@ -210,7 +210,7 @@ def fake_dataset(data, model, seq_len, train_on, now):
         if train_on == "all":
             targets[:-1] = tokens[1:]
         rows.append(Row(tokens, targets, line))
-    return Dataset(rows, str(path), seq_len, 0, 0, ["a note"])
+    return Dataset(rows, str(path), seq_len, 0, 0, ["a note"], train_on)
 
 
 def write_rows(path, n=14):

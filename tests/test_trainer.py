@@ -524,3 +524,21 @@ def test_fit_shows_every_step(monkeypatch):
     assert trainer.fit() is trainer
     assert shown[0] is trainer and shown[-1] == "closed"
     assert [r.step for r in shown[1:-1]] == list(range(1, 11))
+
+
+def test_train_on_must_be_that_of_the_rows() -> None:
+    rows = dataclasses.replace(make().rows, train_on="completions")
+    with pytest.raises(OptionError, match=r"train_on = 'all'.*'completions'"):
+        make(rows=rows, train_on="all")
+
+
+def test_parameters_that_overflowed_are_not_handed_out() -> None:
+    trainer = make()
+    list(trainer.run())
+    values = parameters(trainer)
+    name = next(iter(values))
+    values[name].flat[0] = np.nan
+    trainer.learner.set_parameters(values)
+    for save in (trainer.adapter_gguf, trainer.adapter_peft, trainer.checkpoint):
+        with pytest.raises(NonFiniteError, match="1 of .* matrices"):
+            save()

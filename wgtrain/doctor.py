@@ -6,11 +6,11 @@ from importlib import metadata
 
 from wgtrain import __version__
 from wgtrain.errors import DeviceError
+from wgtrain.gpu import INDEX_VARIABLE as VARIABLE
 from wgtrain.gpu import AdapterInfo, list_adapters
 
 PACKAGES = ("numpy", "wgpu", "tokenizers", "jinja2", "pyyaml", "click", "rich", "pygal")
 LIMITS = ("buffer-size", "buffer-binding-size", "storage-buffers", "compute")  # in their names
-VARIABLE = "WGTRAIN_ADAPTER_INDEX"
 ADVICE = {
     "Linux": """Install a Vulkan driver. For a GPU, the one of its maker:
   AMD, Intel   Debian, Ubuntu: apt install mesa-vulkan-drivers libvulkan1

@@ -18,6 +18,7 @@ import wgpu
 
 from wgtrain.errors import DeviceError, DeviceLostError, OptionError, OutOfMemoryError, ShaderError
 from wgtrain.gpu.protocol import (
+    INDEX_VARIABLE,
     AdapterInfo,
     Binding,
     Buffer,
@@ -29,7 +30,6 @@ from wgtrain.gpu.protocol import (
     check_range,
 )
 
-INDEX_VARIABLE = "WGTRAIN_ADAPTER_INDEX"
 _STRENGTH = {"DiscreteGPU": 0, "IntegratedGPU": 1, "VirtualGPU": 2, "Unknown": 3, "CPU": 4}
 _USAGE = wgpu.BufferUsage.COPY_SRC | wgpu.BufferUsage.COPY_DST
 _WRITE_PIECE = 4 << 20  # larger writes go through in pieces, so that staging memory stays small

@@ -1,5 +1,6 @@
 """A base model on the GPU: what training, evaluation and generation start from."""
 
+import codecs
 import hashlib
 import math
 import operator
@@ -97,14 +98,17 @@ class Model:
             raise OptionError(f"temperature = {temperature}: only 0 (greedy) is possible")
         tokenizer = self.tokenizer
         start = tokenizer.encode(prompt, bos=tokenizer.add_bos, special=True)
-        made: list[int] = []
-        said = ""
+        tail = start[-1:]  # what stands before the answer decides whether a space opens it
+        said = len(tokenizer.decode_bytes(tail, start=False))
+        characters = codecs.getincrementaldecoder("utf-8")("replace")
         async for tokens in greedy(self, [self.check_tokens(start)], max_tokens, adapters):
-            made += tokens.values()
-            whole = tokenizer.decode(start + made).removeprefix(tokenizer.decode(start))
-            if not whole.endswith("\ufffd"):
-                yield whole[len(said) :]
-                said = whole
+            tail += tokens.values()
+            whole = tokenizer.decode_bytes(tail, start=False)
+            if piece := characters.decode(whole[said:]):
+                yield piece
+            said = len(whole)
+        if piece := characters.decode(b"", final=True):
+            yield piece
 
     def check_tokens(self, tokens: Sequence[int]) -> list[int]:
         """The ids as plain integers; OptionError for none at all or one outside the vocabulary."""

@@ -9,6 +9,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from wgtrain import __version__, random
 from wgtrain.aio import aio_view, dual, dual_iterator
 from wgtrain.data import Dataset
@@ -101,6 +103,9 @@ class Trainer:
         lora, config = lora or LoraConfig(), config or TrainConfig()
         if config.seq_len not in (TrainConfig().seq_len, rows.seq_len):
             raise OptionError(f"seq_len = {config.seq_len}: {rows.name} has {rows.seq_len}")
+        if config.train_on not in (TrainConfig().train_on, rows.train_on):
+            marked = repr(rows.train_on) if rows.train_on else "marks of its own"
+            raise OptionError(f"train_on = {config.train_on!r}: {rows.name} has {marked}")
         if valid is None and isinstance(config.valid, str):
             raise OptionError(f"valid = {config.valid}: load its rows and pass them as `valid`")
         if valid is None and config.valid is not None:
@@ -281,10 +286,16 @@ class Trainer:
 
     @dual
     async def adapter(self) -> Adapter:
-        """The adapter as it stands, float32."""
+        """The adapter as it stands, float32; NonFiniteError where an update overflowed."""
         model = self.model
+        tensors = await self.learner.parameters()
+        if wrong := [name for name, tensor in tensors.items() if not np.isfinite(tensor).all()]:
+            raise NonFiniteError(
+                f"step {self.step}: the update made {len(wrong)} of {len(tensors)} matrices "
+                f"infinite or not a number, {wrong[0]} first: use a smaller learning_rate"
+            )
         return ckpt.to_adapter(
-            await self.learner.parameters(),
+            tensors,
             architecture=model.config.architecture,
             rank=self.lora.rank,
             alpha=self.lora.alpha,
