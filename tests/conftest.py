@@ -10,7 +10,7 @@ from typing import Any
 
 # Before anything imports the libraries that read them.
 os.environ.setdefault("XDG_RUNTIME_DIR", tempfile.gettempdir())  # drivers warn where it is unset
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

@@ -18,6 +18,7 @@ from wgtrain.api import data_file, read_file
 from wgtrain.cli import main
 from wgtrain.data.jsonl import Dataset, Row
 from wgtrain.files.names import resolve_targets, tensor_name
+from wgtrain.model.model import adapter_from_bytes
 
 VOCAB, WIDTH, LAYERS = 11, 6, 3
 
@@ -43,6 +44,10 @@ class FakeModel:
 
     def close(self):
         pass
+
+    @staticmethod
+    def read_adapter(adapter):
+        return adapter_from_bytes(adapter)
 
 
 class FakeLearner:
@@ -205,7 +210,7 @@ def fake_dataset(data, model, seq_len, train_on, now):
         if train_on == "all":
             targets[:-1] = tokens[1:]
         rows.append(Row(tokens, targets, line))
-    return Dataset(rows, str(path), seq_len, 0, 0, ["a note"])
+    return Dataset(rows, str(path), seq_len, 0, 0, ["a note"], train_on)
 
 
 def write_rows(path, n=14):

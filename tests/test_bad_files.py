@@ -39,11 +39,11 @@ def traced() -> Iterator[None]:
 
 def cost_is_small(read: Callable[[], object]) -> None:
     tracemalloc.reset_peak()
-    before, start = tracemalloc.get_traced_memory()[0], time.perf_counter()
+    before, start = tracemalloc.get_traced_memory()[0], time.process_time()
     try:
         read()
     finally:
-        assert time.perf_counter() - start < SECONDS
+        assert time.process_time() - start < SECONDS
         assert tracemalloc.get_traced_memory()[1] - before < BYTES
 
 
@@ -138,12 +138,12 @@ class TestGGUF:
                 parse_gguf(case.data, NAME)
         outcomes = set()
         for case in broken.flipped(rng, whole, end, 40):
-            start = time.perf_counter()
+            start = time.process_time()
             try:
                 outcomes.add(changes(good, parse_gguf(case.data, NAME)))
             except FileError:
                 outcomes.add(-1)
-            assert time.perf_counter() - start < SECONDS
+            assert time.process_time() - start < SECONDS
         assert outcomes <= {-1, 0, 1}
 
     def test_metadata_without_end(self, monkeypatch: pytest.MonkeyPatch) -> None:

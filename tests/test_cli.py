@@ -331,6 +331,18 @@ def test_only_commands_that_exist_are_listed():
     assert [line.split()[0] for line in commands if line.strip()] == ["demo", "doctor", "train"]
 
 
+def test_a_full_disk_is_told(toy, capsys, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device", "optimizer.safetensors")
+
+    monkeypatch.setattr("wgtrain.train.run_folder.RunFolder.save_checkpoint", full)
+    arguments = ["--model", "base.gguf", "--data", "rows.jsonl", "--out", "out"]
+    code, _, error = wgtrain(capsys, "train", *arguments)
+    assert code == 2
+    assert error == "error: [Errno 28] No space left on device: 'optimizer.safetensors'\n"
+    assert json.loads(Path("out/summary.json").read_text())["status"] == "failed"
+
+
 def test_demo_gets_its_options(capsys, monkeypatch):
     asked = []
     monkeypatch.setattr("wgtrain.demo.run_demo", lambda *a: asked.append(a) or len(asked) == 1)
@@ -378,6 +390,10 @@ def test_doctor_lists_what_there_is(capsys, monkeypatch):
     )
     monkeypatch.setenv("WGTRAIN_ADAPTER_INDEX", "1")
     assert "1, from WGTRAIN_ADAPTER_INDEX" in wgtrain(capsys, "doctor")[1]
+    for wrong in ("2", "x", ""):
+        monkeypatch.setenv("WGTRAIN_ADAPTER_INDEX", wrong)
+        said = wgtrain(capsys, "doctor")[1]
+        assert f"WGTRAIN_ADAPTER_INDEX is '{wrong}': allowed is 0 to 1" in said
 
 
 def test_doctor_says_what_to_install(capsys, monkeypatch):

@@ -99,6 +99,9 @@ def test_bounds(name, bad, good):
 
 @pytest.mark.parametrize("value", ["", "q_proj,,v_proj", "q_prj", ["q_proj", "embed"]])
 def test_unknown_modules(value):
+    for wrong in (5, [], [3], None):
+        with pytest.raises(OptionError, match="target_modules = .*: allowed is (names|a text)"):
+            LoraConfig(target_modules=wrong)
     with pytest.raises(OptionError, match="target_modules: unknown module .*allowed: all-linear"):
         LoraConfig(target_modules=value)
 
@@ -200,7 +203,7 @@ def test_other_spellings():
         ({"zzz": 1}, "c.yaml: unknown setting 'zzz'; did you mean '"),
         ({"batch-size": 1}, "unknown setting 'batch-size'; did you mean 'batch_size'?"),
         ({1: 1}, "unknown setting 1; did you mean"),
-        ({"rank": 1, "lora_r": 1}, "c.yaml: 'rank' is given twice, once as 'lora_r'"),
+        ({"rank": 1, "lora_r": 1}, "c.yaml: 'rank' is given twice, as 'rank' and as 'lora_r'"),
         ({"mask_prompt": "all"}, "c.yaml: mask_prompt = all: allowed is true or false"),
     ],
 )

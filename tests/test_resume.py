@@ -278,6 +278,26 @@ def test_changed_settings_are_refused(monkeypatch):
         session.resume("run", lambda text: None)
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"started": "yesterday"},
+        {"started": 5},
+        {"inputs": [1]},
+        {"inputs": {"data": 3}},
+        {"inputs": {"data": {"sha256": "3"}}},
+        {"status": "done", "tokens": None},
+    ],
+)
+def test_damaged_summary_is_refused(monkeypatch, damage):
+    interrupted(monkeypatch)
+    Path("run/summary.json").write_text(json.dumps(summary("run") | damage))
+    with pytest.raises(FileError, match=r"run/summary\.json: damaged \(\w+: .*without this file"):
+        session.resume("run", lambda text: None)
+    Path("run/summary.json").unlink()
+    assert session.resume("run", lambda text: None)
+
+
 def test_missing_metrics_are_told(whole, monkeypatch):
     interrupted(monkeypatch)
     Path("run/metrics.jsonl").unlink()

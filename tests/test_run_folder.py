@@ -1,10 +1,12 @@
 """The run folder: nothing overwritten, lines whole, checkpoints complete or absent."""
 
 import json
+import os
 import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -177,6 +179,12 @@ def test_checkpoint_is_written_again(folder):
     folder.save_checkpoint(10, {**FILES, "state.json": b"old"}, keep=2)
     folder.save_checkpoint(10, FILES, keep=2)
     assert folder.read_checkpoint(folder.checkpoints()[0][1]) == FILES
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a full device")
+def test_a_write_that_fails_names_the_file():
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+        run_folder._write_synced(Path("/dev/full"), b"x")
 
 
 def test_summary(folder):

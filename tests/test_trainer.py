@@ -398,6 +398,24 @@ def test_run_goes_on_where_it_was_left():
     assert list(trainer.run()) == []
 
 
+def test_restored_validates_again():
+    trainer = make(valid=fake_rows(5), eval_every=4)
+    start = trainer.checkpoint()
+    list(trainer.run())
+    first = list(trainer.evaluations)
+    trainer.restore(start)
+    assert trainer.evaluations == []
+    list(trainer.run())
+    assert trainer.evaluations == first
+
+
+def test_many_epochs_are_counted_at_once():
+    assert (
+        make(iters=None, epochs=10**12).total_steps
+        == 10**12 * make(iters=None, epochs=1).total_steps
+    )
+
+
 def test_stop_ends_the_run_without_losing_a_step():
     trainer = make()
     results = []
@@ -506,3 +524,21 @@ def test_fit_shows_every_step(monkeypatch):
     assert trainer.fit() is trainer
     assert shown[0] is trainer and shown[-1] == "closed"
     assert [r.step for r in shown[1:-1]] == list(range(1, 11))
+
+
+def test_train_on_must_be_that_of_the_rows() -> None:
+    rows = dataclasses.replace(make().rows, train_on="completions")
+    with pytest.raises(OptionError, match=r"train_on = 'all'.*'completions'"):
+        make(rows=rows, train_on="all")
+
+
+def test_parameters_that_overflowed_are_not_handed_out() -> None:
+    trainer = make()
+    list(trainer.run())
+    values = parameters(trainer)
+    name = next(iter(values))
+    values[name].flat[0] = np.nan
+    trainer.learner.set_parameters(values)
+    for save in (trainer.adapter_gguf, trainer.adapter_peft, trainer.checkpoint):
+        with pytest.raises(NonFiniteError, match="1 of .* matrices"):
+            save()

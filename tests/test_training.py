@@ -189,6 +189,44 @@ def test_adapter_is_read_back(make, model):
     again.close()
 
 
+def test_training_starts_from_whatever_is_an_adapter(make, model, tmp_path):
+    trainer = make()
+    (tmp_path / "a.gguf").write_bytes(trainer.adapter_gguf())
+    for file, data in trainer.adapter_peft().items():
+        (tmp_path / file).write_bytes(data)
+    for given in (tmp_path / "a.gguf", str(tmp_path), trainer.adapter()):
+        again = Trainer(model, rows(), None, TRAIN, init_adapter=given)
+        assert again.lora.rank == LORA.rank and again.adapter_gguf()
+        again.close()
+    with pytest.raises(OptionError, match="adapter: 5: a path, an Adapter, or its bytes"):
+        Trainer(model, rows(), None, TRAIN, init_adapter=5)
+
+
+@pytest.mark.parametrize(
+    "pair", ["a.gguf", "ab", 5, ("a.gguf",), ("a.gguf", "1"), ("a.gguf", np.nan), ("a", 1, 2)]
+)
+def test_adapters_that_are_no_pairs(model, pair):
+    with pytest.raises(OptionError, match=r"adapters\[0\] = .*: \(adapter, strength\) is needed"):
+        model.logits([1], adapters=[pair])
+
+
+@pytest.mark.parametrize("tokens", [5, [1.7], "abc", [None], [[1, 2]]])
+def test_tokens_that_are_no_whole_numbers(model, tokens):
+    with pytest.raises(OptionError, match="tokens: .*: a list of whole numbers is needed"):
+        model.logits(tokens)
+
+
+def test_things_that_cannot_be_read(model):
+    for wrong in (3, None, ["base.gguf"]):
+        with pytest.raises(OptionError, match="a path, bytes, or an object with read_range"):
+            wgtrain.load_model(wrong)
+    for wrong in (5, [{"text": "a"}], None):
+        with pytest.raises(OptionError, match="a path, or the bytes of JSONL are needed"):
+            wgtrain.load_dataset(wrong, None)
+    with pytest.raises(OptionError, match="limits = 'most': allowed is 'default' or None"):
+        wgtrain.load_model(tiny.tiny("llama").gguf, limits="most")
+
+
 def test_not_finite_stops_and_changes_nothing(make):
     """A weight decay that overflows the parameters: step 3 sees infinities."""
     settings = {"learning_rate": 1e3, "weight_decay": 1e30, "lr_schedule": "constant", "iters": 6}

@@ -11,7 +11,7 @@ from wgtrain.aio import dual_function
 from wgtrain.data import Dataset, Tokenizer, load_rows
 from wgtrain.data import load_tokenizer as read_tokenizer
 from wgtrain.data.huggingface import read_tokenizer_metadata
-from wgtrain.errors import FileError
+from wgtrain.errors import FileError, OptionError
 from wgtrain.files.adapters import (
     CONFIG_FILE,
     TENSOR_FILE,
@@ -20,7 +20,7 @@ from wgtrain.files.adapters import (
     read_adapter_peft,
 )
 from wgtrain.files.gguf import read_gguf
-from wgtrain.files.source import BytesSource, Source
+from wgtrain.files.source import BytesSource, Source, shown
 from wgtrain.model.folder import Folder, open_folder
 from wgtrain.model.model import Model, open_model
 from wgtrain.progress import watch
@@ -73,7 +73,9 @@ def as_source(source: AnyPath | AnyBytes | Source) -> Iterator[Source]:
     elif hasattr(source, "read_range") and hasattr(source, "size"):
         yield source
     else:
-        raise TypeError(f"a path, bytes, or an object with read_range and size, not {source!r}")
+        raise OptionError(
+            f"a path, bytes, or an object with read_range and size, not {shown(source)}"
+        )
 
 
 @contextmanager
@@ -152,6 +154,8 @@ async def load_dataset(
     if isinstance(data, str | os.PathLike):
         path = data_file(data)
         name, data = str(path), read_file(path)
+    elif not isinstance(data, AnyBytes):
+        raise OptionError(f"data: {shown(data)}: a path, or the bytes of JSONL are needed")
     return load_rows(bytes(data), tokenizer, seq_len=seq_len, train_on=train_on, name=name, now=now)
 
 
@@ -175,6 +179,8 @@ def load_adapter(source: AnyPath | AnyBytes, model: Model) -> Adapter:
     """An adapter for `model`: a GGUF file, its bytes, or a PEFT folder (or the tensors in it)."""
     if isinstance(source, bytes | bytearray | memoryview):
         return read_adapter_gguf(source, "adapter")
+    if not isinstance(source, str | os.PathLike):
+        raise OptionError(f"adapter: {shown(source)}: a path, an Adapter, or its bytes are needed")
     path = adapter_file(source)
     if path.name != TENSOR_FILE:
         return read_adapter_gguf(read_file(path), str(path))

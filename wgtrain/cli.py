@@ -161,6 +161,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except WgtrainError as error:
         click.echo(f"error: {as_options(str(error))}", err=True)
         status = GPU_FAILED if isinstance(error, DeviceError) else UNUSABLE
+    except OSError as error:  # a full disk, a run folder that went away
+        click.echo(f"error: {error}", err=True)
+        status = UNUSABLE
     sys.exit(status or DONE)
 
 

@@ -2,16 +2,15 @@
 
 import os
 import platform
-import sys
 from importlib import metadata
 
 from wgtrain import __version__
 from wgtrain.errors import DeviceError
+from wgtrain.gpu import INDEX_VARIABLE as VARIABLE
 from wgtrain.gpu import AdapterInfo, list_adapters
 
 PACKAGES = ("numpy", "wgpu", "tokenizers", "jinja2", "pyyaml", "click", "rich", "pygal")
 LIMITS = ("buffer-size", "buffer-binding-size", "storage-buffers", "compute")  # in their names
-VARIABLE = "WGTRAIN_ADAPTER_INDEX"
 ADVICE = {
     "Linux": """Install a Vulkan driver. For a GPU, the one of its maker:
   AMD, Intel   Debian, Ubuntu: apt install mesa-vulkan-drivers libvulkan1
@@ -56,11 +55,13 @@ def _described(adapter: AdapterInfo) -> list[str]:
 
 def _choice(adapters: list[AdapterInfo]) -> list[str]:
     chosen = os.environ.get(VARIABLE)
-    used = f"{chosen}, from {VARIABLE}" if chosen else f"{adapters[0].index}, the strongest"
+    used = f"{adapters[0].index}, the strongest" if chosen is None else f"{chosen}, from {VARIABLE}"
     lines = [f"Used unless --adapter-index or {VARIABLE} says otherwise: {used}."]
+    if chosen is not None and chosen.strip() not in [str(adapter.index) for adapter in adapters]:
+        lines = [f"{VARIABLE} is {chosen!r}: allowed is 0 to {len(adapters) - 1}."]
     if all(adapter.type == "CPU" for adapter in adapters):
         lines.append("It is software. If this machine has a GPU, its driver is missing:")
-        lines.append(ADVICE.get(sys.platform, ADVICE.get(platform.system(), "")))
+        lines.append(ADVICE.get(platform.system(), ""))
     return lines
 
 

@@ -15,7 +15,7 @@ from wgtrain.api import adapter_file, data_file, load_adapter, load_dataset, loa
 from wgtrain.errors import FileError, NonFiniteError, WgtrainError
 from wgtrain.train.checkpoint import unpack
 from wgtrain.train.config import LoraConfig, RunConfig, TrainConfig
-from wgtrain.train.run_folder import CONFIG, RunFolder, check_free, read_yaml
+from wgtrain.train.run_folder import CONFIG, SUMMARY, RunFolder, check_free, read_yaml
 from wgtrain.train.settings import as_mapping, build, canonical
 from wgtrain.train.trainer import Trainer
 
@@ -44,18 +44,21 @@ def resume(path: str, say: Say = print) -> bool:
     folder = RunFolder.open(path)
     with ExitStack() as stack:
         stack.callback(folder.close)
-        summary = folder.read_summary()
-        if summary.get("status") == "done":
-            say(f"{path} is finished: {_ending(summary)}")
+        try:
+            inputs, now, ended = _earlier(folder.read_summary())
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            text = f"{folder.path / SUMMARY}: damaged ({type(error).__name__}: {error})"
+            raise FileError(
+                f"{text}; without this file the run goes on, inputs unchecked"
+            ) from None
+        if ended is not None:
+            say(f"{path} is finished: {ended}")
             return True
         config_file = folder.path / CONFIG
         paths, lora, config = build(
             canonical(read_yaml(config_file), CONFIGS, str(config_file)), *CONFIGS
         )
-        inputs = summary.get("inputs", {})
         _check_inputs(folder, inputs)
-        # Some chat templates write the date: rows are those of the day the run was started.
-        now = datetime.fromisoformat(summary.get("started") or _now().isoformat())
         trainer = stack.enter_context(_open(paths, lora, config, (), now))
         model = inputs.get("model", {})
         if model.get("fingerprint") not in (None, trainer.model.fingerprint):
@@ -106,6 +109,19 @@ def _write_start(folder: RunFolder, paths: RunConfig, trainer: Trainer, now: dat
     )
 
 
+def _earlier(
+    summary: dict[str, Any],
+) -> tuple[dict[str, dict[str, Any]], datetime, str | None]:
+    """(inputs, when it was started, how it ended if it is done) of an earlier run's summary.
+
+    Some chat templates write the date: rows are those of the day the run was started.
+    """
+    entries = summary.get("inputs", {}).items()
+    inputs = {name: {**entry, "path": str(entry["path"])} for name, entry in entries}
+    now = datetime.fromisoformat(summary.get("started") or _now().isoformat())
+    return inputs, now, _ending(summary) if summary.get("status") == "done" else None
+
+
 def _valid_file(paths: RunConfig, config: TrainConfig) -> Path | None:
     """The file of validation rows: as set, or `valid.jsonl` of a data folder."""
     if isinstance(config.valid, str):
@@ -152,7 +168,7 @@ def _check_inputs(folder: RunFolder, inputs: dict[str, dict[str, Any]]) -> None:
         except FileError as error:
             problems.append(f"{name}: {error}")
             continue
-        if any(before[key] != value for key, value in now.items()):
+        if any(before.get(key) != value for key, value in now.items()):
             problems.append(_changed(name, before["path"], folder))
     if problems:
         raise FileError("\n".join(problems))
@@ -194,9 +210,9 @@ def _train(folder: RunFolder, trainer: Trainer, say: Say) -> bool:
     folder.write_summary(status="running", error=None, **_facts(folder, trainer))
     try:
         with ExitStack() as stack:
-            stack.enter_context(_stopped_by_signals(trainer))
             show = stack.enter_context(_display(trainer, say))
             log = stack.enter_context(progress.lines(trainer, folder.log))
+            stack.enter_context(_stopped_by_signals(trainer))  # last: `run` forgets earlier stops
             saved = _loop(folder, trainer, lambda result: (show(result), log(result)))
             if trainer.step > saved or trainer.step == 0:
                 folder.save_checkpoint(

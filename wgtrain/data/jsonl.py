@@ -42,7 +42,7 @@ class Row:
 @dataclass(frozen=True)
 class Dataset:
     """The rows of one file. `truncated` were longer than `seq_len`, `dropped` have nothing to
-    learn.
+    learn; `train_on` is what they were marked by, "" where somebody marked them himself.
     """
 
     rows: list[Row]
@@ -51,6 +51,7 @@ class Dataset:
     truncated: int = 0
     dropped: int = 0
     notes: list[str] = field(default_factory=list)
+    train_on: str = ""
 
 
 def load_rows(
@@ -99,7 +100,7 @@ def load_rows(
         )
         if holds
     ]
-    return Dataset(rows, name, seq_len, truncated, n_rows - len(rows), notes)
+    return Dataset(rows, name, seq_len, truncated, n_rows - len(rows), notes, train_on)
 
 
 def chat_template(tokenizer: Tokenizer, now: datetime | None = None) -> ChatTemplate | None:

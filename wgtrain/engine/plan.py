@@ -19,7 +19,7 @@ from wgtrain.gpu import Binding, Buffer, Device, Dispatch, Slot
 
 STEP_WORDS = 16
 _PURPOSE = "activations"
-_SMALLER = "use a smaller batch_size or seq_len"
+_SMALLER = "fewer tokens at once are needed (in training: batch_size, seq_len)"
 FIRST_SUBMIT = 2e8  # operand values and multiply-adds of a submit before anything was measured
 
 

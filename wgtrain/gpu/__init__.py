@@ -9,6 +9,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from wgtrain.gpu.protocol import (
+    INDEX_VARIABLE,
     AdapterInfo,
     Binding,
     Buffer,
@@ -19,6 +20,7 @@ from wgtrain.gpu.protocol import (
 )
 
 __all__ = [
+    "INDEX_VARIABLE",
     "AdapterInfo",
     "Binding",
     "Buffer",

@@ -19,6 +19,7 @@ import wgpu
 from wgtrain.errors import DeviceError, DeviceLostError, OptionError, OutOfMemoryError, ShaderError
 from wgtrain.files.source import Source, read_range
 from wgtrain.gpu.protocol import (
+    INDEX_VARIABLE,
     AdapterInfo,
     Binding,
     Buffer,
@@ -30,7 +31,6 @@ from wgtrain.gpu.protocol import (
     check_range,
 )
 
-INDEX_VARIABLE = "WGTRAIN_ADAPTER_INDEX"
 _STRENGTH = {"DiscreteGPU": 0, "IntegratedGPU": 1, "VirtualGPU": 2, "Unknown": 3, "CPU": 4}
 _USAGE = wgpu.BufferUsage.COPY_SRC | wgpu.BufferUsage.COPY_DST
 _WRITE_PIECE = 4 << 20  # larger writes go through in pieces, so that staging memory stays small
@@ -77,6 +77,8 @@ def open_device(
     adapter_index: int | None = None, *, limits: str | None = None, budget: int | None = None
 ) -> "NativeDevice":
     """See `wgtrain.gpu.open_device`."""
+    if limits not in (None, "default"):
+        raise OptionError(f"limits = {limits!r}: allowed is 'default' or None")
     adapters = _adapters()
     if not adapters:
         raise DeviceError(_NO_ADAPTER)

@@ -16,6 +16,7 @@ import numpy as np
 from wgtrain.errors import DeviceError, OutOfMemoryError
 from wgtrain.files.source import Source
 
+INDEX_VARIABLE = "WGTRAIN_ADAPTER_INDEX"  # environment, in place of an adapter index
 Data = bytes | bytearray | memoryview | np.ndarray
 
 

@@ -24,10 +24,9 @@ async def greedy(
     """
     rows = [list(prompt) for prompt in prompts]
     alive = list(range(len(rows)))
-    room = sum(len(row) for row in rows) + len(rows) * max_tokens
     stop = model.tokenizer.stop_ids
     for _ in range(max_tokens):
-        session = await model.session(adapters, room)
+        session = await model.session(adapters, sum(len(rows[i]) for i in alive))
         ends = np.cumsum([len(rows[i]) for i in alive]) - 1
         logits = await session.logits([rows[i] for i in alive], ends.tolist())
         made = dict(zip(alive, logits.argmax(1).tolist(), strict=True))

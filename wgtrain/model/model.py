@@ -1,6 +1,9 @@
 """A base model on the GPU: what training, evaluation and generation start from."""
 
+import codecs
 import hashlib
+import math
+import operator
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
@@ -10,7 +13,7 @@ from wgtrain.aio import aio_view, dual, dual_iterator
 from wgtrain.data.tokenizer import Tokenizer, load_tokenizer
 from wgtrain.errors import FileError, OptionError
 from wgtrain.files import GGUF, Adapter, adapter_fits, read_adapter_gguf, read_gguf, read_range
-from wgtrain.files.source import Source, source_name
+from wgtrain.files.source import Source, shown, source_name
 from wgtrain.gpu import Device, open_device
 from wgtrain.model.config import ModelConfig, read_config
 from wgtrain.model.decode import greedy
@@ -44,7 +47,7 @@ class Model:
         self.gguf, self.config, self.weights, self.device = gguf, config, weights, device
         self.fingerprint = fingerprint
         self.name = gguf.name
-        self._read_adapter = read_adapter
+        self.read_adapter = read_adapter
         self._no_tokenizer = no_tokenizer
         self._tokenizer: Tokenizer | None = None
         self._session: tuple[Any, Session] | None = None
@@ -95,18 +98,26 @@ class Model:
             raise OptionError(f"temperature = {temperature}: only 0 (greedy) is possible")
         tokenizer = self.tokenizer
         start = tokenizer.encode(prompt, bos=tokenizer.add_bos, special=True)
-        made: list[int] = []
-        said = ""
+        tail = start[-1:]  # what stands before the answer decides whether a space opens it
+        said = len(tokenizer.decode_bytes(tail, start=False))
+        characters = codecs.getincrementaldecoder("utf-8")("replace")
         async for tokens in greedy(self, [self.check_tokens(start)], max_tokens, adapters):
-            made += tokens.values()
-            whole = tokenizer.decode(start + made).removeprefix(tokenizer.decode(start))
-            if not whole.endswith("\ufffd"):
-                yield whole[len(said) :]
-                said = whole
+            tail += tokens.values()
+            whole = tokenizer.decode_bytes(tail, start=False)
+            if piece := characters.decode(whole[said:]):
+                yield piece
+            said = len(whole)
+        if piece := characters.decode(b"", final=True):
+            yield piece
 
     def check_tokens(self, tokens: Sequence[int]) -> list[int]:
         """The ids as plain integers; OptionError for none at all or one outside the vocabulary."""
-        ids = [int(token) for token in tokens]
+        try:
+            ids = [operator.index(token) for token in tokens]
+        except TypeError:
+            raise OptionError(
+                f"tokens: {shown(tokens)}: a list of whole numbers is needed"
+            ) from None
         wrong = [token for token in ids if not 0 <= token < self.config.vocabulary]
         if wrong or not ids:
             what = f"id {wrong[0]}" if wrong else "an empty list"
@@ -121,7 +132,7 @@ class Model:
         """A session for these adapters and at least `max_tokens` tokens; the last one is kept and
         reused.
         """
-        stack = [(self._read_adapter(adapter), float(strength)) for adapter, strength in adapters]
+        stack = [(self.read_adapter(adapter), strength) for adapter, strength in _pairs(adapters)]
         for adapter, _ in stack:
             adapter_fits(adapter, self.gguf.tensors, self.config.architecture)
         key = [(_digest(adapter), strength) for adapter, strength in stack]
@@ -151,6 +162,23 @@ class Model:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _pairs(adapters: Sequence[tuple[AdapterLike, float]]) -> list[tuple[AdapterLike, float]]:
+    """The (adapter, strength) pairs; OptionError for what is none."""
+    pairs = []
+    for number, pair in enumerate(adapters):
+        try:
+            adapter, strength = pair
+            if isinstance(pair, str) or not math.isfinite(strength):
+                raise ValueError
+        except (TypeError, ValueError):
+            raise OptionError(
+                f"adapters[{number}] = {shown(pair)}: (adapter, strength) is needed, as in "
+                "('adapter.gguf', 1.0)"
+            ) from None
+        pairs.append((adapter, float(strength)))
+    return pairs
 
 
 def adapter_from_bytes(adapter: Any) -> Adapter:

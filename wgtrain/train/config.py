@@ -11,10 +11,14 @@ from wgtrain.train.settings import check, setting
 
 def _modules(value: Any) -> str:
     """Comma-separated module names from a text or a list of texts; OptionError for unknown ones."""
-    parts = value.split(",") if isinstance(value, str) else list(value)
-    names = [part.strip() for part in parts]
-    if not names:
+    parts = value.split(",") if isinstance(value, str) else value
+    if (
+        not parts
+        or not isinstance(parts, list | tuple)
+        or not all(isinstance(p, str) for p in parts)
+    ):
         raise ValueError("names separated by commas, or all-linear")
+    names = [part.strip() for part in parts]
     resolve_targets(names)
     return ",".join(dict.fromkeys(names))
 

@@ -240,7 +240,8 @@ class Learner:
         words = np.zeros(STEP_WORDS, np.uint32)
         words[5] = self._slot
         floats = words.view(np.float32)
-        floats[6:9] = learning_rate, 1 - learning_rate * weight_decay, max_grad_norm
+        with np.errstate(over="ignore"):  # what overflows shows in the parameters
+            floats[6:9] = learning_rate, 1 - learning_rate * weight_decay, max_grad_norm
         floats[9:13] = *betas, 1 - betas[0], 1 - betas[1]
         floats[13:16] = 1 - betas[0] ** step, 1 - betas[1] ** step, eps
         self.plan.run("update", words.tobytes(), 0, 0)

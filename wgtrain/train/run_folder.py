@@ -233,10 +233,13 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def _write_synced(path: Path, data: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with open(path, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:  # of a write it does not name the file
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def _sync_folder(path: Path) -> None:

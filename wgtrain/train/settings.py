@@ -175,6 +175,7 @@ def canonical(values: Mapping[str, Any], classes: Iterable[Any], where: str) -> 
         switch = info.switch[:1] if info.switch else ()
         names |= dict.fromkeys((f.name, *info.aliases, *switch), (f.name, info))
     result: dict[str, Any] = {}
+    spelt: dict[str, str] = {}
     problems = []
     for key, value in values.items():
         if key not in names:
@@ -188,8 +189,8 @@ def canonical(values: Mapping[str, Any], classes: Iterable[Any], where: str) -> 
                 continue
             value = info.switch[1] if value else info.switch[2]
         if name in result:
-            problems.append(f"{where}: {name!r} is given twice, once as {key!r}")
-        result[name] = value
+            problems.append(f"{where}: {name!r} is given twice, as {spelt[name]!r} and as {key!r}")
+        result[name], spelt[name] = value, str(key)
     if problems:
         raise OptionError("\n".join(problems))
     return result

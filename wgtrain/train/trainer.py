@@ -9,6 +9,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from wgtrain import __version__, random
 from wgtrain.aio import aio_view, dual, dual_iterator
 from wgtrain.data import Dataset
@@ -16,7 +18,6 @@ from wgtrain.errors import NonFiniteError, OptionError
 from wgtrain.files.adapters import (
     Adapter,
     adapter_fits,
-    read_adapter_gguf,
     write_adapter_gguf,
     write_adapter_peft,
 )
@@ -78,9 +79,9 @@ class _Queued:
 class Trainer:
     """Trains an adapter on token rows; every number follows from rows, settings and seed.
 
-    `valid` are rows for validation, `init_adapter` an adapter (or the bytes of its GGUF) to start
-    from, which brings rank, alpha and targets; `given` names settings of `lora` that a person set
-    explicitly and that it must not differ from.
+    `valid` are rows for validation, `init_adapter` an adapter to start from (whatever
+    `model.logits` takes as one), which brings rank, alpha and targets; `given` names settings of
+    `lora` that a person set explicitly and that it must not differ from.
     """
 
     aio = aio_view()
@@ -96,12 +97,15 @@ class Trainer:
         lora: LoraConfig | None = None,
         config: TrainConfig | None = None,
         valid: Dataset | None = None,
-        init_adapter: Adapter | bytes | None = None,
+        init_adapter: Any = None,
         given: tuple[str, ...] = (),
     ):
         lora, config = lora or LoraConfig(), config or TrainConfig()
         if config.seq_len not in (TrainConfig().seq_len, rows.seq_len):
             raise OptionError(f"seq_len = {config.seq_len}: {rows.name} has {rows.seq_len}")
+        if config.train_on not in (TrainConfig().train_on, rows.train_on):
+            marked = repr(rows.train_on) if rows.train_on else "marks of its own"
+            raise OptionError(f"train_on = {config.train_on!r}: {rows.name} has {marked}")
         if valid is None and isinstance(config.valid, str):
             raise OptionError(f"valid = {config.valid}: load its rows and pass them as `valid`")
         if valid is None and config.valid is not None:
@@ -109,9 +113,8 @@ class Trainer:
         for part in (rows, valid):
             if part is not None and not part.rows:
                 raise OptionError(f"{part.name}: no row with a token to train")
-        if isinstance(init_adapter, bytes | bytearray | memoryview):
-            init_adapter = read_adapter_gguf(init_adapter, "init_adapter")
         if init_adapter is not None:
+            init_adapter = model.read_adapter(init_adapter)
             adapter_fits(
                 init_adapter, model.gguf.tensors, model.config.architecture, "init_adapter"
             )
@@ -283,10 +286,16 @@ class Trainer:
 
     @dual
     async def adapter(self) -> Adapter:
-        """The adapter as it stands, float32."""
+        """The adapter as it stands, float32; NonFiniteError where an update overflowed."""
         model = self.model
+        tensors = await self.learner.parameters()
+        if wrong := [name for name, tensor in tensors.items() if not np.isfinite(tensor).all()]:
+            raise NonFiniteError(
+                f"step {self.step}: the update made {len(wrong)} of {len(tensors)} matrices "
+                f"infinite or not a number, {wrong[0]} first: use a smaller learning_rate"
+            )
         return ckpt.to_adapter(
-            await self.learner.parameters(),
+            tensors,
             architecture=model.config.architecture,
             rank=self.lora.rank,
             alpha=self.lora.alpha,
@@ -365,6 +374,7 @@ class Trainer:
         self.learner.set_parameters(parameters)
         self.learner.set_moments(saved.m, saved.v)
         self.step = state.step
+        self.evaluations = [e for e in self.evaluations if e.step <= state.step > 0]
         self._windows.epoch, self._windows.position = state.epoch, state.position
         self.tokens_seen, self.elapsed_seconds = state.tokens_seen, state.elapsed_seconds
         self._unread, self.failure = [], None

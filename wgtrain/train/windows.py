@@ -23,8 +23,11 @@ class Windows:
             seq_len=rows.seq_len,
         )
         self.per_epoch = len(self._starts(0))
-        self.total = config.iters or sum(
-            len(self._starts(epoch)) for epoch in range(config.epochs or 0)
+        epochs = config.epochs or 0
+        self.total = config.iters or (
+            sum(len(self._starts(epoch)) for epoch in range(epochs))
+            if config.packing
+            else epochs * self.per_epoch
         )
         self.epoch, self.position = 0, 0
         lengths = sorted((len(row.tokens) for row in self._rows), reverse=True)
