@@ -15,7 +15,7 @@ import numpy as np
 
 from wgtrain.engine.graph import Graph, Launch, Storage, Tensor, Window
 from wgtrain.errors import OutOfMemoryError
-from wgtrain.gpu import Binding, Buffer, Device, Dispatch, Slot
+from wgtrain.gpu import Binding, Buffer, Device, Dispatch, Slot, together
 
 STEP_WORDS = 16
 _PURPOSE = "activations"
@@ -182,9 +182,14 @@ class Plan:
         self._device = device
         try:
             self._allocate(device)
-            pipelines: dict[tuple[str, str], Any] = {}
+            kernels = {(x.kernel.name, x.kernel.code): x.kernel for x in self._all()}
+            compiled = await together(
+                device.pipeline(k.name, k.code, [Slot(s.number, s.access) for s in k.slots])
+                for k in kernels.values()
+            )
+            pipelines = dict(zip(kernels, compiled, strict=True))
             for name, launches in self.launches.items():
-                self.programs[name] = await self._program(device, launches, pipelines)
+                self.programs[name] = self._program(device, launches, pipelines)
         except BaseException:
             self.close()
             raise
@@ -203,7 +208,7 @@ class Plan:
             self._small["params"] = create(len(self._uniforms), "parameters", uniform=True)
             device.write(self._small["params"], 0, self._uniforms)
 
-    async def _program(
+    def _program(
         self, device: Device, launches: list[Launch], pipelines: dict[tuple[str, str], Any]
     ) -> Program:
         grids: dict[Any, int] = {}
@@ -211,11 +216,6 @@ class Plan:
         dispatches = []
         for launch in launches:
             kernel = launch.kernel
-            if (kernel.name, kernel.code) not in pipelines:
-                slots = [Slot(slot.number, slot.access) for slot in kernel.slots]
-                pipelines[kernel.name, kernel.code] = await device.pipeline(
-                    kernel.name, kernel.code, slots
-                )
             pipeline = pipelines[kernel.name, kernel.code]
             key = (kernel.name, kernel.code, tuple(launch.params.items()))
             if key not in grids:

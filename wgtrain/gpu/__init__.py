@@ -4,8 +4,9 @@ Natively a coroutine of this package never really suspends, so `run` can drive i
 inside a running event loop.
 """
 
+import asyncio
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from typing import Any
 
 from wgtrain.gpu.protocol import (
@@ -32,6 +33,7 @@ __all__ = [
     "list_adapters",
     "open_device",
     "run",
+    "together",
 ]
 
 
@@ -43,6 +45,13 @@ def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
         return stop.value
     coroutine.close()
     raise RuntimeError("this call has to wait for the platform: await its `aio` form instead")
+
+
+async def together(coroutines: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
+    """The results of all: a page waits for them at the same time, natively nothing waits."""
+    if sys.platform == "emscripten":
+        return list(await asyncio.gather(*coroutines))
+    return [await coroutine for coroutine in coroutines]
 
 
 async def find_adapters() -> list[AdapterInfo]:

@@ -88,6 +88,8 @@ async def open_device(
     """See `wgtrain.gpu.open_device`; a page has one adapter, number 0."""
     if adapter_index not in (None, 0):
         raise OptionError(f"adapter index {adapter_index}: a page has one adapter, 0")
+    if limits not in (None, "default"):
+        raise OptionError(f"limits = {limits!r}: allowed is 'default' or None")
     info, adapter = await _find()
     granted, wanted = Limits(), {}
     if limits != "default":
