@@ -94,10 +94,10 @@ def start(tabs: Any, figures: dict[str, Any]) -> None:
     load = """
 import sys, types
 sys.modules["page_train"] = types.ModuleType("page_train")
-exec(values.code, sys.modules["page_train"].__dict__)
+exec(values.module, sys.modules["page_train"].__dict__)
 """
     values = {"model": "data/stories260K.gguf", "lengths": [32], "steps": 1}
-    tab.python(load + TRAIN, code=code, **values)
+    tab.python(load + TRAIN, module=code, **values)
     figures["seconds from opening the page to the first step"] = round(time.monotonic() - began, 2)
     tab.close()
 
