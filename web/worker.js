@@ -6,17 +6,20 @@ const booted = boot();
 
 async function boot() {
   const config = await (await fetch("config.json")).json();
+  const archives = config.unpack.map(load); // while Pyodide comes in
   const base = new URL(config.pyodide, location.href).href;
   const { loadPyodide } = await import(`${base}pyodide.mjs`);
   const pyodide = await loadPyodide({ indexURL: base });
   await pyodide.loadPackage(config.load);
-  for (const path of config.unpack) {
-    const answer = await fetch(path);
-    if (!answer.ok) throw new Error(`${path}: status ${answer.status}`);
-    pyodide.unpackArchive(await answer.arrayBuffer(), "wheel");
-  }
+  for (const archive of archives) pyodide.unpackArchive(await archive, "wheel");
   pyodide.registerJsModule("wgtrain_storage", storage);
   return pyodide;
+}
+
+async function load(path) {
+  const answer = await fetch(path);
+  if (!answer.ok) throw new Error(`${path}: status ${answer.status}`);
+  return answer.arrayBuffer();
 }
 
 onmessage = async ({ data: { id, code, values } }) => {
