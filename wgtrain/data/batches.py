@@ -72,14 +72,6 @@ class Batches:
             self._last = (epoch, self._group(self._order(epoch)))
         return self._last[1]
 
-    def steps_per_epoch(self, epoch: int) -> int:
-        """How many batches an epoch has; with packing it may differ from epoch to epoch."""
-        return len(self.per_epoch(epoch))
-
-    def batch(self, epoch: int, index: int) -> Batch:
-        """Batch `index` of an epoch."""
-        return make_batch([self.rows[i] for i in self.per_epoch(epoch)[index]])
-
     def _order(self, epoch: int) -> list[int]:
         n = len(self.rows)
         if not self.shuffle:
