@@ -7,9 +7,8 @@ can stand in for this module.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from itertools import combinations
@@ -26,6 +25,7 @@ from wgtrain.errors import (
     ShaderError,
 )
 from wgtrain.files.source import Source, read_range
+from wgtrain.gpu.base import BindGroup, DeviceBase, Program, compile_message
 from wgtrain.gpu.protocol import (
     AdapterInfo,
     Binding,
@@ -34,8 +34,6 @@ from wgtrain.gpu.protocol import (
     Dispatch,
     Limits,
     Slot,
-    check_memory,
-    check_range,
 )
 
 _NO_ADAPTER = (
@@ -116,34 +114,12 @@ class _Pipeline(NamedTuple):
     slots: dict[int, str]  # access by binding number
 
 
-class _BindGroup(NamedTuple):
-    handle: Any
-    buffers: tuple[Buffer, ...]
-    clash: str  # the buffer that a browser would refuse, bound readable and writable
-
-
-@dataclass
-class _Program:
-    """`checked_at`: how many buffers had ever been freed when these were last seen alive."""
-
-    handle: Any
-    dispatches: int
-    buffers: dict[int, Buffer]
-    clash: str
-    checked_at: int = -1
-
-
-class BrowserDevice:
+class BrowserDevice(DeviceBase):
     """`gpu.protocol.Device` on `navigator.gpu`."""
 
     def __init__(self, info: AdapterInfo, device: Any, limits: Limits, budget: int | None):
-        self.info, self.limits, self.budget = info, limits, budget
-        self.features: frozenset[str] = frozenset()
-        self.allocated = 0
+        super().__init__(info, limits, budget)
         self.javascript = device
-        self._buffers: dict[int, Buffer] = {}
-        self._frees = 0
-        self._closed = False
 
     @contextmanager
     def _errors(self, doing: str) -> Iterator[None]:
@@ -167,32 +143,12 @@ class BrowserDevice:
                 raise FileError(text) from error
             raise DeviceError(f"{doing}: {text}") from error
 
-    def create_buffer(self, size: int, label: str, *, uniform: bool = False) -> Buffer:
-        size = max(-(-size // 4) * 4, 4)
-        check_memory(self.limits, self.budget, self.allocated, size, label)
-        with self._errors(f"creating buffer '{label}' of {size:,} bytes"):
-            handle = self.javascript.createBuffer(size, label, uniform)
-        buffer = Buffer(handle, size, label)
-        self._buffers[id(handle)] = buffer
-        self.allocated += size
-        return buffer
-
-    def free(self, buffer: Buffer) -> None:
-        if self._buffers.pop(id(buffer.handle), None) is not None:
-            self.allocated -= buffer.size
-            self._frees += 1
-            buffer.handle.destroy()
-
-    def _check_alive(self, buffers: Iterable[Buffer]) -> None:
-        for buffer in buffers:
-            if id(buffer.handle) not in self._buffers:
-                raise DeviceError(f"buffer '{buffer.label}' was freed")
+    def _allocate(self, size: int, label: str, uniform: bool) -> Any:
+        return self.javascript.createBuffer(size, label, uniform)
 
     def write(self, buffer: Buffer, offset: int, data: Data) -> None:
         view = data.data if isinstance(data, np.ndarray) else memoryview(data)
-        check_range(buffer, offset, -(-view.nbytes // 4) * 4)
-        with self._errors(f"writing buffer '{buffer.label}'"):
-            self._check_alive([buffer])
+        with self._access("writing", buffer, offset, -(-view.nbytes // 4) * 4):
             if view.nbytes:
                 self.javascript.write(buffer.handle, offset, view.cast("B"))
 
@@ -203,17 +159,13 @@ class BrowserDevice:
         if stream is None:
             self.write(buffer, offset, await read_range(source, start, size))
             return
-        check_range(buffer, offset, -(-size // 4) * 4)
-        with self._errors(f"writing buffer '{buffer.label}'"):
-            self._check_alive([buffer])
+        with self._access("writing", buffer, offset, -(-size // 4) * 4):
             await self.javascript.writeFrom(stream, start, size, buffer.handle, offset)
 
     async def read(self, buffer: Buffer, offset: int, size: int) -> bytes:
-        check_range(buffer, offset, size)
-        if not size:
-            return b""
-        with self._errors(f"reading buffer '{buffer.label}'"):
-            self._check_alive([buffer])
+        with self._access("reading", buffer, offset, size):
+            if not size:
+                return b""
             found = await self.javascript.read(buffer.handle, offset, size)
         return found.to_bytes()
 
@@ -226,7 +178,7 @@ class BrowserDevice:
                 handle = await self.javascript.pipeline(name, code, accesses)
         except ShaderError as error:
             line = getattr(error.__cause__, "line", 0) or 0
-            raise ShaderError(_compile_message(name, code, line, str(error))) from error
+            raise ShaderError(compile_message(name, code, line, str(error))) from error
         return _Pipeline(handle, {slot.number: slot.access for slot in slots})
 
     def bind(self, pipeline: Any, bindings: Sequence[Binding]) -> Any:
@@ -239,7 +191,7 @@ class BrowserDevice:
             numbers = to_js([n for b in bindings for n in (b.slot, b.offset, b.size)])
             handles = to_js([buffer.handle for buffer in buffers])
             handle = self.javascript.bind(pipeline.handle, numbers, handles)
-        return _BindGroup(handle, buffers, _clash(pipeline.slots, bindings))
+        return BindGroup(handle, buffers, _clash(pipeline.slots, bindings))
 
     def _check_bindings(self, slots: dict[int, str], bindings: Sequence[Binding]) -> None:
         numbers = sorted(b.slot for b in bindings)
@@ -262,15 +214,11 @@ class BrowserDevice:
             to_js([d.bind_group.handle for d in dispatches]),
             to_js([d.grid for d in dispatches]),
         )
-        buffers = {id(b.handle): b for d in dispatches for b in d.bind_group.buffers}
-        clash = next((d.bind_group.clash for d in dispatches if d.bind_group.clash), "")
-        return _Program(handle, len(dispatches), buffers, clash)
+        return Program(handle, dispatches)
 
     def run(self, program: Any, counts: np.ndarray, cuts: Sequence[int]) -> None:
         with self._errors("running a plan"):
-            if program.checked_at != self._frees:
-                self._check_alive(program.buffers.values())
-                program.checked_at = self._frees
+            self._check_program(program)
             if program.clash:
                 raise DeviceError(f"buffer '{program.clash}' is bound readable and writable")
             if counts.size and int(counts.max()) > self.limits.workgroups:
@@ -278,7 +226,7 @@ class BrowserDevice:
                     f"running a plan: {int(counts.max()):,} workgroups in one dimension; "
                     f"{self.limits.workgroups:,} are allowed"
                 )
-            ends = np.array([*cuts, program.dispatches], np.uint32)
+            ends = np.array([*cuts, program.size], np.uint32)
             table = np.ascontiguousarray(counts, np.uint32).reshape(-1)
             self.javascript.run(program.handle, table.data, ends.data)
 
@@ -291,8 +239,7 @@ class BrowserDevice:
         if self._closed:
             return
         self._closed = True
-        for buffer in list(self._buffers.values()):
-            self.free(buffer)
+        self._free_all()
         self.javascript.close()
 
 
@@ -306,12 +253,3 @@ def _clash(slots: dict[int, str], bindings: Sequence[Binding]) -> str:
         if "read_write" in access and (len(access) > 1 or overlap):
             return a.buffer.label
     return ""
-
-
-def _compile_message(name: str, code: str, line: int, text: str) -> str:
-    """`kernel 'name', line N: message` with the source line."""
-    if not line:
-        return f"kernel '{name}': {text.strip()}"
-    lines = code.splitlines()
-    source = lines[line - 1].strip() if line <= len(lines) else ""
-    return f"kernel '{name}', line {line}: {text.strip()}\n    {source}"

@@ -9,15 +9,16 @@ import gc
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import wgpu
 
 from wgtrain.errors import DeviceError, DeviceLostError, OptionError, OutOfMemoryError, ShaderError
 from wgtrain.files.source import Source, read_range
+from wgtrain.gpu.base import BindGroup, DeviceBase, Program, compile_message
 from wgtrain.gpu.protocol import (
     INDEX_VARIABLE,
     AdapterInfo,
@@ -27,8 +28,6 @@ from wgtrain.gpu.protocol import (
     Dispatch,
     Limits,
     Slot,
-    check_memory,
-    check_range,
 )
 
 _STRENGTH = {"DiscreteGPU": 0, "IntegratedGPU": 1, "VirtualGPU": 2, "Unknown": 3, "CPU": 4}
@@ -95,23 +94,6 @@ def open_device(
     return NativeDevice(info, adapter, limits, budget)
 
 
-class _BindGroup(NamedTuple):
-    handle: Any
-    buffers: tuple[Buffer, ...]
-
-
-class _Program:
-    """Prepared dispatches and the buffers they touch.
-
-    `checked_at`: how many buffers had ever been freed when these were last seen alive.
-    """
-
-    def __init__(self, dispatches: Sequence[Dispatch]):
-        self.dispatches = tuple((d.pipeline, d.bind_group.handle, d.grid) for d in dispatches)
-        self.buffers = {id(b.handle): b for d in dispatches for b in d.bind_group.buffers}
-        self.checked_at = -1
-
-
 class _LossWatch(logging.Handler):
     """Device loss shows nowhere but in wgpu's log."""
 
@@ -122,19 +104,20 @@ class _LossWatch(logging.Handler):
             self.lost = True
 
 
-class NativeDevice:
+class NativeDevice(DeviceBase):
     """`gpu.protocol.Device` on wgpu-py."""
 
     def __init__(self, info: AdapterInfo, adapter: Any, limits: str | None, budget: int | None):
         have = info.limits
-        self.limits = (
-            Limits()
-            if limits == "default"
-            else Limits(
+        granted = Limits()
+        if limits != "default":
+            granted = Limits(
                 binding=have["max-storage-buffer-binding-size"] & ~255,
                 buffer=have["max-buffer-size"] & ~255,
             )
-        )
+        if budget is None and info.type == "CPU":
+            budget = _physical_memory()
+        super().__init__(info, granted, budget)
         wanted = {
             "max-storage-buffer-binding-size": self.limits.binding,
             "max-buffer-size": self.limits.buffer,
@@ -153,14 +136,7 @@ class NativeDevice:
             self._device = adapter.request_device_sync(required_limits=wanted, label="wgtrain")
         except RuntimeError as error:
             raise DeviceError(f"{info.name} cannot be opened: {error}") from error
-        self.info = info
-        self.features: frozenset[str] = frozenset()
-        self.allocated = 0
-        self.budget = _physical_memory() if budget is None and info.type == "CPU" else budget
         self._queue = self._device.queue
-        self._buffers: dict[int, Buffer] = {}
-        self._frees = 0
-        self._closed = False
         self._watch = _LossWatch()
         logging.getLogger("wgpu").addHandler(self._watch)
 
@@ -181,35 +157,15 @@ class NativeDevice:
                 raise DeviceLostError(f"{doing}: the GPU was lost: {text}") from error
             raise DeviceError(f"{doing}: {text}") from error
 
-    def create_buffer(self, size: int, label: str, *, uniform: bool = False) -> Buffer:
-        size = max(-(-size // 4) * 4, 4)
-        check_memory(self.limits, self.budget, self.allocated, size, label)
+    def _allocate(self, size: int, label: str, uniform: bool) -> Any:
         kind = wgpu.BufferUsage.UNIFORM if uniform else wgpu.BufferUsage.STORAGE
-        with self._errors(f"creating buffer '{label}' of {size:,} bytes"):
-            handle = self._device.create_buffer(size=size, usage=_USAGE | kind, label=label)
-        buffer = Buffer(handle, size, label)
-        self._buffers[id(handle)] = buffer
-        self.allocated += size
-        return buffer
-
-    def free(self, buffer: Buffer) -> None:
-        if self._buffers.pop(id(buffer.handle), None) is not None:
-            self.allocated -= buffer.size
-            self._frees += 1
-            buffer.handle.destroy()
-
-    def _check_alive(self, buffers: Iterable[Buffer]) -> None:
-        for buffer in buffers:
-            if id(buffer.handle) not in self._buffers:
-                raise DeviceError(f"buffer '{buffer.label}' was freed")
+        return self._device.create_buffer(size=size, usage=_USAGE | kind, label=label)
 
     def write(self, buffer: Buffer, offset: int, data: Data) -> None:
         view = data.data if isinstance(data, np.ndarray) else memoryview(data)
         view = view.cast("B") if view.nbytes else memoryview(b"")  # no axis may be empty in a cast
         tail = len(view) % 4
-        check_range(buffer, offset, len(view) + -tail % 4)
-        with self._errors(f"writing buffer '{buffer.label}'"):
-            self._check_alive([buffer])
+        with self._access("writing", buffer, offset, len(view) + -tail % 4):
             if tail:
                 end = len(view) - tail
                 self._queue.write_buffer(
@@ -228,11 +184,9 @@ class NativeDevice:
         self.write(buffer, offset, await read_range(source, start, size))
 
     async def read(self, buffer: Buffer, offset: int, size: int) -> bytes:
-        check_range(buffer, offset, size)
-        if not size:
-            return b""
-        with self._errors(f"reading buffer '{buffer.label}'"):
-            self._check_alive([buffer])
+        with self._access("reading", buffer, offset, size):
+            if not size:
+                return b""
             target = self._device.create_buffer(
                 size=size, usage=wgpu.BufferUsage.COPY_DST | wgpu.BufferUsage.MAP_READ
             )
@@ -268,7 +222,9 @@ class NativeDevice:
         except (DeviceLostError, OutOfMemoryError):
             raise
         except DeviceError as error:
-            raise ShaderError(_compile_message(name, code, str(error))) from error
+            where = re.search(r"(?:wgsl|[\w.]+):(\d+):(\d+)", str(error))
+            line = int(where[1]) if where else 0
+            raise ShaderError(compile_message(name, code, line, str(error))) from error
 
     def bind(self, pipeline: Any, bindings: Sequence[Binding]) -> Any:
         buffers = tuple(b.buffer for b in bindings)
@@ -284,24 +240,23 @@ class NativeDevice:
                     for b in bindings
                 ],
             )
-        return _BindGroup(handle, buffers)
+        return BindGroup(handle, buffers)
 
     def program(self, dispatches: Sequence[Dispatch]) -> Any:
-        return _Program(dispatches)
+        handle = tuple((d.pipeline, d.bind_group.handle, d.grid) for d in dispatches)
+        return Program(handle, dispatches)
 
     def run(self, program: Any, counts: np.ndarray, cuts: Sequence[int]) -> None:
         grids = [tuple(row) if all(row) else None for row in counts.tolist()]
-        if program.checked_at != self._frees:
-            with self._errors("running a plan"):
-                self._check_alive(program.buffers.values())
-            program.checked_at = self._frees
+        with self._errors("running a plan"):
+            self._check_program(program)
         start = 0
-        for end in (*cuts, len(program.dispatches)):
+        for end in (*cuts, program.size):
             with self._errors("running a plan"):
                 encoder = self._device.create_command_encoder()
                 compute = encoder.begin_compute_pass()
                 current = None
-                for pipeline, bind_group, grid in program.dispatches[start:end]:
+                for pipeline, bind_group, grid in program.handle[start:end]:
                     size = grids[grid]
                     if size is None:
                         continue
@@ -324,8 +279,7 @@ class NativeDevice:
         if self._closed:
             return
         self._closed = True
-        while self._buffers:  # no name may stay for a buffer: its handle keeps the device alive
-            self.free(next(iter(self._buffers.values())))
+        self._free_all()
         logging.getLogger("wgpu").removeHandler(self._watch)
         self._device.destroy()
         del self._device, self._queue
@@ -337,14 +291,3 @@ def _physical_memory() -> int | None:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return None
-
-
-def _compile_message(name: str, code: str, text: str) -> str:
-    """`kernel 'name', line N: message` with the source line, from a compiler's text."""
-    where = re.search(r"(?:wgsl|[\w.]+):(\d+):(\d+)", text)
-    if not where:
-        return f"kernel '{name}': {text.strip()}"
-    line = int(where.group(1))
-    lines = code.splitlines()
-    source = lines[line - 1].strip() if 0 < line <= len(lines) else ""
-    return f"kernel '{name}', line {line}: {text.strip()}\n    {source}"

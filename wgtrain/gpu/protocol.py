@@ -13,7 +13,6 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from wgtrain.errors import DeviceError, OutOfMemoryError
 from wgtrain.files.source import Source
 
 INDEX_VARIABLE = "WGTRAIN_ADAPTER_INDEX"  # environment, in place of an adapter index
@@ -138,28 +137,3 @@ class Device(Protocol):
 
     def close(self) -> None:
         """Frees every buffer and the device; later calls raise DeviceLostError."""
-
-
-def check_memory(limits: Limits, budget: int | None, allocated: int, size: int, label: str) -> None:
-    """Raises OutOfMemoryError if a buffer of `size` bytes exceeds the largest buffer or the memory
-    budget.
-    """
-    if size > limits.buffer:
-        raise OutOfMemoryError(
-            f"buffer '{label}' needs {size:,} bytes; this adapter allows {limits.buffer:,} "
-            "in one buffer"
-        )
-    if budget is not None and allocated + size > budget:
-        raise OutOfMemoryError(
-            f"buffer '{label}' needs {size:,} bytes, {allocated:,} are in use and the budget "
-            f"is {budget:,}"
-        )
-
-
-def check_range(buffer: Buffer, offset: int, size: int) -> None:
-    """Raises DeviceError where `size` bytes at `offset` are no whole words inside a buffer."""
-    if offset < 0 or size < 0 or offset + size > buffer.size or offset % 4 or size % 4:
-        raise DeviceError(
-            f"buffer '{buffer.label}' of {buffer.size:,} bytes: {size:,} bytes at {offset:,} "
-            "are outside of it or no multiples of 4"
-        )

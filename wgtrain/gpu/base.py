@@ -1,0 +1,113 @@
+"""What both back ends share: which buffers live, their memory, what a shader error says."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, NamedTuple
+
+from wgtrain.errors import DeviceError, OutOfMemoryError
+from wgtrain.gpu.protocol import AdapterInfo, Buffer, Dispatch, Limits
+
+
+class BindGroup(NamedTuple):
+    """`clash`: the label of a buffer that a browser refuses, bound readable and writable, or ""."""
+
+    handle: Any
+    buffers: tuple[Buffer, ...]
+    clash: str = ""
+
+
+class Program:
+    """Prepared dispatches, which `handle` holds as the platform wants them.
+
+    `checked_at`: how many buffers had ever been freed when these were last seen alive.
+    """
+
+    def __init__(self, handle: Any, dispatches: Sequence[Dispatch]):
+        groups: list[BindGroup] = [d.bind_group for d in dispatches]
+        self.handle, self.size = handle, len(dispatches)
+        self.buffers = {id(b.handle): b for group in groups for b in group.buffers}
+        self.clash = next((group.clash for group in groups if group.clash), "")
+        self.checked_at = -1
+
+
+class DeviceBase(ABC):
+    """A device's buffers; a back end adds the platform's calls."""
+
+    def __init__(self, info: AdapterInfo, limits: Limits, budget: int | None):
+        self.info, self.limits, self.budget = info, limits, budget
+        self.features: frozenset[str] = frozenset()
+        self.allocated = 0
+        self._buffers: dict[int, Buffer] = {}
+        self._frees = 0
+        self._closed = False
+
+    @abstractmethod
+    def _errors(self, doing: str) -> AbstractContextManager[None]:
+        """Turns the platform's errors into ours; DeviceLostError on a closed device."""
+
+    @abstractmethod
+    def _allocate(self, size: int, label: str, uniform: bool) -> Any:
+        """The platform's buffer, which has a method `destroy`."""
+
+    def create_buffer(self, size: int, label: str, *, uniform: bool = False) -> Buffer:
+        size = max(-(-size // 4) * 4, 4)
+        if size > self.limits.buffer:
+            raise OutOfMemoryError(
+                f"buffer '{label}' needs {size:,} bytes; this adapter allows "
+                f"{self.limits.buffer:,} in one buffer"
+            )
+        if self.budget is not None and self.allocated + size > self.budget:
+            raise OutOfMemoryError(
+                f"buffer '{label}' needs {size:,} bytes, {self.allocated:,} are in use and the "
+                f"budget is {self.budget:,}"
+            )
+        with self._errors(f"creating buffer '{label}' of {size:,} bytes"):
+            handle = self._allocate(size, label, uniform)
+        buffer = Buffer(handle, size, label)
+        self._buffers[id(handle)] = buffer
+        self.allocated += size
+        return buffer
+
+    def free(self, buffer: Buffer) -> None:
+        if self._buffers.pop(id(buffer.handle), None) is not None:
+            self.allocated -= buffer.size
+            self._frees += 1
+            buffer.handle.destroy()
+
+    def _free_all(self) -> None:
+        while self._buffers:  # no name may stay for a buffer: its handle keeps the device alive
+            self.free(next(iter(self._buffers.values())))
+
+    def _check_alive(self, buffers: Iterable[Buffer]) -> None:
+        for buffer in buffers:
+            if id(buffer.handle) not in self._buffers:
+                raise DeviceError(f"buffer '{buffer.label}' was freed")
+
+    def _check_program(self, program: Program) -> None:
+        if program.checked_at != self._frees:
+            self._check_alive(program.buffers.values())
+            program.checked_at = self._frees
+
+    @contextmanager
+    def _access(self, doing: str, buffer: Buffer, offset: int, size: int) -> Iterator[None]:
+        """Around a read or write: `size` bytes at `offset` have to be whole words of a live
+        buffer.
+        """
+        if offset < 0 or size < 0 or offset + size > buffer.size or offset % 4 or size % 4:
+            raise DeviceError(
+                f"buffer '{buffer.label}' of {buffer.size:,} bytes: {size:,} bytes at {offset:,} "
+                "are outside of it or no multiples of 4"
+            )
+        with self._errors(f"{doing} buffer '{buffer.label}'"):
+            self._check_alive([buffer])
+            yield
+
+
+def compile_message(name: str, code: str, line: int, text: str) -> str:
+    """`kernel 'name', line N: message` with the source line; without a line where N is 0."""
+    if not line:
+        return f"kernel '{name}': {text.strip()}"
+    lines = code.splitlines()
+    source = lines[line - 1].strip() if line <= len(lines) else ""
+    return f"kernel '{name}', line {line}: {text.strip()}\n    {source}"
