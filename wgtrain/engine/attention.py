@@ -58,7 +58,7 @@ def attention(
     o = g.tensor("attention", q.rows, q.cols, trains=q.trains or k.trains or v.trains)
     stats = g.tensor("attention.stats", q.rows, 2 * heads)
     operands = {"q": q, "k": k, "v": v, "spans": spans, "o": o, "stats": stats}
-    g.launch("attention", operands, params, constants)
+    g.launch_tuned("attention", operands, params, constants)
     # q and k stay f32 also under bf16 capture: their rounding would be exponentiated, which costs
     # six times the accuracy of all gradients.
     saved = [g.save(tensor) for tensor in (v, o)] if o.trains else []
@@ -70,11 +70,13 @@ def attention(
         common = {"q": q, "k": k, "v": kept_v, "dout": do, "stats": stats, "spans": spans}
         if q.trains:
             dq = g.tensor("d.q", q.rows, q.cols)
-            g.launch("attention_backward_q", {**common, "dq": dq}, params, constants)
+            g.launch_tuned("attention_backward_q", {**common, "dq": dq}, params, constants)
             g.pass_gradient(q, dq)
         if k.trains or v.trains:
             dk, dv = g.tensor("d.k", k.rows, k.cols), g.tensor("d.v", v.rows, v.cols)
-            g.launch("attention_backward_kv", {**common, "dk": dk, "dv": dv}, params, constants)
+            g.launch_tuned(
+                "attention_backward_kv", {**common, "dk": dk, "dv": dv}, params, constants
+            )
             if k.trains:
                 g.pass_gradient(k, dk)
             if v.trains:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from wgtrain.engine.kernel import Kernel, load_kernel
+from wgtrain.engine.tuning import DEFAULT_CPU, Tuning
 from wgtrain.gpu import Buffer
 
 
@@ -71,6 +72,7 @@ class Launch:
     operands: dict[str, Operand]
     params: dict[str, Any]
     label: str
+    family: str = ""  # whose choice of `Graph.tuning` the kernel is
 
     def accesses(self) -> list[tuple[Operand, str]]:
         """(operand, "read" or "read_write") of every storage binding."""
@@ -83,11 +85,12 @@ class Graph:
     """What has been recorded so far.
 
     `training`: a backward pass will follow. `capture`: "f32" keeps saved activations as they are,
-    "bf16" packs them to half the memory.
+    "bf16" packs them to half the memory. `tuning`: which variants of the kernels are recorded.
     """
 
     training: bool = True
     capture: str = "f32"
+    tuning: Tuning = DEFAULT_CPU
     launches: list[Launch] = field(default_factory=list)
     _scope: str = ""
     _discarding: bool = False
@@ -116,6 +119,8 @@ class Graph:
         params: Mapping[str, Any],
         constants: Mapping[str, Any] | None = None,
         libraries: Mapping[str, str] | None = None,
+        *,
+        family: str = "",
     ) -> None:
         """Records one kernel call; every storage slot the kernel declares must be given, and no
         other.
@@ -125,7 +130,21 @@ class Graph:
         if set(slots) != set(operands):
             raise KeyError(f"kernel '{kernel}' binds {slots}, got {sorted(operands)}")
         ordered = {name: operands[name] for name in slots}
-        self.launches.append(Launch(loaded, ordered, dict(params), self._scope.rstrip(".")))
+        label = self._scope.rstrip(".")
+        self.launches.append(Launch(loaded, ordered, dict(params), label, family))
+
+    def launch_tuned(
+        self,
+        family: str,
+        operands: Mapping[str, Any],  # of Operand
+        params: Mapping[str, Any],
+        constants: Mapping[str, Any] | None = None,
+        libraries: Mapping[str, str] | None = None,
+    ) -> None:
+        """Records a call of the kernel that `tuning` has for a family."""
+        choice = self.tuning.choice(family)
+        merged = {**dict(choice.constants), **(constants or {})}
+        self.launch(choice.kernel, operands, params, merged, libraries, family=family)
 
     def on_backward(self, output: Tensor, vjp: Callable[[Tensor], None]) -> None:
         """Registers how the gradient of `output` flows on; `vjp(d_output)` records the launches."""

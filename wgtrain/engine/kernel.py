@@ -21,6 +21,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from wgtrain.gpu import features_of
+
 _BINDING = re.compile(
     r"@group\(0\)\s*@binding\((\d+)\)\s*var<\s*(uniform|storage\s*,\s*(?:read_write|read))\s*>"
     r"\s*(\w+)\s*:\s*([^;]+);"
@@ -60,6 +62,11 @@ class Kernel:
     constants: Mapping[str, float]
     grid: tuple[str, ...]
     flops: str = ""
+
+    @property
+    def features(self) -> frozenset[str]:
+        """The optional features of a device that the code needs."""
+        return features_of(self.code)
 
     def pack_params(self, values: Mapping[str, Any]) -> bytes:
         """The bytes of `Params`; a dimension name stands for its index. KeyError text names what

@@ -109,7 +109,7 @@ def _logits(
     params = {**nt_params(hidden, count), **head.strides(), "weight_row": first}
     params |= {"y_stride": padded(count) // 4, "y_column": 0}
     operands = {"x": hidden, "y": logits, **head.operands(segment)}
-    g.launch("matmul_nt", operands, params, libraries=head.libraries)
+    g.launch_tuned(f"nt/{head.library}", operands, params, libraries=head.libraries)
     for lora, (_, z) in zip(loras, factors, strict=True):
         at = segment.first + first
         small_nt(g, z, lora.b, logits, columns=count, scale=lora.scale, first=at, add=True)
@@ -124,7 +124,7 @@ def head_logits(
         params = {**nt_params(hidden, segment.rows), **head.strides()}
         params |= {"y_stride": padded(head.rows) // 4, "y_column": segment.first // 4}
         operands = {"x": hidden, "y": result, **head.operands(segment)}
-        g.launch("matmul_nt", operands, params, libraries=head.libraries)
+        g.launch_tuned(f"nt/{head.library}", operands, params, libraries=head.libraries)
     for lora in loras:
         _, z = _factor(g, hidden, lora)
         small_nt(g, z, lora.b, result, columns=head.rows, scale=lora.scale, add=True)
@@ -137,7 +137,7 @@ def _chunk_product(
     params = {**nn_params(dx, logits.cols), **head.strides(), "weight_row": first}
     params |= {"dy_stride": padded(logits.cols) // 4, "dy_column": 0}
     operands = {"dy": logits, "dx": dx, **head.operands(segment)}
-    g.launch("matmul_nn", operands, params, constants={"ADD": add}, libraries=head.libraries)
+    g.launch_tuned(f"nn/{head.library}", operands, params, {"ADD": add}, head.libraries)
 
 
 def _subtract_target(

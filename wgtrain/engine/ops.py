@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from wgtrain.engine.graph import Graph, Tensor, Window, padded
-from wgtrain.engine.tiles import nn_tiles, nt_tiles, tn_tiles
+from wgtrain.engine.tuning import nn_small, nt_small, tn_small
 from wgtrain.engine.weight import Weight, dense_operands, dense_strides
 
 
@@ -110,8 +110,8 @@ def rms_norm(
 def _product(g: Graph, x: Tensor, weight: Weight, y: Tensor) -> None:
     """y = x W^T, segment by segment of W's rows."""
     for segment in weight.segments:
-        g.launch(
-            "matmul_nt",
+        g.launch_tuned(
+            f"nt/{weight.library}",
             {"x": x, "y": y, **weight.operands(segment)},
             {
                 **nt_params(x, segment.rows),
@@ -126,8 +126,8 @@ def _product(g: Graph, x: Tensor, weight: Weight, y: Tensor) -> None:
 def _product_backward(g: Graph, dy: Tensor, weight: Weight, dx: Tensor, add: bool) -> None:
     """dx = dy W, segment by segment of W's rows."""
     for segment in weight.segments:
-        g.launch(
-            "matmul_nn",
+        g.launch_tuned(
+            f"nn/{weight.library}",
             {"dy": dy, "dx": dx, **weight.operands(segment)},
             {
                 **nn_params(dx, segment.rows),
@@ -170,8 +170,8 @@ def small_nt(
         "weight_row": first,
     }
     params |= {"y_stride": padded(columns) // 4, "y_column": 0}
-    constants = {"ADD": add, **nt_tiles(columns)}
-    g.launch("matmul_nt", {"x": x, "y": y, **dense_operands(p.value)}, params, constants)
+    operands = {"x": x, "y": y, **dense_operands(p.value)}
+    g.launch_tuned(nt_small(columns), operands, params, {"ADD": add})
 
 
 def small_nn(
@@ -185,15 +185,14 @@ def small_nn(
         "weight_row": first,
     }
     params |= {"dy_stride": padded(dy.cols) // 4, "dy_column": 0}
-    constants = {"ADD": add, **nn_tiles(padded(dx.cols) // 4)}
-    g.launch("matmul_nn", {"dy": dy, "dx": dx, **dense_operands(p.value)}, params, constants)
+    operands = {"dy": dy, "dx": dx, **dense_operands(p.value)}
+    g.launch_tuned(nn_small(dx.cols), operands, params, {"ADD": add})
 
 
 def accumulate(g: Graph, a: Tensor, b: Tensor, gradient: Window, scale: float) -> None:
     """gradient (a.cols, b.cols) += scale a^T b, summed over rows."""
-    n4 = padded(b.cols) // 4
-    params = {"rows": a.rows, "m": a.cols, "n4": n4, "scale": scale}
-    g.launch("matmul_tn", {"a": a, "b": b, "out": gradient}, params, tn_tiles(a.cols, n4))
+    params = {"rows": a.rows, "m": a.cols, "n4": padded(b.cols) // 4, "scale": scale}
+    g.launch_tuned(tn_small(a.cols, b.cols), {"a": a, "b": b, "out": gradient}, params)
 
 
 def dropout(g: Graph, x: Tensor, p: float, site: int, into: Tensor | None = None) -> Tensor:

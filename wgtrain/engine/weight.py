@@ -66,9 +66,14 @@ class Weight:
         return -(-self.columns // (2 * block)) if block else 0
 
     @property
+    def library(self) -> str:
+        """The file of shaders/lib that reads it."""
+        return FORMATS[self.type].library
+
+    @property
     def libraries(self) -> dict[str, str]:
-        """The library that reads it."""
-        return {"weight": FORMATS[self.type].library}
+        """The library by the role it has in kernels."""
+        return {"weight": self.library}
 
     @property
     def nbytes(self) -> int:

@@ -18,6 +18,7 @@ from wgtrain.gpu.protocol import (
     Dispatch,
     Limits,
     Slot,
+    features_of,
 )
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Dispatch",
     "Limits",
     "Slot",
+    "features_of",
     "find_adapters",
     "list_adapters",
     "open_device",

@@ -37,6 +37,7 @@ class DeviceBase(ABC):
     def __init__(self, info: AdapterInfo, limits: Limits, budget: int | None):
         self.info, self.limits, self.budget = info, limits, budget
         self.features: frozenset[str] = frozenset()
+        self.subgroup_size = 0
         self.allocated = 0
         self._buffers: dict[int, Buffer] = {}
         self._frees = 0

@@ -7,6 +7,7 @@ else is queued and returns at once. The device frees nothing by itself: whoever 
 frees it, `close` frees all.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -16,6 +17,8 @@ import numpy as np
 from wgtrain.files.source import Source
 
 INDEX_VARIABLE = "WGTRAIN_ADAPTER_INDEX"  # environment, in place of an adapter index
+# What a kernel may use where a device has it, and how its code shows that.
+FEATURES = {"subgroups": re.compile(r"\bsubgroup[A-Z_]"), "f16": re.compile(r"\bf16\b")}
 Data = bytes | bytearray | memoryview | np.ndarray
 
 
@@ -85,7 +88,8 @@ class Device(Protocol):
 
     info: AdapterInfo
     limits: Limits
-    features: frozenset[str]
+    features: frozenset[str]  # of FEATURES
+    subgroup_size: int  # invocations of a subgroup as measured; 0 = no subgroups
     allocated: int  # bytes of all live buffers
     budget: int | None  # bytes that may be allocated, None = no limit of ours
 
@@ -137,3 +141,9 @@ class Device(Protocol):
 
     def close(self) -> None:
         """Frees every buffer and the device; later calls raise DeviceLostError."""
+
+
+def features_of(code: str) -> frozenset[str]:
+    """The features that WGSL code uses; comments do not count."""
+    plain = re.sub(r"//.*", "", code)
+    return frozenset(name for name, sign in FEATURES.items() if sign.search(plain))

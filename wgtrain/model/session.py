@@ -10,6 +10,7 @@ from wgtrain.engine.inputs import InputBuffers
 from wgtrain.engine.loss import head_logits
 from wgtrain.engine.ops import Lora
 from wgtrain.engine.plan import Plan
+from wgtrain.engine.tuning import default_tuning
 from wgtrain.files import Adapter
 from wgtrain.gpu import Device
 from wgtrain.model.config import ModelConfig
@@ -62,9 +63,10 @@ class Session:
         rope = Storage("rotary table", "inputs", self._rope.nbytes)
         net = Network(config, weights, loras, rope.window())
         self._rope_storage = rope
-        body = Graph(training=False)
+        tuning = default_tuning(device)
+        body = Graph(training=False, tuning=tuning)
         forward(body, net, self._inputs.inputs, into=hidden.window())
-        head = Graph(training=False)
+        head = Graph(training=False, tuning=tuning)
         picked = head.tensor("picked", "C", config.width)
         params = {"rows": "C", "d4": padded(config.width) // 4}
         operands = {"x": hidden.window(), "index": self._inputs.inputs.trained, "y": picked}

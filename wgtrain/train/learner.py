@@ -19,6 +19,7 @@ from wgtrain.engine.inputs import InputBuffers
 from wgtrain.engine.loss import chunk_columns, cross_entropy
 from wgtrain.engine.ops import gather
 from wgtrain.engine.plan import STEP_WORDS, Plan
+from wgtrain.engine.tuning import Tuning, default_tuning
 from wgtrain.errors import DeviceLostError
 from wgtrain.files import resolve_targets
 from wgtrain.model.forward import Network, forward
@@ -58,7 +59,9 @@ class Learner:
         max_row: int,
         grad_checkpoint: bool = False,
         capture: str = "f32",
+        tuning: Tuning | None = None,
     ):
+        self.tuning = tuning or default_tuning(model.device)
         config = model.config
         self._device = model.device
         bases = target_tensors(
@@ -103,10 +106,10 @@ class Learner:
                 graph, trained, weight, loras, inputs, self._small[totals].window(), columns
             )
 
-        micro = Graph(capture=capture)
+        micro = Graph(capture=capture, tuning=self.tuning)
         loss(micro, network(self._gradients), "totals")
         micro.backward()
-        evaluate = Graph(training=False)
+        evaluate = Graph(training=False, tuning=self.tuning)
         loss(evaluate, network(None), "evaluation")
         graphs = {"micro": micro, "evaluate": evaluate, "update": self._update_graph()}
         storages = [

@@ -1,0 +1,95 @@
+"""Which kernel runs with which constants: the default tables, and that a graph obeys its table."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from wgtrain.engine import tuning
+from wgtrain.engine.graph import Graph
+from wgtrain.engine.kernel import load_kernel
+from wgtrain.engine.ops import linear
+from wgtrain.engine.tuning import DEFAULT_CPU, DEFAULT_GPU, Choice, Tuning
+from wgtrain.engine.weight import FORMATS, plan_weight
+from wgtrain.gpu import AdapterInfo, Limits
+
+
+def adapter(type_: str = "CPU", subgroup_size: int = 0, *features: str) -> Any:
+    """As much of a device as a table is chosen by."""
+    info = AdapterInfo(0, "fake", type_, "Vulkan", "")
+    return SimpleNamespace(
+        info=info, subgroup_size=subgroup_size, features=frozenset(features), limits=Limits()
+    )
+
+
+def tables() -> list[Tuning]:
+    kinds = [(), ("subgroups",), ("subgroups", "f16")]
+    return [
+        tuning.default_tuning(adapter(type_, 8 if features else 0, *features))
+        for type_ in ("CPU", "DiscreteGPU")
+        for features in kinds
+    ]
+
+
+@pytest.mark.parametrize("table", tables())
+def test_defaults_are_kernels_with_constants_they_have(table: Tuning) -> None:
+    for choice in table.table.values():
+        load_kernel(choice.kernel, dict(choice.constants))
+
+
+def test_defaults_without_subgroups_need_nothing() -> None:
+    for table in (DEFAULT_CPU, DEFAULT_GPU):
+        for choice in table.table.values():
+            assert not load_kernel(choice.kernel).features
+
+
+@pytest.mark.parametrize("columns", [1, 4, 5, 8, 9, 16, 17, 300])
+def test_every_shape_has_a_family(columns: int) -> None:
+    for rows in (1, 8, 9):
+        assert DEFAULT_CPU.choice(tuning.tn_small(rows, columns))
+    assert DEFAULT_CPU.choice(tuning.nt_small(columns))
+    assert DEFAULT_CPU.choice(tuning.nn_small(columns))
+
+
+@pytest.mark.parametrize("type_", sorted(FORMATS))
+def test_formats_without_a_choice_of_their_own_take_that_of_all(type_: str) -> None:
+    own = Choice("matmul_nt", (("TILE_ROWS", 8),))
+    library = FORMATS[type_].library
+    table = Tuning({**DEFAULT_CPU.table, f"nt/{library}": own}, "test")
+    assert table.choice(f"nt/{library}") == own
+    assert table.choice(f"nn/{library}") == DEFAULT_CPU.choice("nn")
+
+
+def test_a_graph_records_the_choice_of_its_table() -> None:
+    weight = plan_weight("w", "F32", 32, 16, Limits())
+    chosen = Choice("matmul_nt", (("TILE_ROWS", 4), ("TILE_COLS", 8)))
+    table = replace(DEFAULT_CPU, table={**DEFAULT_CPU.table, "nt/weight_f32": chosen})
+    for choice, tile in ((DEFAULT_CPU, (16, 16)), (table, (4, 8))):
+        g = Graph(tuning=choice)
+        linear(g, g.tensor("x", "T", 16), weight)
+        (launch,) = g.launches
+        constants = launch.kernel.constants
+        assert (constants["TILE_ROWS"], constants["TILE_COLS"]) == tile
+        assert launch.family == "nt/weight_f32"
+
+
+def test_a_choice_made_for_other_subgroups_does_not_run() -> None:
+    plain, sized = Choice("matmul_nt"), Choice("matmul_nt", (("SUBGROUP", 8),))
+    assert tuning.runs_on(plain, adapter())
+    assert tuning.runs_on(sized, adapter("CPU", 8, "subgroups"))
+    assert not tuning.runs_on(sized, adapter("CPU", 4, "subgroups"))
+    assert not tuning.runs_on(sized, adapter())
+
+
+def test_candidates_begin_with_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = Choice("matmul_nt", (("TILE_ROWS", 8),))
+    monkeypatch.setitem(tuning.CANDIDATES, "nt", (small, Choice("matmul_nt")))
+    found = tuning.candidates("nt/weight_q8_0", adapter())
+    assert found == [Choice("matmul_nt"), small]
+    assert tuning.candidates("tn 8x8", adapter()) == [DEFAULT_CPU.choice("tn 8x8")]
+
+
+def test_a_table_is_plain_data() -> None:
+    table = Tuning({"nt": Choice("matmul_nt", (("TILE_ROWS", 8),))}, "test")
+    assert tuning.to_json(table) == {"nt": {"kernel": "matmul_nt", "TILE_ROWS": 8}}

@@ -1,0 +1,134 @@
+"""Which kernel, with which constants, each kind of product runs on an adapter: data, no logic.
+
+A family is what is tuned as one: "nt/weight_q8_0" (x W^T over that weight library), "nn/..." (dy
+W), the adapter products "nt small 8", "nn small 8", "tn 8x16" by the class of their shape, and the
+three of attention. A variant of a kernel has the same slots, parameters and result, so an operation
+only asks `Graph.tuning` for a `Choice`. The numbers were measured: docs/optimisation-log.md.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from wgtrain.engine.kernel import load_kernel
+from wgtrain.gpu import Device
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A kernel and the constants rewritten in it."""
+
+    kernel: str
+    constants: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """A choice for every family. `origin` says in words where the table comes from.
+
+    A family "a/b" that is not listed is served by "a".
+    """
+
+    table: Mapping[str, Choice]
+    origin: str
+
+    def choice(self, family: str) -> Choice:
+        """What `family` runs with."""
+        found = self.table.get(family) or self.table.get(family.partition("/")[0])
+        assert found, f"no choice for family '{family}'"
+        return found
+
+
+def _choice(kernel: str, **constants: int) -> Choice:
+    return Choice(kernel, tuple(constants.items()))
+
+
+def nt_small(columns: int) -> str:
+    """The family of x P^T with an adapter matrix P of so many rows."""
+    return f"nt small {8 if columns <= 8 else 16}" if columns <= 16 else "nt small"
+
+
+def nn_small(columns: int) -> str:
+    """The family of dy P with an adapter matrix P of so many columns."""
+    return f"nn small {_power(columns, 16)}" if columns <= 16 else "nn small"
+
+
+def tn_small(rows: int, columns: int) -> str:
+    """The family of a^T b, of so many rows (n = more than 8) and columns (16 = 16 or more)."""
+    return f"tn {8 if rows <= 8 else 'n'}x{_power(columns, 16)}"
+
+
+def _power(columns: int, most: int) -> int:
+    """The power of two, at least 4, that holds so many columns."""
+    return min(max(1 << (columns - 1).bit_length(), 4), most)
+
+
+# Few columns want narrow tiles and all lanes along rows; the results of tn, tiles of at most 64
+# vec4, as square as the result allows.
+_CPU = {
+    "nt": _choice("matmul_nt"),
+    "nt small": _choice("matmul_nt"),
+    "nt small 8": _choice("matmul_nt", TILE_ROWS=16, TILE_COLS=8, LANE_ROWS=8, LANE_COLS=1),
+    "nt small 16": _choice("matmul_nt", TILE_ROWS=16, TILE_COLS=16, LANE_ROWS=8, LANE_COLS=1),
+    "nn": _choice("matmul_nn"),
+    "nn small": _choice("matmul_nn"),
+    "nn small 4": _choice("matmul_nn", TILE_ROWS=8, TILE_PACKS=1, LANE_ROWS=8, LANE_COLS=1),
+    "nn small 8": _choice("matmul_nn", TILE_ROWS=8, TILE_PACKS=2, LANE_ROWS=8, LANE_COLS=1),
+    "nn small 16": _choice("matmul_nn", TILE_ROWS=8, TILE_PACKS=4, LANE_ROWS=8, LANE_COLS=1),
+    "tn 8x4": _choice("matmul_tn", TILE_ROWS=8, TILE_COLS4=1),
+    "tn 8x8": _choice("matmul_tn", TILE_ROWS=8, TILE_COLS4=2),
+    "tn 8x16": _choice("matmul_tn", TILE_ROWS=8, TILE_COLS4=4),
+    "tn nx4": _choice("matmul_tn", TILE_ROWS=32, TILE_COLS4=1),
+    "tn nx8": _choice("matmul_tn", TILE_ROWS=32, TILE_COLS4=2),
+    "tn nx16": _choice("matmul_tn", TILE_ROWS=16, TILE_COLS4=4),
+    "attention": _choice("attention"),
+    "attention_backward_q": _choice("attention_backward_q"),
+    "attention_backward_kv": _choice("attention_backward_kv"),
+}
+_GPU: dict[str, Choice] = {}  # where a GPU differs
+# Where an adapter with subgroups differs; SUBGROUP is set to their true size.
+_CPU_SUBGROUPS: dict[str, Choice] = {}
+_GPU_SUBGROUPS: dict[str, Choice] = {}
+
+DEFAULT_CPU = Tuning(_CPU, "defaults of CPU adapters: not measured here")
+DEFAULT_GPU = Tuning({**_CPU, **_GPU}, "defaults of GPUs: not measured here")
+
+# What a sweep tries for a family, beside the default: by family, else by what stands before "/".
+CANDIDATES: dict[str, tuple[Choice, ...]] = {}
+
+
+def default_tuning(device: Device) -> Tuning:
+    """The table for an adapter on which nothing was measured."""
+    on_cpu = device.info.type == "CPU"
+    base = DEFAULT_CPU if on_cpu else DEFAULT_GPU
+    more = (_CPU_SUBGROUPS if on_cpu else _GPU_SUBGROUPS) if device.subgroup_size else {}
+    sized = {family: _sized(choice, device.subgroup_size) for family, choice in more.items()}
+    return Tuning({**base.table, **sized}, base.origin)
+
+
+def candidates(family: str, device: Device) -> list[Choice]:
+    """What can be tried for a family on this adapter, the default first."""
+    listed = CANDIDATES.get(family) or CANDIDATES.get(family.partition("/")[0], ())
+    found = [default_tuning(device).choice(family)]
+    for choice in (_sized(choice, device.subgroup_size) for choice in listed):
+        if choice not in found and runs_on(choice, device):
+            found.append(choice)
+    return found
+
+
+def runs_on(choice: Choice, device: Device) -> bool:
+    """Whether the adapter has what the kernel needs, and subgroups of the size it was made for."""
+    size = dict(choice.constants).get("SUBGROUP", device.subgroup_size)
+    return load_kernel(choice.kernel).features <= device.features and size == device.subgroup_size
+
+
+def _sized(choice: Choice, subgroup_size: int) -> Choice:
+    """The choice with the constant SUBGROUP of kernels that use subgroups."""
+    if "subgroups" not in load_kernel(choice.kernel).features:
+        return choice
+    return Choice(choice.kernel, (*choice.constants, ("SUBGROUP", subgroup_size)))
+
+
+def to_json(tuning: Tuning) -> dict[str, Any]:
+    """The table as plain data: {family: {"kernel": name, constant: value, ...}}."""
+    return {f: {"kernel": c.kernel, **dict(c.constants)} for f, c in tuning.table.items()}
