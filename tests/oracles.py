@@ -251,6 +251,12 @@ def matmul_tn(a: np.ndarray, b: np.ndarray, scale: float, out: np.ndarray | floa
     return {"out": out + scale * a.T @ b}
 
 
+# Variants for other adapters compute the same.
+matmul_nt_tiled = matmul_nt_split = matmul_nt
+matmul_nn_tiled = matmul_nn_split = matmul_nn
+matmul_tn_split = matmul_tn
+
+
 def cross_entropy_chunk(
     targets: np.ndarray,
     logits: np.ndarray,

@@ -1,4 +1,4 @@
-"""Every kernel against its oracle, in the page: `test_kernels.py` as it stands."""
+"""Every kernel against its oracle, in the page: the native tests as they stand."""
 
 from typing import Any
 
@@ -8,6 +8,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.gpu]
 
 
 def test_kernels(tab: Any) -> None:
-    found = tab.python("import page_pytest; page_pytest.run('/tests/test_kernels.py')")
+    files = "'/tests/test_kernels.py', '/tests/test_product_variants.py'"
+    found = tab.python(f"import page_pytest; page_pytest.run({files})")
     assert found["failed"] == [] and found["code"] == 0
     assert found["passed"] > 100

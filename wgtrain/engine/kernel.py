@@ -109,7 +109,8 @@ class Kernel:
 
 
 _WORKGROUP_WORK = 2000.0  # operations of a workgroup whose kernel does not say
-_FUNCTIONS: dict[str, Any] = {"ceil_div": lambda a, b: -(-a // b), "min": min, "max": max}
+_BUILTINS: dict[str, Any] = {"min": min, "max": max}  # of WGSL, in constants
+_FUNCTIONS: dict[str, Any] = {"ceil_div": lambda a, b: -(-a // b), **_BUILTINS}
 
 
 def _index(value: Any) -> Any:
@@ -281,7 +282,7 @@ def _block_end(lines: list[str], start: int) -> int:
 
 def _evaluate(text: str, constants: Mapping[str, float]) -> int:
     plain = re.sub(r"\b(\d+)u\b", r"\1", text).replace("/", "//")
-    return int(eval(plain, {"__builtins__": {}}, dict(constants)))
+    return int(eval(plain, {"__builtins__": {}, **_BUILTINS}, dict(constants)))
 
 
 def _constants(code: str) -> dict[str, float]:
@@ -289,7 +290,8 @@ def _constants(code: str) -> dict[str, float]:
     values: dict[str, float] = {"true": 1, "false": 0}
     pending = [(n, v) for n, kind, v in _CONST.findall(code) if kind in ("u32", "i32", "bool")]
     while pending:
-        known = [(n, v) for n, v in pending if set(re.findall(r"\b[A-Za-z_]\w*", v)) <= set(values)]
+        names = {*values, *_BUILTINS}
+        known = [(n, v) for n, v in pending if set(re.findall(r"\b[A-Za-z_]\w*", v)) <= names]
         if not known:
             raise ValueError(f"constants {[n for n, _ in pending]} have no constant value")
         values.update({n: _evaluate(v, values) for n, v in known})

@@ -1,0 +1,122 @@
+// dx (rows, K) = scale * dy (rows, N) W [+ dx], W (N, K) in any weight format: matmul_nn for GPUs.
+// One workgroup makes GROUP_ROWS x 4 GROUP_COLS4 numbers: it stages TILE_N4 vec4s along N of its rows
+// of dy and as many rows of W in workgroup memory, where every weight is decoded once, and an
+// invocation keeps TILE_ROWS x TILE_COLS4 vec4s of sums in registers.
+// What lies outside is read from the last row or column; dy is set to zero there while staging, so
+// that the inner loop has no branch. Rows of W past N meet zeros: padding columns of dy are zero.
+// use: step, weight=weight_f32
+// flops: 8 * rows * n * k4
+// grid: ceil_div(k4, GROUP_COLS4), ceil_div(rows, GROUP_ROWS)
+struct Params {
+  rows: u32,          // which of step.counts
+  n: u32,             // columns of dy, rows of W
+  k4: u32,            // vec4s in a row of dx
+  dy_stride: u32,     // vec4s in a row of dy
+  dy_column: u32,     // first vec4 of dy that is read
+  weight_row: u32,    // first row of W that is used
+  weight_stride: u32, // packs in a row of W
+  scale_stride: u32,  // words in a row of W's scales, quantised formats
+  scale: f32,
+}
+const TILE_ROWS: u32 = 8u;
+const TILE_COLS4: u32 = 2u;
+const TILE_N4: u32 = 4u;
+const LANE_ROWS: u32 = 8u;
+const LANE_COLS: u32 = 8u;
+const ADD: bool = false;
+
+const LANES: u32 = LANE_ROWS * LANE_COLS;
+const GROUP_ROWS: u32 = TILE_ROWS * LANE_ROWS;
+const GROUP_COLS4: u32 = TILE_COLS4 * LANE_COLS; // a power of two
+const DY_LOADS: u32 = GROUP_ROWS * TILE_N4;
+const DY_TURNS: u32 = (DY_LOADS + LANES - 1u) / LANES;
+// An invocation that stages W decodes as much of one pack as the tile is wide.
+const W_STEPS: u32 = min(GROUP_COLS4, WEIGHT_STEPS);
+const W_PARTS: u32 = GROUP_COLS4 / W_STEPS;
+const W_ROWS: u32 = 4u * TILE_N4;
+const W_LOADS: u32 = W_ROWS * W_PARTS;
+const W_TURNS: u32 = (W_LOADS + LANES - 1u) / LANES;
+// Odd, so that lanes which decode packs of neighbouring rows write to different banks.
+const W_STRIDE: u32 = GROUP_COLS4 + 1u - GROUP_COLS4 % 2u;
+
+@group(0) @binding(0) var<storage, read> dy: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read_write> dx: array<vec4<f32>>;
+@group(0) @binding(15) var<uniform> params: Params;
+
+var<workgroup> dy_tile: array<vec4<f32>, DY_LOADS>;
+var<workgroup> w_tile: array<vec4<f32>, W_ROWS * W_STRIDE>;
+
+@compute @workgroup_size(LANES)
+fn main(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) lane: u32,
+) {
+  let rows = step.counts[params.rows];
+  let n4 = (params.n + 3u) / 4u;
+  let row0 = group.y * GROUP_ROWS;
+  let col0 = group.x * GROUP_COLS4;
+  let lane_row = (lane / LANE_COLS) * TILE_ROWS;
+  let lane_col = lane % LANE_COLS;
+  var sum: array<array<vec4<f32>, TILE_COLS4>, TILE_ROWS>;
+  var w: array<array<vec4<f32>, 4>, TILE_COLS4>;
+  for (var first = 0u; first < n4; first += TILE_N4) {
+    for (var turn = 0u; turn < DY_TURNS; turn++) { // unroll
+      let load = turn * LANES + lane;
+      if (DY_LOADS % LANES == 0u || load < DY_LOADS) {
+        let n = first + load % TILE_N4;
+        let at = min(row0 + load / TILE_N4, rows - 1u) * params.dy_stride + params.dy_column;
+        dy_tile[load] = select(vec4<f32>(), dy[at + min(n, n4 - 1u)], n < n4);
+      }
+    }
+    for (var turn = 0u; turn < W_TURNS; turn++) { // unroll
+      let load = turn * LANES + lane;
+      if (W_LOADS % LANES == 0u || load < W_LOADS) {
+        // Neighbouring lanes take neighbouring columns, or whole packs of neighbouring rows.
+        let row = select(load / W_PARTS, load % W_ROWS, WEIGHT_STEPS > 1u);
+        let part = select(load % W_PARTS, load / W_ROWS, WEIGHT_STEPS > 1u) * W_STEPS;
+        let col = min(col0 + part, params.k4 - 1u);
+        let w_row = params.weight_row + min(4u * first + row, params.n - 1u);
+        let pack = weight_load(w_row, 0u, col / WEIGHT_STEPS);
+        for (var s = 0u; s < W_STEPS; s++) { // unroll
+          w_tile[row * W_STRIDE + part + s] = weight_at(pack, (col0 + part) % WEIGHT_STEPS + s);
+        }
+      }
+    }
+    workgroupBarrier();
+    for (var n = 0u; n < TILE_N4; n++) {
+      for (var c = 0u; c < TILE_COLS4; c++) { // unroll
+        let at = 4u * n * W_STRIDE + lane_col + c * LANE_COLS;
+        w[c][0] = w_tile[at];
+        w[c][1] = w_tile[at + W_STRIDE];
+        w[c][2] = w_tile[at + 2u * W_STRIDE];
+        w[c][3] = w_tile[at + 3u * W_STRIDE];
+      }
+      for (var i = 0u; i < TILE_ROWS; i++) { // unroll
+        let a = dy_tile[(lane_row + i) * TILE_N4 + n];
+        for (var c = 0u; c < TILE_COLS4; c++) { // unroll
+          sum[i][c] = fma(vec4<f32>(a.x), w[c][0], sum[i][c]);
+          sum[i][c] = fma(vec4<f32>(a.y), w[c][1], sum[i][c]);
+          sum[i][c] = fma(vec4<f32>(a.z), w[c][2], sum[i][c]);
+          sum[i][c] = fma(vec4<f32>(a.w), w[c][3], sum[i][c]);
+        }
+      }
+    }
+    workgroupBarrier();
+  }
+  for (var i = 0u; i < TILE_ROWS; i++) { // unroll
+    let row = row0 + lane_row + i;
+    if (row < rows) {
+      for (var c = 0u; c < TILE_COLS4; c++) { // unroll
+        let col = col0 + lane_col + c * LANE_COLS;
+        if (col < params.k4) {
+          let at = row * params.k4 + col;
+          var out = params.scale * sum[i][c];
+          if (ADD) {
+            out += dx[at];
+          }
+          dx[at] = out;
+        }
+      }
+    }
+  }
+}

@@ -1,0 +1,187 @@
+"""Every variant of a matrix product against the oracle of the product it stands for.
+
+The tiles are small here, so that awkward sizes meet every edge at little compiling; one case runs
+with the constants as they are.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from kernel_check import Checker, pack_weight
+
+from wgtrain.engine.graph import padded
+from wgtrain.engine.kernel import load_kernel
+from wgtrain.engine.weight import FORMATS
+from wgtrain.gpu import Device
+
+pytestmark = pytest.mark.gpu
+
+TYPES = sorted(FORMATS)
+# rows, N, K: around tiles of 8 rows and 8 columns, and steps of 2 vec4s
+SHAPES = [(1, 1, 1), (3, 7, 5), (7, 8, 9), (9, 9, 33), (16, 17, 31), (17, 70, 96), (33, 33, 64)]
+NT = {
+    "matmul_nt_tiled": {
+        "TILE_ROWS": 4, "TILE_COLS4": 1, "TILE_K4": 2, "LANE_ROWS": 2, "LANE_COLS": 2
+    },
+    "matmul_nt_split": {"TILE_ROWS": 2, "TILE_COLS4": 1, "LANES": 4},
+}  # fmt: skip
+NN = {
+    "matmul_nn_tiled": {
+        "TILE_ROWS": 4, "TILE_COLS4": 1, "TILE_N4": 2, "LANE_ROWS": 2, "LANE_COLS": 2
+    },
+    "matmul_nn_split": {"TILE_ROWS": 2, "LANES": 4},
+}  # fmt: skip
+TN = [
+    {"TILE_ROWS": 8, "TILE_COLS4": 1, "LANE_ROWS": 1, "LANE_COLS": 4, "SPLIT": 4},
+    {"TILE_ROWS": 4, "TILE_COLS4": 2, "LANE_ROWS": 4, "LANE_COLS": 1, "SPLIT": 2},
+    {"TILE_ROWS": 8, "TILE_COLS4": 2, "LANE_ROWS": 2, "LANE_COLS": 2, "SPLIT": 1},
+]
+
+
+@pytest.fixture(scope="session")
+def checker(device: Device) -> Iterator[Checker]:
+    made = Checker(device)
+    yield made
+    made.close()
+
+
+def normal(*shape: int) -> np.ndarray:
+    return np.random.standard_normal(shape)
+
+
+def columns_of(type_: str, columns: int) -> int:
+    """The nearest number of columns that the type can have."""
+    block = FORMATS[type_].block
+    return -(-columns // block) * block if block else columns
+
+
+def check_nt(
+    checker: Checker,
+    kernel: str,
+    shape: tuple[int, int, int],
+    type_: str,
+    constants: dict[str, int] | None,
+) -> None:
+    """Plain; scaled onto what is there, in a window of wider rows, from row 5 of W on."""
+    rows, n, k = shape
+    k = columns_of(type_, k)
+    x, weight = normal(rows, k), pack_weight(normal(n + 5, k), type_)
+    params = {"rows": "T", "n": n, "k4": padded(k) // 4, "scale": 1.0, "weight_row": 0}
+    params |= {"y_stride": padded(n) // 4, "y_column": 0}
+    arrays = {"x": x, "weight": weight}
+    checker.check(kernel, arrays, params, rows=rows, constants=constants)
+    params |= {"scale": 0.25, "weight_row": 5, "y_stride": padded(n) // 4 + 3, "y_column": 2}
+    checker.check(kernel, arrays, params, rows=rows, constants=constants)
+    arrays["y"] = normal(rows, padded(n) + 12)
+    checker.check(kernel, arrays, params, rows=rows, constants={**(constants or {}), "ADD": True})
+
+
+def check_nn(
+    checker: Checker,
+    kernel: str,
+    shape: tuple[int, int, int],
+    type_: str,
+    constants: dict[str, int] | None,
+) -> None:
+    """Plain; scaled onto what is there, from a window of wider rows, whose surroundings are NaN."""
+    rows, n, k = shape
+    k = columns_of(type_, k)
+    weight = pack_weight(normal(n + 5, k), type_)
+    params = {"rows": "C", "n": n, "k4": padded(k) // 4, "scale": 1.0, "weight_row": 0}
+    params |= {"dy_stride": padded(n) // 4, "dy_column": 0}
+    arrays = {"dy": normal(rows, n), "weight": weight}
+    checker.check(kernel, arrays, params, rows=rows, constants=constants)
+    wide = np.full((rows, padded(n) + 12), np.nan)
+    wide[:, 8 : 8 + padded(n)] = 0.0
+    wide[:, 8 : 8 + n] = normal(rows, n)
+    params |= {"scale": 0.25, "weight_row": 5, "dy_stride": padded(n) // 4 + 3, "dy_column": 2}
+    checker.check(kernel, {**arrays, "dy": wide}, params, rows=rows, constants=constants)
+    arrays |= {"dy": wide, "dx": normal(rows, k)}
+    checker.check(kernel, arrays, params, rows=rows, constants={**(constants or {}), "ADD": True})
+
+
+@pytest.mark.parametrize("type_", TYPES)
+@pytest.mark.parametrize("kernel", NT)
+def test_nt(checker: Checker, kernel: str, type_: str) -> None:
+    for shape in SHAPES:
+        check_nt(checker, kernel, shape, type_, NT[kernel])
+
+
+@pytest.mark.parametrize("type_", TYPES)
+@pytest.mark.parametrize("kernel", NN)
+def test_nn(checker: Checker, kernel: str, type_: str) -> None:
+    constants = dict(NN[kernel])
+    if kernel == "matmul_nn_split":
+        constants["TILE_PACKS"] = 1
+    for shape in SHAPES:
+        check_nn(checker, kernel, shape, type_, constants)
+
+
+@pytest.mark.parametrize("constants", TN)
+def test_tn(checker: Checker, constants: dict[str, Any]) -> None:
+    for rows, m, n in [(1, 1, 1), (3, 7, 5), (7, 8, 16), (9, 9, 17), (33, 33, 31), (65, 4, 70)]:
+        arrays = {"a": normal(rows, m), "b": normal(rows, n), "out": normal(m, n)}
+        params = {"rows": "T", "m": m, "n4": padded(n) // 4, "scale": 0.5}
+        checker.check("matmul_tn_split", arrays, params, rows=rows, constants=constants)
+
+
+def test_with_the_constants_as_they_are(checker: Checker) -> None:
+    """Two workgroups each way, and more than one step along the sum."""
+    shape = (65, 66, 96)
+    for kernel in NT:
+        check_nt(checker, kernel, shape, "Q8_0", None)
+    for kernel in NN:
+        check_nn(checker, kernel, shape, "Q4_0", None)
+    arrays = {"a": normal(65, 8), "b": normal(65, 66), "out": normal(8, 66)}
+    params = {"rows": "T", "m": 8, "n4": 17, "scale": 0.5}
+    checker.check("matmul_tn_split", arrays, params, rows=65)
+
+
+def test_no_rows_change_nothing(checker: Checker) -> None:
+    arrays = {"a": normal(0, 5), "b": normal(0, 6), "out": normal(5, 6)}
+    params = {"rows": "C", "m": 5, "n4": 2, "scale": 0.5}
+    got = checker.check("matmul_tn_split", arrays, params, rows=0)
+    np.testing.assert_array_equal(got["out"][:, :6], arrays["out"].astype(np.float32))
+
+
+@pytest.mark.parametrize("kernel", ["matmul_nt_tiled", "matmul_nn_tiled", "matmul_tn_split"])
+def test_same_bits_every_time(checker: Checker, kernel: str) -> None:
+    """And whatever the workgroups' order: nothing is added atomically."""
+    n, k, rows = 40, 36, 50
+    if kernel == "matmul_tn_split":
+        arrays: dict[str, Any] = {"a": normal(rows, n), "b": normal(rows, k)}
+        params = {"rows": "T", "m": n, "n4": k // 4, "scale": 0.5}
+        output, like = "out", np.zeros((n, k))
+        constants: dict[str, Any] = {"ADD": False}
+    else:
+        nt = kernel == "matmul_nt_tiled"
+        weight = pack_weight(normal(n, k), "F32")
+        arrays = {"x" if nt else "dy": normal(rows, k if nt else n), "weight": weight}
+        params = {"rows": "T", "n": n, "k4": k // 4, "scale": 0.5, "weight_row": 0}
+        place = ("y_stride", "y_column") if nt else ("dy_stride", "dy_column")
+        params |= {place[0]: n // 4, place[1]: 0}
+        output, like = ("y", np.zeros((rows, n))) if nt else ("dx", np.zeros((rows, k)))
+        constants = {}
+    results = [
+        checker.run(kernel, arrays, params, {output: like}, rows=rows, constants=constants)[output]
+        for _ in range(3)
+    ]
+    assert np.isfinite(results[0]).all()
+    for other in results[1:]:
+        np.testing.assert_array_equal(results[0].view(np.uint32), other.view(np.uint32))
+
+
+def test_variants_take_what_the_product_takes() -> None:
+    """The same bindings and parameters: an operation chooses the name and the constants alone."""
+    for base, variants in (
+        ("matmul_nt", NT),
+        ("matmul_nn", NN),
+        ("matmul_tn", ["matmul_tn_split"]),
+    ):
+        kernel = load_kernel(base)
+        for name in variants:
+            variant = load_kernel(name)
+            assert variant.params == kernel.params and variant.flops == kernel.flops
+            assert {s.name: s for s in variant.slots} == {s.name: s for s in kernel.slots}
