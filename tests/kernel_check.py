@@ -7,6 +7,7 @@ numbers in float64.
 """
 
 import inspect
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -39,6 +40,31 @@ TOLERANCES = {
     **dict.fromkeys(("add", "add_bias", "scale_rows"), 1e-7),
 }
 DEFAULT_TOLERANCE = 8e-7
+
+
+SCALARS = {"f32": 4, "u32": 4, "i32": 4, "vec2<f32>": 8, "vec4<f32>": 16, "vec4<u32>": 16}
+
+
+def plain(code: str) -> str:
+    """WGSL without its comments."""
+    return re.sub(r"//.*", "", code)
+
+
+def nbytes(kind: str, constants: Mapping[str, float]) -> int:
+    """Bytes of a WGSL type made of scalars, vectors and arrays."""
+    array = re.fullmatch(r"array<(.*),([^,<>]*)>", kind.strip())
+    if not array:
+        return SCALARS[kind.strip()]
+    return nbytes(array[1], constants) * int(eval(array[2].replace("u", ""), {}, dict(constants)))
+
+
+def workgroup(kernel: Kernel) -> tuple[int, int]:
+    """(invocations of a workgroup, bytes of its memory)."""
+    declared = re.findall(r"var<workgroup>\s*\w+\s*:\s*([^;]+);", plain(kernel.code))
+    memory = sum(nbytes(kind, kernel.constants) for kind in declared)
+    (size,) = re.findall(r"@workgroup_size\((.*?)\)\n", kernel.code)
+    sizes = [eval(part.replace("u", ""), {}, dict(kernel.constants)) for part in size.split(",")]
+    return math.prod(sizes), memory
 
 
 def struct_type(library: str, name: str) -> np.dtype:

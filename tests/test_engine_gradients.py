@@ -11,6 +11,7 @@ import random_model as rm
 
 from wgtrain import gpu
 from wgtrain.engine.graph import Tensor
+from wgtrain.engine.tuning import DEFAULT_CPU, DEFAULT_GPU
 from wgtrain.errors import OptionError
 from wgtrain.model.model import Model
 from wgtrain.train.config import LoraConfig
@@ -98,6 +99,22 @@ def test_gradients_are_those_of_finite_differences(model: Model) -> None:
         what = "along the gradient" if number == 0 else kinds[number - 1]
         assert measured == pytest.approx(expected, rel=5e-3, abs=5e-3), what
     learner.close()
+
+
+@pytest.mark.parametrize("rank", [4, 24])
+def test_the_kernels_of_gpus_give_the_same_gradients(llama: Model, rank: int) -> None:
+    [batch] = batches(llama)
+    lora = LoraConfig(rank=rank, alpha=8.0, target_modules="all-linear,lm_head")
+    found, kernels = [], []
+    for table in (DEFAULT_CPU, DEFAULT_GPU):
+        learner = rm.learner(llama, lora, tuning=table)
+        found.append(gradients(learner, batch))
+        kernels.append({x.kernel.name for x in learner.plan.launches["micro"]})
+        learner.close()
+    assert not any(name.endswith(("_tiled", "_split")) for name in kernels[0])
+    products = {f"matmul_{product}" for product in ("nt", "nn", "tn")}
+    assert products <= kernels[0] and not products & kernels[1]
+    assert_close(found[1], found[0], 1e-5)
 
 
 def test_evaluation_sums_loss_and_counts(llama: Model) -> None:

@@ -1,12 +1,12 @@
 """Every shader file follows the conventions of `engine.kernel`; the loader tells which does not."""
 
-import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import oracles
 import pytest
+from kernel_check import nbytes, plain, workgroup
 from needs import ROOT
 
 from wgtrain.engine import kernel as loader
@@ -17,7 +17,6 @@ from wgtrain.errors import ShaderError
 from wgtrain.gpu import Device, Limits, Slot, run
 
 LIBRARIES = sorted(path.stem for path in (ROOT / "shaders" / "lib").glob("*.wgsl"))
-SCALARS = {"f32": 4, "u32": 4, "i32": 4, "vec2<f32>": 8, "vec4<f32>": 16, "vec4<u32>": 16}
 
 
 @pytest.fixture
@@ -33,10 +32,6 @@ def shaders(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
 def compile_kernel(device: Device, kernel: Kernel, code: str | None = None) -> None:
     slots = [Slot(slot.number, slot.access) for slot in kernel.slots]
     run(device.pipeline(kernel.name, kernel.code if code is None else code, slots))
-
-
-def plain(code: str) -> str:
-    return re.sub(r"//.*", "", code)
 
 
 def used(text: str) -> list[str]:
@@ -68,24 +63,13 @@ def test_bindings(name: str) -> None:
     assert any(slot.access == "read_write" for slot in storage)
 
 
-def nbytes(kind: str, constants: Mapping[str, float]) -> int:
-    """Bytes of a WGSL type made of scalars, vectors and arrays."""
-    array = re.fullmatch(r"array<(.*),([^,<>]*)>", kind.strip())
-    if not array:
-        return SCALARS[kind.strip()]
-    return nbytes(array[1], constants) * int(eval(array[2].replace("u", ""), {}, dict(constants)))
-
-
 @pytest.mark.parametrize("name", kernel_names())
 def test_workgroup_limits(name: str) -> None:
     kernel = load_kernel(name)
-    declared = re.findall(r"var<workgroup>\s*\w+\s*:\s*([^;]+);", plain(kernel.code))
-    memory = sum(nbytes(kind, kernel.constants) for kind in declared)
+    invocations, memory = workgroup(kernel)
+    assert 1 <= invocations <= Limits().invocations
     assert memory <= Limits().workgroup_memory
-    assert bool(declared) == ("workgroupBarrier" in plain(kernel.code))
-    (size,) = re.findall(r"@workgroup_size\((.*?)\)\n", kernel.code)
-    sizes = [eval(part.replace("u", ""), {}, dict(kernel.constants)) for part in size.split(",")]
-    assert 1 <= math.prod(sizes) <= Limits().invocations
+    assert bool(memory) == ("workgroupBarrier" in plain(kernel.code))
 
 
 def test_workgroup_memory_is_counted() -> None:

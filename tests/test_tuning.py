@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from kernel_check import workgroup
 
 from wgtrain.engine import tuning
 from wgtrain.engine.graph import Graph
@@ -93,3 +94,26 @@ def test_candidates_begin_with_the_default(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_table_is_plain_data() -> None:
     table = Tuning({"nt": Choice("matmul_nt", (("TILE_ROWS", 8),))}, "test")
     assert tuning.to_json(table) == {"nt": {"kernel": "matmul_nt", "TILE_ROWS": 8}}
+
+
+def test_candidates_of_gpus_fit_every_adapter() -> None:
+    """Workgroups of at most 256 invocations and 16 KiB, for every weight library."""
+    gpu, limits = adapter("DiscreteGPU"), Limits()
+    libraries = [entry.library for entry in FORMATS.values()]
+    families = [f"{product}/{library}" for product in ("nt", "nn") for library in libraries]
+    families += [family for family in DEFAULT_GPU.table if "/" not in family]
+    assert set(tuning.GPU_CANDIDATES) <= {family.partition("/")[0] for family in families}
+    for family in families:
+        library = family.partition("/")[2]
+        for choice in tuning.candidates(family, gpu):
+            roles = {"weight": library} if library else {}
+            kernel = load_kernel(choice.kernel, dict(choice.constants), roles)
+            invocations, memory = workgroup(kernel)
+            assert invocations <= limits.invocations, (family, choice)
+            assert memory <= limits.workgroup_memory, (family, choice)
+
+
+def test_a_cpu_tries_no_choice_of_gpus() -> None:
+    assert len(tuning.candidates("tn 8x16", adapter("DiscreteGPU"))) > 1
+    kernels = {choice.kernel for choice in tuning.candidates("nt/weight_f32", adapter())}
+    assert not {"matmul_nt_tiled", "matmul_nt_split"} & kernels

@@ -45,12 +45,19 @@ def _choice(kernel: str, **constants: int) -> Choice:
 
 def nt_small(columns: int) -> str:
     """The family of x P^T with an adapter matrix P of so many rows."""
-    return f"nt small {8 if columns <= 8 else 16}" if columns <= 16 else "nt small"
+    return _small("nt small", max(columns, 8))
 
 
 def nn_small(columns: int) -> str:
     """The family of dy P with an adapter matrix P of so many columns."""
-    return f"nn small {_power(columns, 16)}" if columns <= 16 else "nn small"
+    return _small("nn small", columns)
+
+
+def _small(family: str, columns: int) -> str:
+    """Up to 128 columns are few: a rank; `family` alone is for more."""
+    if columns > 128:
+        return family
+    return f"{family} {_power(columns, 16) if columns <= 16 else 128}"
 
 
 def tn_small(rows: int, columns: int) -> str:
@@ -70,11 +77,13 @@ _CPU = {
     "nt small": _choice("matmul_nt"),
     "nt small 8": _choice("matmul_nt", TILE_ROWS=16, TILE_COLS=8, LANE_ROWS=8, LANE_COLS=1),
     "nt small 16": _choice("matmul_nt", TILE_ROWS=16, TILE_COLS=16, LANE_ROWS=8, LANE_COLS=1),
+    "nt small 128": _choice("matmul_nt"),
     "nn": _choice("matmul_nn"),
     "nn small": _choice("matmul_nn"),
     "nn small 4": _choice("matmul_nn", TILE_ROWS=8, TILE_PACKS=1, LANE_ROWS=8, LANE_COLS=1),
     "nn small 8": _choice("matmul_nn", TILE_ROWS=8, TILE_PACKS=2, LANE_ROWS=8, LANE_COLS=1),
     "nn small 16": _choice("matmul_nn", TILE_ROWS=8, TILE_PACKS=4, LANE_ROWS=8, LANE_COLS=1),
+    "nn small 128": _choice("matmul_nn"),
     "tn 8x4": _choice("matmul_tn", TILE_ROWS=8, TILE_COLS4=1),
     "tn 8x8": _choice("matmul_tn", TILE_ROWS=8, TILE_COLS4=2),
     "tn 8x16": _choice("matmul_tn", TILE_ROWS=8, TILE_COLS4=4),
@@ -85,7 +94,41 @@ _CPU = {
     "attention_backward_q": _choice("attention_backward_q"),
     "attention_backward_kv": _choice("attention_backward_kv"),
 }
-_GPU: dict[str, Choice] = {}  # where a GPU differs
+
+
+def _tiled(kernel: str, rows: int, cols4: int, lane_rows: int, lane_cols: int, **k4: int) -> Choice:
+    """A workgroup of lane_rows x lane_cols invocations, rows x cols4 vec4s of sums each."""
+    tile = {"TILE_ROWS": rows, "TILE_COLS4": cols4, "LANE_ROWS": lane_rows, "LANE_COLS": lane_cols}
+    return _choice(kernel, **tile, **k4)
+
+
+def _tn(rows: int, cols4: int, lane_rows: int, lane_cols: int, split: int) -> Choice:
+    return _tiled("matmul_tn_split", rows, cols4, lane_rows, lane_cols, SPLIT=split)
+
+
+# Where a GPU differs. Designed from what others measured, not measured on one: see
+# docs/optimisation-log.md. Large products are tiled in workgroup memory; where few columns come
+# out of a long sum, the sum is split over the workgroup; where the sum is as short as a rank, one
+# step of a tile holds it.
+_GPU = {
+    "nt": _tiled("matmul_nt_tiled", 8, 1, 8, 8),
+    "nt small": _tiled("matmul_nt_tiled", 8, 1, 8, 8, TILE_K4=2),
+    "nt small 8": _choice("matmul_nt_split"),
+    "nt small 16": _choice("matmul_nt_split"),
+    "nt small 128": _choice("matmul_nt_split"),
+    "nn": _tiled("matmul_nn_tiled", 8, 1, 8, 8),
+    "nn small": _tiled("matmul_nn_tiled", 8, 1, 8, 8, TILE_N4=2),
+    "nn small 4": _choice("matmul_nn_split", TILE_PACKS=1, TILE_ROWS=8),
+    "nn small 8": _choice("matmul_nn_split"),
+    "nn small 16": _choice("matmul_nn_split"),
+    "nn small 128": _choice("matmul_nn_split"),
+    "tn 8x4": _tn(8, 1, 1, 1, 64),
+    "tn 8x8": _tn(8, 1, 1, 2, 32),
+    "tn 8x16": _tn(8, 1, 1, 16, 8),
+    "tn nx4": _tn(4, 1, 16, 1, 8),
+    "tn nx8": _tn(4, 2, 16, 1, 8),
+    "tn nx16": _tn(8, 1, 2, 8, 8),
+}
 # Where an adapter with subgroups differs; SUBGROUP is set to their true size.
 _CPU_SUBGROUPS: dict[str, Choice] = {}
 _GPU_SUBGROUPS: dict[str, Choice] = {}
@@ -95,6 +138,53 @@ DEFAULT_GPU = Tuning({**_CPU, **_GPU}, "defaults of GPUs: not measured here")
 
 # What a sweep tries for a family, beside the default: by family, else by what stands before "/".
 CANDIDATES: dict[str, tuple[Choice, ...]] = {}
+# And besides on anything but a CPU. Of the tiles, large ones need few reads of workgroup memory a
+# product, small ones fill a large GPU at few tokens and a small one's registers.
+_TILES = (
+    (4, 1, 8, 8),
+    (4, 1, 16, 16),
+    (4, 2, 8, 8),
+    (8, 1, 8, 16),
+    (8, 2, 8, 8),
+    (8, 2, 16, 8),
+)
+GPU_CANDIDATES: dict[str, tuple[Choice, ...]] = {
+    "nt": (
+        *(_tiled("matmul_nt_tiled", *tile) for tile in _TILES),
+        _tiled("matmul_nt_tiled", 4, 1, 8, 8, TILE_K4=8),
+        _tiled("matmul_nt_tiled", 8, 1, 8, 8, TILE_K4=8),
+        _tiled("matmul_nt_tiled", 8, 2, 8, 8, TILE_K4=2),
+        _tiled("matmul_nt_tiled", 8, 2, 16, 16, TILE_K4=2),
+    ),
+    "nn": (
+        *(_tiled("matmul_nn_tiled", *tile) for tile in _TILES),
+        _tiled("matmul_nn_tiled", 4, 1, 8, 8, TILE_N4=8),
+        _tiled("matmul_nn_tiled", 8, 1, 8, 8, TILE_N4=8),
+        _tiled("matmul_nn_tiled", 8, 2, 8, 8, TILE_N4=2),
+        _tiled("matmul_nn_tiled", 8, 2, 16, 16, TILE_N4=2),
+    ),
+    **{
+        f"nt small {columns}": (
+            _choice("matmul_nt_split", TILE_ROWS=2),
+            _choice("matmul_nt_split", TILE_ROWS=8),
+            _choice("matmul_nt_split", TILE_ROWS=2, LANES=128),
+            _choice("matmul_nt_split", LANES=32),
+        )
+        for columns in (8, 16, 128)
+    },
+    **{
+        f"nn small {columns}": (
+            _choice("matmul_nn_split", TILE_ROWS=2),
+            _choice("matmul_nn_split", TILE_ROWS=8),
+            _choice("matmul_nn_split", TILE_ROWS=2, LANES=128),
+            _choice("matmul_nn_split", LANES=32),
+        )
+        for columns in (8, 16, 128)
+    },
+    "tn 8x16": (_tn(8, 1, 1, 16, 4), _tn(8, 1, 1, 32, 4), _tn(8, 2, 1, 8, 8)),
+    "tn nx8": (_tn(4, 2, 16, 1, 4), _tn(4, 2, 32, 1, 4), _tn(8, 2, 8, 1, 8)),
+    "tn nx16": (_tn(8, 1, 4, 4, 8), _tn(8, 1, 2, 8, 4), _tn(8, 2, 2, 4, 8)),
+}
 
 
 def default_tuning(device: Device) -> Tuning:
@@ -108,7 +198,10 @@ def default_tuning(device: Device) -> Tuning:
 
 def candidates(family: str, device: Device) -> list[Choice]:
     """What can be tried for a family on this adapter, the default first."""
-    listed = CANDIDATES.get(family) or CANDIDATES.get(family.partition("/")[0], ())
+    base = family.partition("/")[0]
+    listed = [*(CANDIDATES.get(family) or CANDIDATES.get(base, ()))]
+    if device.info.type != "CPU":
+        listed += GPU_CANDIDATES.get(base, ())
     found = [default_tuning(device).choice(family)]
     for choice in (_sized(choice, device.subgroup_size) for choice in listed):
         if choice not in found and runs_on(choice, device):
