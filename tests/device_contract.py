@@ -372,6 +372,31 @@ async def a_zero_count_skips_the_dispatch() -> None:
 
 
 @check
+async def dispatches_are_timed() -> None:
+    async with opened() as device:
+        if "timestamp-query" in device.features:
+            await times_are_those_of_a_run(device)
+
+
+async def times_are_those_of_a_run(device: Device) -> None:
+    """Timing a program does what running it does; what is skipped takes no time."""
+    maker = await Affine.open(device)
+    terms = list(range(1, 12))
+    for cuts in ([], [4], [3, 3, 7], [0, 4, 11]):
+        y = maker.buffer()
+        dispatches = [maker.dispatch(y, term)._replace(grid=term == 5) for term in terms]
+        program = device.program(dispatches)
+        seconds = await device.profile(program, np.array([[2, 1, 1], [2, 0, 1]], np.uint32), cuts)
+        done = [term for term in terms if term != 5]
+        assert await words(device, y) == [affine(0, done)] * 5, cuts
+        assert len(seconds) == 11 and seconds[4] == 0 and all(0 <= s < 60 for s in seconds)
+    y = maker.buffer()
+    program = device.program([maker.dispatch(y, 1)])
+    device.free(y)
+    await refused(device.profile(program, np.array([[1, 1, 1]], np.uint32), []), DeviceError)
+
+
+@check
 async def an_empty_program_runs() -> None:
     async with opened() as device:
         maker = await Affine.open(device, n=1)

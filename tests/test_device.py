@@ -41,6 +41,16 @@ def test_contract(name: str) -> None:
     gpu.run(contract.CHECKS[name]())
 
 
+def test_dispatches_are_timed_without_timestamps() -> None:
+    async def check() -> None:
+        async with contract.opened() as device:
+            assert "timestamp-query" in device.features  # lavapipe has them
+            device.features = frozenset()
+            await contract.times_are_those_of_a_run(device)
+
+    gpu.run(check())
+
+
 def test_contract_where_a_driver_may_abort() -> None:
     """In a process of its own: wgpu-native ends the process on errors of a submit."""
     code = """

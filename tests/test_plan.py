@@ -490,3 +490,34 @@ def test_a_session_is_planned_alike(model: Model) -> None:
     assert model.device.allocated == before + session.plan.nbytes
     session.close()
     assert model.device.allocated == before
+
+
+def test_a_profile_names_every_launch_and_trains_nothing(model: Model) -> None:
+    batch = rm.batch(np.random.default_rng(2), [13, 9, 17], model.config.vocabulary)
+    learner = rm.learner(model)
+
+    def state() -> list[dict[str, np.ndarray]]:
+        return [gpu.run(learner.parameters()), *gpu.run(learner.moments())]
+
+    learner.micro(batch)
+    learner.update(step=1, learning_rate=0.01)
+    assert len(gpu.run(learner.reports())) == 1
+    before = state()
+    profile = gpu.run(learner.profile(batch))
+    launches = [*learner.plan.launches["micro"], *learner.plan.launches["update"]]
+    assert [launch for launch, _ in profile] == launches
+    assert all(seconds >= 0 for _, seconds in profile) and sum(s for _, s in profile) > 0
+    for old, new in zip(before, state(), strict=True):
+        for name in old:
+            np.testing.assert_array_equal(new[name], old[name])
+    # What comes after starts from an empty window.
+    again = rm.learner(model)
+    for each in (again, learner):
+        if each is again:
+            each.set_parameters(before[0])
+            each.set_moments(before[1], before[2])
+        each.micro(batch)
+        each.update(step=2, learning_rate=0.01)
+    assert gpu.run(learner.reports()) == gpu.run(again.reports())
+    learner.close()
+    again.close()

@@ -243,10 +243,23 @@ class Plan:
 
     def run(self, name: str, step: bytes, tokens: int, trained: int) -> None:
         """Queues one replay: `step` is the content of the step uniform, T and C its sizes."""
+        self._device.run(*self._prepare(name, step, tokens, trained))
+
+    def _prepare(
+        self, name: str, step: bytes, tokens: int, trained: int
+    ) -> tuple[Any, np.ndarray, list[int]]:
+        """Program, workgroup counts and cuts of a replay, whose step uniform is queued."""
         program = self.programs[name]
         self._device.write(self._small["step"], 0, step)
         cuts = program.cuts(self.work_limit, max(tokens, 1) / self.max_tokens)
-        self._device.run(program.handle, program.counts(tokens, trained), cuts)
+        return program.handle, program.counts(tokens, trained), cuts
+
+    async def profile(
+        self, name: str, step: bytes, tokens: int, trained: int
+    ) -> list[tuple[Launch, float]]:
+        """One replay, waited for, as (launch, seconds on the GPU); see `Device.profile`."""
+        seconds = await self._device.profile(*self._prepare(name, step, tokens, trained))
+        return list(zip(self.launches[name], seconds, strict=True))
 
     def total_work(self, name: str, tokens: int) -> float:
         """Estimated work of a replay, in the unit of `work_limit`."""

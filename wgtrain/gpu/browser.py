@@ -119,6 +119,7 @@ class BrowserDevice(DeviceBase):
 
     def __init__(self, info: AdapterInfo, device: Any, limits: Limits, budget: int | None):
         super().__init__(info, limits, budget)
+        self.features = frozenset(device.features.to_py())
         self.javascript = device
 
     @contextmanager
@@ -218,17 +219,31 @@ class BrowserDevice(DeviceBase):
 
     def run(self, program: Any, counts: np.ndarray, cuts: Sequence[int]) -> None:
         with self._errors("running a plan"):
-            self._check_program(program)
-            if program.clash:
-                raise DeviceError(f"buffer '{program.clash}' is bound readable and writable")
-            if counts.size and int(counts.max()) > self.limits.workgroups:
-                raise DeviceError(
-                    f"running a plan: {int(counts.max()):,} workgroups in one dimension; "
-                    f"{self.limits.workgroups:,} are allowed"
-                )
-            ends = np.array([*cuts, program.size], np.uint32)
-            table = np.ascontiguousarray(counts, np.uint32).reshape(-1)
+            table, ends = self._tables(program, counts, cuts)
             self.javascript.run(program.handle, table.data, ends.data)
+
+    def _tables(
+        self, program: Program, counts: np.ndarray, cuts: Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Workgroup counts and ends of submits as JavaScript takes them, after all checks."""
+        self._check_program(program)
+        if program.clash:
+            raise DeviceError(f"buffer '{program.clash}' is bound readable and writable")
+        if counts.size and int(counts.max()) > self.limits.workgroups:
+            raise DeviceError(
+                f"running a plan: {int(counts.max()):,} workgroups in one dimension; "
+                f"{self.limits.workgroups:,} are allowed"
+            )
+        ends = np.array([*cuts, program.size], np.uint32)
+        return np.ascontiguousarray(counts, np.uint32).reshape(-1), ends
+
+    async def profile(self, program: Any, counts: np.ndarray, cuts: Sequence[int]) -> list[float]:
+        with self._errors("timing a plan"):
+            table, ends = self._tables(program, counts, cuts)
+            if "timestamp-query" not in self.features:
+                raise DeviceError("timing a plan: this page is given no timestamps")
+            times = await self.javascript.profile(program.handle, table.data, ends.data)
+        return [1e-9 * time for time in times.to_py()]
 
     def flush(self) -> None:
         with self._errors("flushing"):

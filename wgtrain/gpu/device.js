@@ -4,6 +4,8 @@
 // is kept and thrown by the next call or read as an Error with a `kind`: "lost", "memory", "shader"
 // or "device".
 (() => {
+  const FEATURES = ["timestamp-query"]; // asked for where the adapter has them
+  const MOST_QUERIES = 4096; // in a set
   const PIECE = 4 << 20; // larger writes go in pieces, so that staging memory stays small
   const MOST_PENDING = 16 << 20; // bytes on their way from a stream before the GPU is waited for
   const TYPES = { read: "read-only-storage", read_write: "storage", uniform: "uniform" };
@@ -26,12 +28,15 @@
     }
 
     static async open(adapter, requiredLimits) {
-      return new WgtrainDevice(await adapter.requestDevice({ requiredLimits, label: "wgtrain" }));
+      const requiredFeatures = FEATURES.filter((name) => adapter.features.has(name));
+      const wanted = { requiredFeatures, requiredLimits, label: "wgtrain" };
+      return new WgtrainDevice(await adapter.requestDevice(wanted));
     }
 
     constructor(device) {
       this.device = device;
       this.queue = device.queue;
+      this.features = FEATURES.filter((name) => device.features.has(name));
       this.problem = null;
       this.lost = false;
       this.pending = 0; // bytes streamed since the GPU was last waited for
@@ -226,6 +231,55 @@
         cuts.release();
         this.seconds += (performance.now() - began) / 1000;
       }
+    }
+
+    // The nanoseconds of each dispatch, a pass each; a skipped one takes none.
+    async profile({ pipelines, groups, grids }, counts, ends) {
+      const [sizes, cuts] = [counts.getBuffer("u32"), ends.getBuffer("u32")];
+      const [grid, stops] = [sizes.data.slice(), [...cuts.data]];
+      sizes.release();
+      cuts.release();
+      for (let at = MOST_QUERIES / 2; at < grids.length; at += MOST_QUERIES / 2) stops.push(at);
+      const times = new Float64Array(grids.length);
+      let start = 0;
+      for (const end of stops.sort((a, b) => a - b)) {
+        if (end <= start) continue;
+        const [n, first] = [end - start, start];
+        const [querySet, resolved] = this.scoped("timing a plan", () => {
+          const querySet = this.device.createQuerySet({ type: "timestamp", count: 2 * n });
+          const usage = GPUBufferUsage.QUERY_RESOLVE | GPUBufferUsage.COPY_SRC;
+          const resolved = this.device.createBuffer({ size: 16 * n, usage, label: "timestamps" });
+          const encoder = this.device.createCommandEncoder();
+          for (let i = 0; i < n; i++) {
+            const timestampWrites = {
+              querySet,
+              beginningOfPassWriteIndex: 2 * i,
+              endOfPassWriteIndex: 2 * i + 1,
+            };
+            const pass = encoder.beginComputePass({ timestampWrites });
+            const size = grid.subarray(3 * grids[first + i], 3 * grids[first + i] + 3);
+            if (size.every((count) => count)) {
+              pass.setPipeline(pipelines[first + i]);
+              pass.setBindGroup(0, groups[first + i]);
+              pass.dispatchWorkgroups(...size);
+            }
+            pass.end();
+          }
+          encoder.resolveQuerySet(querySet, 0, 2 * n, resolved, 0);
+          this.queue.submit([encoder.finish()]);
+          return [querySet, resolved];
+        });
+        const stamps = new BigUint64Array((await this.read(resolved, 0, 16 * n)).buffer);
+        for (let i = 0; i < n; i++) {
+          const skipped = grid.subarray(3 * grids[first + i], 3 * grids[first + i] + 3).includes(0);
+          const taken = Number(stamps[2 * i + 1] - stamps[2 * i]);
+          times[first + i] = skipped ? 0 : Math.max(taken, 0);
+        }
+        querySet.destroy();
+        resolved.destroy();
+        start = end;
+      }
+      return times;
     }
 
     flush() {

@@ -18,6 +18,7 @@ import wgpu
 
 from wgtrain.errors import DeviceError, DeviceLostError, OptionError, OutOfMemoryError, ShaderError
 from wgtrain.files.source import Source, read_range
+from wgtrain.gpu import native_timing
 from wgtrain.gpu.base import BindGroup, DeviceBase, Program, compile_message
 from wgtrain.gpu.protocol import (
     INDEX_VARIABLE,
@@ -33,6 +34,7 @@ from wgtrain.gpu.protocol import (
 _STRENGTH = {"DiscreteGPU": 0, "IntegratedGPU": 1, "VirtualGPU": 2, "Unknown": 3, "CPU": 4}
 _USAGE = wgpu.BufferUsage.COPY_SRC | wgpu.BufferUsage.COPY_DST
 _WRITE_PIECE = 4 << 20  # larger writes go through in pieces, so that staging memory stays small
+_FEATURES = frozenset({"timestamp-query"})  # asked for where the adapter has them
 _NO_ADAPTER = (
     "no GPU adapter was found. Install a Vulkan driver for your GPU, or a software one "
     "(Debian, Ubuntu: apt-get install mesa-vulkan-drivers libvulkan1; Fedora: mesa-vulkan-drivers; "
@@ -118,6 +120,7 @@ class NativeDevice(DeviceBase):
         if budget is None and info.type == "CPU":
             budget = _physical_memory()
         super().__init__(info, granted, budget)
+        self.features = _FEATURES & set(info.features)
         wanted = {
             "max-storage-buffer-binding-size": self.limits.binding,
             "max-buffer-size": self.limits.buffer,
@@ -133,7 +136,9 @@ class NativeDevice(DeviceBase):
             "min-uniform-buffer-offset-alignment": self.limits.alignment,
         }
         try:
-            self._device = adapter.request_device_sync(required_limits=wanted, label="wgtrain")
+            self._device = adapter.request_device_sync(
+                required_features=sorted(self.features), required_limits=wanted, label="wgtrain"
+            )
         except RuntimeError as error:
             raise DeviceError(f"{info.name} cannot be opened: {error}") from error
         self._queue = self._device.queue
@@ -247,9 +252,7 @@ class NativeDevice(DeviceBase):
         return Program(handle, dispatches)
 
     def run(self, program: Any, counts: np.ndarray, cuts: Sequence[int]) -> None:
-        grids = [tuple(row) if all(row) else None for row in counts.tolist()]
-        with self._errors("running a plan"):
-            self._check_program(program)
+        grids = self._grids(program, counts)
         start = 0
         for end in (*cuts, program.size):
             with self._errors("running a plan"):
@@ -269,6 +272,20 @@ class NativeDevice(DeviceBase):
                 commands = encoder.finish()
                 self._queue.submit([commands])
             start = end
+
+    def _grids(self, program: Program, counts: np.ndarray) -> list[tuple[int, ...] | None]:
+        """The workgroup counts of each row of `counts`, None = skipped; all buffers are alive."""
+        with self._errors("running a plan"):
+            self._check_program(program)
+        return [tuple(row) if all(row) else None for row in counts.tolist()]
+
+    async def profile(self, program: Any, counts: np.ndarray, cuts: Sequence[int]) -> list[float]:
+        grids = self._grids(program, counts)
+        dispatches = [(p, group, grids[grid]) for p, group, grid in program.handle]
+        with self._errors("timing a plan"):
+            if "timestamp-query" in self.features:
+                return native_timing.by_timestamps(self._device, dispatches, cuts)
+            return native_timing.by_clock(self._device, dispatches)
 
     def flush(self) -> None:
         with self._errors("flushing"):

@@ -136,6 +136,13 @@ class Device(Protocol):
         was freed.
         """
 
+    async def profile(self, program: Any, counts: np.ndarray, cuts: Sequence[int]) -> list[float]:
+        """`run`, with a pass for each dispatch, waited for: the seconds each took, 0 if skipped.
+
+        From timestamps where `features` has "timestamp-query". Natively otherwise by the clock,
+        each dispatch submitted alone; a page without timestamps raises DeviceError.
+        """
+
     def flush(self) -> None:
         """Hands pending writes to the GPU, so that their staging memory can return."""
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from wgtrain.data.batches import Batch
 from wgtrain.engine.arena import Arena
-from wgtrain.engine.graph import Graph, Storage
+from wgtrain.engine.graph import Graph, Launch, Storage
 from wgtrain.engine.inputs import InputBuffers
 from wgtrain.engine.loss import chunk_columns, cross_entropy
 from wgtrain.engine.ops import gather
@@ -215,6 +215,11 @@ class Learner:
         self._queue("micro", batch, dropout_key)
 
     def _queue(self, program: str, batch: Batch, dropout_key: int = 0) -> None:
+        self.plan.run(program, *self._write(batch, dropout_key))
+        self._work += self.plan.total_work(program, len(batch.tokens))
+
+    def _write(self, batch: Batch, dropout_key: int = 0) -> tuple[bytes, int, int]:
+        """Queues a batch's arrays; what a replay takes: step uniform, T and C."""
         assert self._built, "build() first"
         trained = self._inputs.write(
             self._device, batch.tokens, batch.starts, batch.ends, batch.targets
@@ -222,8 +227,18 @@ class Learner:
         step = np.zeros(STEP_WORDS, np.uint32)
         step[:2] = len(batch.tokens), trained
         step[4] = dropout_key
-        self.plan.run(program, step.tobytes(), len(batch.tokens), trained)
-        self._work += self.plan.total_work(program, len(batch.tokens))
+        return step.tobytes(), len(batch.tokens), trained
+
+    async def profile(self, batch: Batch) -> list[tuple[Launch, float]]:
+        """Replays one step launch by launch, with the seconds each took on the GPU.
+
+        It ends a window as `update` does, without a report; parameters and moments stay.
+        """
+        micro = await self.plan.profile("micro", *self._write(batch))
+        words = np.zeros(STEP_WORDS, np.uint32)
+        words[5] = self._slot
+        words.view(np.float32)[6:16] = 0, 1, 0, 1, 1, 0, 0, 1, 1, 1  # p and moments times one
+        return micro + await self.plan.profile("update", words.tobytes(), 0, 0)
 
     def update(
         self,
