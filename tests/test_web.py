@@ -4,10 +4,12 @@ import hashlib
 import http.client
 import io
 import json
+import socket
 import sys
 import threading
 import zipfile
 from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from click.testing import CliRunner
 from needs import ROOT
 
 from wgtrain import cli
-from wgtrain.serve import HEADERS, make_server
+from wgtrain.serve import HEADERS, Handler, make_server
 
 sys.path.insert(0, str(ROOT / "scripts"))
 import build_web
@@ -71,6 +73,20 @@ def test_whole_files_and_headers(port: int) -> None:
     assert HEADERS.items() <= headers.items()
     assert get(port, "/a.mjs")[1]["Content-type"] == "text/javascript"
     assert get(port, "/nothing")[0] == 404
+
+
+def test_a_body_does_not_wait_for_an_acknowledgement(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = []
+
+    def send_head(handler: Handler) -> Any:
+        options.append(handler.connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        return SimpleHTTPRequestHandler.send_head(handler)
+
+    monkeypatch.setattr(Handler, "send_head", send_head)
+    get(port, "/some.gguf")
+    assert len(options) == 1 and options[0]
 
 
 def test_the_command_says_where_no_site_is(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ class Handler(SimpleHTTPRequestHandler):
 
     extensions_map = SimpleHTTPRequestHandler.extensions_map | _TYPES
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else a body waits 40 ms for the headers' acknowledgement
 
     def end_headers(self) -> None:
         """Adds `HEADERS` to every answer."""
