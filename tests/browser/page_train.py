@@ -33,11 +33,16 @@ def settings(steps: int = STEPS) -> TrainConfig:
 
 
 async def make(
-    source: Any, rows: bytes, *, lora: LoraConfig = LORA, config: TrainConfig | None = None
+    source: Any,
+    rows: bytes,
+    *,
+    lora: LoraConfig = LORA,
+    config: TrainConfig | None = None,
+    limits: str | None = "default",
 ) -> Trainer:
     """A trainer on a model opened with WebGPU's default limits."""
     config = config or settings()
-    model = await wgtrain.aio.load_model(source, limits="default")
+    model = await wgtrain.aio.load_model(source, limits=limits)
     tokenizer: Any = model
     data = load_rows(rows, tokenizer.tokenizer, seq_len=config.seq_len, name="rows")
     return Trainer(model, data, lora, config)

@@ -178,6 +178,52 @@ from base64 import b64encode
     assert adapter == page_runs["tiny"]["adapter"]
 
 
+def test_the_browser_refuses_memory_and_the_checkpoint_is_good(
+    tab: Any, page_runs: Any, files: Any
+) -> None:
+    """Of a model, then of a second trainer beside one that trains; SwiftShader gives no 1 GiB."""
+    code = """
+from wgtrain.gpu.browser import BrowserDevice
+allocate, said = BrowserDevice._allocate, []
+
+async def refusing(label, call):
+    def enlarged(device, size, name, uniform):
+        return allocate(device, 1 << 30 if name == label else size, name, uniform)
+    BrowserDevice._allocate = enlarged
+    try:
+        await call
+    except wgtrain.OutOfMemoryError as error:
+        said.append(str(error))
+    finally:
+        BrowserDevice._allocate = allocate
+
+await refusing("output.weight", page_train.make(source, rows, limits=None))
+trainer = await page_train.make(source, rows, limits=None)
+async for result in trainer.aio.run():
+    if result.step == 7:
+        state = await trainer.aio.checkpoint()
+        break
+device = trainer.model.device
+before = device.allocated
+second = wgtrain.Trainer(trainer.model, trainer.rows, page_train.LORA, trainer.config)
+for label in ("activations 0", "step"):
+    await refusing(label, second.aio.build())
+    assert device.allocated == before
+second.restore(state)
+async for result in second.aio.run():
+    pass
+from base64 import b64encode
+adapter = b64encode(await second.aio.adapter_gguf()).decode()
+trainer.model.close()
+[said, adapter]
+"""
+    said, adapter = tab.python(OPEN + code, name="tiny")
+    refused = "of 1,073,741,824 bytes: the GPU has not enough memory left"
+    labels = ("output.weight", "activations 0", "step")
+    assert said == [f"creating buffer '{label}' {refused}" for label in labels]
+    assert adapter == page_runs["tiny"]["adapter"]
+
+
 def test_what_the_browser_finds_late_is_raised_by_the_next_call(tab: Any) -> None:
     code = """
     from wgtrain.errors import DeviceError

@@ -38,6 +38,7 @@
       this.queue = device.queue;
       this.features = FEATURES.filter((name) => device.features.has(name));
       this.problem = null;
+      this.told = 0; // problems thrown so far; what was queued before one mostly follows from it
       this.lost = false;
       this.pending = 0; // bytes streamed since the GPU was last waited for
       this.seconds = 0; // spent in `run`
@@ -56,13 +57,18 @@
     check() {
       const problem = this.problem;
       if (!problem) return;
-      if (!this.lost) this.problem = null;
+      if (!this.lost) {
+        this.problem = null;
+        this.told++;
+      }
       throw problem;
     }
 
     // Runs `call`; errors that the browser finds later are kept as those of `doing`.
     scoped(doing, call) {
       this.check();
+      const { told } = this;
+      const keep = (kind, error) => error && told === this.told && this.keep(kind, doing, error);
       for (const scope in SCOPES) this.device.pushErrorScope(scope);
       try {
         return call();
@@ -70,7 +76,7 @@
         throw failure(error instanceof RangeError ? "memory" : "device", error.message);
       } finally {
         for (const kind of Object.values(SCOPES).reverse()) {
-          this.device.popErrorScope().then((e) => e && this.keep(kind, doing, e), () => {});
+          this.device.popErrorScope().then((error) => keep(kind, error), () => {});
         }
       }
     }
@@ -78,7 +84,8 @@
     createBuffer(size, label, uniform) {
       const kind = uniform ? GPUBufferUsage.UNIFORM : GPUBufferUsage.STORAGE;
       const usage = kind | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST;
-      return this.scoped(`creating buffer '${label}' of ${size} bytes`, () =>
+      const bytes = size.toLocaleString("en");
+      return this.scoped(`creating buffer '${label}' of ${bytes} bytes`, () =>
         this.device.createBuffer({ size, usage, label }),
       );
     }
