@@ -49,3 +49,15 @@ def device() -> Iterator[Any]:
     opened = gpu.run(gpu.open_device(limits="default"))
     yield opened
     opened.close()
+
+
+@pytest.fixture(scope="session")
+def full_device() -> Iterator[Any]:
+    """The GPU with the features it has, for kernels that need them."""
+    from wgtrain import gpu
+    from wgtrain.engine.probe import find_subgroup_size
+
+    opened = gpu.run(gpu.open_device())
+    gpu.run(find_subgroup_size(opened))
+    yield opened
+    opened.close()

@@ -21,6 +21,7 @@ from wgtrain.errors import (
 )
 from wgtrain.files.source import BytesSource
 from wgtrain.gpu import Binding, Buffer, Device, Dispatch, Limits, Slot, open_device
+from wgtrain.gpu.protocol import FEATURES
 
 Check = Callable[[], Awaitable[None]]
 CHECKS: dict[str, Check] = {}
@@ -60,6 +61,17 @@ fn main(@builtin(workgroup_id) id: vec3<u32>) {
   atomicMax(&y[2], id.y + 1u);
   atomicMax(&y[3], id.z + 1u);
 }
+"""
+# Sums over subgroups, and a product that rounds to 11 bits.
+SUBGROUPS = """
+@group(0) @binding(0) var<storage, read_write> y: array<u32>;
+@compute @workgroup_size(16)
+fn main(@builtin(local_invocation_index) i: u32) { y[i] = subgroupAdd(1u); nothing }
+"""
+HALF = """
+@group(0) @binding(0) var<storage, read_write> y: array<f32>;
+@compute @workgroup_size(4)
+fn main(@builtin(local_invocation_index) i: u32) { y[i] = f32(f16(y[i]) * 3.0h); nothing }
 """
 
 
@@ -151,6 +163,43 @@ async def adapter_and_limits_are_known() -> None:
         assert device.info.limits["max-storage-buffer-binding-size"] >= Limits().binding
         assert isinstance(device.features, frozenset)
         assert device.allocated == 0
+
+
+@check
+async def default_limits_bring_no_feature_that_kernels_use() -> None:
+    async with opened() as device:
+        assert device.features <= {"timestamp-query"} and device.subgroup_size == 0
+        for code, feature in ((SUBGROUPS, "subgroups"), (HALF, "f16")):
+            pipeline = device.pipeline("special", code, [Slot(0, "read_write")])
+            await refused(pipeline, ShaderError, "'special'", feature)
+
+
+@check
+async def features_that_the_adapter_has_can_be_used() -> None:
+    async with opened(limits=None) as device:
+        assert device.features <= set(FEATURES)
+        for name, theirs in FEATURES.items():
+            assert (name in device.features) == bool(set(theirs) & set(device.info.features))
+        slots = [Slot(0, "read_write")]
+        for code, feature in ((SUBGROUPS, "subgroups"), (HALF, "f16")):
+            if feature not in device.features:
+                continue
+            error = await refused(device.pipeline("special", code, slots), ShaderError, "nothing")
+            assert "line 4" in str(error), error
+            pipeline = await device.pipeline("special", code.replace("nothing", ""), slots)
+            y = device.create_buffer(64, "y")
+            device.write(y, 0, np.array([1.0, 1.0009765625, 0.5, -2.0], np.float32))
+            group = device.bind(pipeline, [Binding(0, y, 0, 64)])
+            device.run(
+                device.program([Dispatch(pipeline, group, 0)]), np.array([[1, 1, 1]], np.uint32), []
+            )
+            raw = await device.read(y, 0, 64)
+            if feature == "f16":
+                got = np.frombuffer(raw, np.float32)[:4]
+                np.testing.assert_array_equal(got, np.float16([1, 1.001, 0.5, -2]) * np.float16(3))
+            else:
+                sums = np.frombuffer(raw, np.uint32)
+                assert sums.min() > 0 and sums.max() <= 16, sums
 
 
 @check

@@ -456,3 +456,11 @@ def repack_q4_0(
     scales = blocks[..., :2].reshape(slice_rows, -1)
     _write_rows(planes, scales, first_row, scale_stride, scales_at)
     return {"planes": planes}
+
+
+def probe_subgroup(LANES: int, size: int, groups: int = 2) -> dict[str, np.ndarray]:
+    """Subgroups of `size` consecutive invocations."""
+    lane = np.arange(LANES)
+    sizes = np.full(LANES, size)
+    seen = np.stack([sizes, sizes, lane % size, lane - lane % size], 1)
+    return {"seen": np.stack([seen] * groups)}

@@ -4,16 +4,19 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import oracles
 import pytest
 from kernel_check import workgroup
 
+from wgtrain import gpu
 from wgtrain.engine import tuning
 from wgtrain.engine.graph import Graph
 from wgtrain.engine.kernel import load_kernel
 from wgtrain.engine.ops import linear
+from wgtrain.engine.probe import find_subgroup_size, subgroup_size
 from wgtrain.engine.tuning import DEFAULT_CPU, DEFAULT_GPU, Choice, Tuning
 from wgtrain.engine.weight import FORMATS, plan_weight
-from wgtrain.gpu import AdapterInfo, Limits
+from wgtrain.gpu import AdapterInfo, Device, Limits
 
 
 def adapter(type_: str = "CPU", subgroup_size: int = 0, *features: str) -> Any:
@@ -98,14 +101,14 @@ def test_a_table_is_plain_data() -> None:
 
 def test_candidates_of_gpus_fit_every_adapter() -> None:
     """Workgroups of at most 256 invocations and 16 KiB, for every weight library."""
-    gpu, limits = adapter("DiscreteGPU"), Limits()
+    discrete, limits = adapter("DiscreteGPU"), Limits()
     libraries = [entry.library for entry in FORMATS.values()]
     families = [f"{product}/{library}" for product in ("nt", "nn") for library in libraries]
     families += [family for family in DEFAULT_GPU.table if "/" not in family]
     assert set(tuning.GPU_CANDIDATES) <= {family.partition("/")[0] for family in families}
     for family in families:
         library = family.partition("/")[2]
-        for choice in tuning.candidates(family, gpu):
+        for choice in tuning.candidates(family, discrete):
             roles = {"weight": library} if library else {}
             kernel = load_kernel(choice.kernel, dict(choice.constants), roles)
             invocations, memory = workgroup(kernel)
@@ -117,3 +120,24 @@ def test_a_cpu_tries_no_choice_of_gpus() -> None:
     assert len(tuning.candidates("tn 8x16", adapter("DiscreteGPU"))) > 1
     kernels = {choice.kernel for choice in tuning.candidates("nt/weight_f32", adapter())}
     assert not {"matmul_nt_tiled", "matmul_nt_split"} & kernels
+
+
+@pytest.mark.gpu
+def test_the_size_of_subgroups_is_measured(device: Device, full_device: Device) -> None:
+    assert device.subgroup_size == gpu.run(find_subgroup_size(device)) == 0
+    assert ("subgroups" in full_device.features) == (full_device.subgroup_size > 1)
+    assert gpu.run(find_subgroup_size(full_device)) == full_device.subgroup_size
+
+
+@pytest.mark.parametrize("size", [2, 4, 8, 32, 64])
+def test_subgroups_have_to_be_consecutive_and_alike(size: int) -> None:
+    seen = oracles.probe_subgroup(64, size)["seen"]
+    assert subgroup_size(seen) == size
+    for group, lane, word in ((0, 0, 0), (1, 5, 0), (1, 63, 1), (0, 9, 2), (0, 40, 3)):
+        other = seen.copy()
+        other[group, lane, word] += 1
+        assert subgroup_size(other) == 0
+    swapped = seen.copy()
+    swapped[:, [0, 1]] = swapped[:, [1, 0]]
+    assert subgroup_size(swapped) == 0
+    assert subgroup_size(oracles.probe_subgroup(64, 1)["seen"]) == 0

@@ -14,3 +14,16 @@ def test_contract(tab: Any, name: str) -> None:
         "import device_contract; await device_contract.CHECKS[values.name]()",
         name=name,
     )
+
+
+def test_subgroups_are_measured(tab: Any) -> None:
+    found = tab.python("""
+        from wgtrain.engine.probe import find_subgroup_size
+        from wgtrain.gpu import open_device
+
+        device = await open_device()
+        found = [sorted(device.features), await find_subgroup_size(device)]
+        device.close()
+        found
+    """)
+    assert ("subgroups" in found[0]) == (found[1] > 1), found

@@ -82,9 +82,10 @@ async def open_device(
     """Opens a GPU: the strongest adapter, or number `adapter_index` of `list_adapters`.
 
     `limits="default"` grants only what every WebGPU adapter has; None asks for what large models
-    need. `budget`: bytes that may be allocated; None = physical memory for a software adapter, else
-    no limit of ours. The environment variable WGTRAIN_ADAPTER_INDEX stands in for a missing
-    `adapter_index`. A page is given one adapter, and knows no physical memory.
+    need, and for subgroups and f16 where the adapter has them. `budget`: bytes that may
+    be allocated; None = physical memory for a software adapter, else no limit of ours. The
+    environment variable WGTRAIN_ADAPTER_INDEX stands in for a missing `adapter_index`. A page is
+    given one adapter, and knows no physical memory.
     """
     if sys.platform == "emscripten":
         from wgtrain.gpu import browser

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
-from wgtrain.errors import DeviceError, OutOfMemoryError
-from wgtrain.gpu.protocol import AdapterInfo, Buffer, Dispatch, Limits
+from wgtrain.errors import DeviceError, OutOfMemoryError, ShaderError
+from wgtrain.gpu.protocol import AdapterInfo, Buffer, Dispatch, Limits, features_of
 
 
 class BindGroup(NamedTuple):
@@ -34,9 +34,15 @@ class Program:
 class DeviceBase(ABC):
     """A device's buffers; a back end adds the platform's calls."""
 
-    def __init__(self, info: AdapterInfo, limits: Limits, budget: int | None):
+    def __init__(
+        self,
+        info: AdapterInfo,
+        limits: Limits,
+        budget: int | None,
+        features: Iterable[str],
+    ):
         self.info, self.limits, self.budget = info, limits, budget
-        self.features: frozenset[str] = frozenset()
+        self.features = frozenset(features)
         self.subgroup_size = 0
         self.allocated = 0
         self._buffers: dict[int, Buffer] = {}
@@ -89,6 +95,15 @@ class DeviceBase(ABC):
         if program.checked_at != self._frees:
             self._check_alive(program.buffers.values())
             program.checked_at = self._frees
+
+    def _check_features(self, name: str, code: str) -> frozenset[str]:
+        """The features that a kernel uses; ShaderError where the device lacks one."""
+        used = features_of(code)
+        if missing := sorted(used - self.features):
+            raise ShaderError(
+                f"kernel '{name}' uses {', '.join(missing)}, which this device was not opened with"
+            )
+        return used
 
     @contextmanager
     def _access(self, doing: str, buffer: Buffer, offset: int, size: int) -> Iterator[None]:

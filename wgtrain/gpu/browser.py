@@ -7,7 +7,7 @@ can stand in for this module.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib import resources
@@ -34,6 +34,7 @@ from wgtrain.gpu.protocol import (
     Dispatch,
     Limits,
     Slot,
+    wanted_features,
 )
 
 _NO_ADAPTER = (
@@ -95,11 +96,12 @@ async def open_device(
         buffer = info.limits["max-buffer-size"] & ~255
         granted = Limits(binding=binding, buffer=buffer)
         wanted = {"maxStorageBufferBindingSize": binding, "maxBufferSize": buffer}
+    features = wanted_features(info, limits)
     try:
-        device = await _javascript().open(adapter, _object(wanted))
+        device = await _javascript().open(adapter, _object(wanted), " ".join(features.values()))
     except Exception as error:
         raise DeviceError(f"{info.name} cannot be opened: {error}") from error
-    return BrowserDevice(info, device, granted, budget)
+    return BrowserDevice(info, device, granted, budget, features)
 
 
 def _object(values: dict[str, int]) -> Any:
@@ -117,9 +119,15 @@ class _Pipeline(NamedTuple):
 class BrowserDevice(DeviceBase):
     """`gpu.protocol.Device` on `navigator.gpu`."""
 
-    def __init__(self, info: AdapterInfo, device: Any, limits: Limits, budget: int | None):
-        super().__init__(info, limits, budget)
-        self.features = frozenset(device.features.to_py())
+    def __init__(
+        self,
+        info: AdapterInfo,
+        device: Any,
+        limits: Limits,
+        budget: int | None,
+        features: Iterable[str],
+    ):
+        super().__init__(info, limits, budget, features)
         self.javascript = device
 
     @contextmanager
@@ -174,9 +182,11 @@ class BrowserDevice(DeviceBase):
         from pyodide.ffi import to_js
 
         accesses = to_js([[slot.number, slot.access] for slot in slots])
+        # On the first line, so that the others keep their numbers.
+        enables = "".join(f"enable {used}; " for used in sorted(self._check_features(name, code)))
         try:
             with self._errors(f"compiling kernel '{name}'"):
-                handle = await self.javascript.pipeline(name, code, accesses)
+                handle = await self.javascript.pipeline(name, enables + code, accesses)
         except ShaderError as error:
             line = getattr(error.__cause__, "line", 0) or 0
             raise ShaderError(compile_message(name, code, line, str(error))) from error

@@ -4,7 +4,6 @@
 // is kept and thrown by the next call or read as an Error with a `kind`: "lost", "memory", "shader"
 // or "device".
 (() => {
-  const FEATURES = ["timestamp-query"]; // asked for where the adapter has them
   const MOST_QUERIES = 4096; // in a set
   const PIECE = 4 << 20; // larger writes go in pieces, so that staging memory stays small
   const MOST_PENDING = 16 << 20; // bytes on their way from a stream before the GPU is waited for
@@ -27,16 +26,16 @@
       return { adapter, info, limits, features: [...adapter.features] };
     }
 
-    static async open(adapter, requiredLimits) {
-      const requiredFeatures = FEATURES.filter((name) => adapter.features.has(name));
-      const wanted = { requiredFeatures, requiredLimits, label: "wgtrain" };
+    // `features`: names with a space in between.
+    static async open(adapter, requiredLimits, features) {
+      const requiredFeatures = features.split(" ").filter(Boolean);
+      const wanted = { requiredLimits, requiredFeatures, label: "wgtrain" };
       return new WgtrainDevice(await adapter.requestDevice(wanted));
     }
 
     constructor(device) {
       this.device = device;
       this.queue = device.queue;
-      this.features = FEATURES.filter((name) => device.features.has(name));
       this.problem = null;
       this.told = 0; // problems thrown so far; what was queued before one mostly follows from it
       this.lost = false;

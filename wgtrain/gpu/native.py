@@ -29,12 +29,12 @@ from wgtrain.gpu.protocol import (
     Dispatch,
     Limits,
     Slot,
+    wanted_features,
 )
 
 _STRENGTH = {"DiscreteGPU": 0, "IntegratedGPU": 1, "VirtualGPU": 2, "Unknown": 3, "CPU": 4}
 _USAGE = wgpu.BufferUsage.COPY_SRC | wgpu.BufferUsage.COPY_DST
 _WRITE_PIECE = 4 << 20  # larger writes go through in pieces, so that staging memory stays small
-_FEATURES = frozenset({"timestamp-query"})  # asked for where the adapter has them
 _NO_ADAPTER = (
     "no GPU adapter was found. Install a Vulkan driver for your GPU, or a software one "
     "(Debian, Ubuntu: apt-get install mesa-vulkan-drivers libvulkan1; Fedora: mesa-vulkan-drivers; "
@@ -119,8 +119,8 @@ class NativeDevice(DeviceBase):
             )
         if budget is None and info.type == "CPU":
             budget = _physical_memory()
-        super().__init__(info, granted, budget)
-        self.features = _FEATURES & set(info.features)
+        features = wanted_features(info, limits)
+        super().__init__(info, granted, budget, features)
         wanted = {
             "max-storage-buffer-binding-size": self.limits.binding,
             "max-buffer-size": self.limits.buffer,
@@ -137,7 +137,7 @@ class NativeDevice(DeviceBase):
         }
         try:
             self._device = adapter.request_device_sync(
-                required_features=sorted(self.features), required_limits=wanted, label="wgtrain"
+                required_limits=wanted, required_features=list(features.values()), label="wgtrain"
             )
         except RuntimeError as error:
             raise DeviceError(f"{info.name} cannot be opened: {error}") from error
@@ -215,6 +215,10 @@ class NativeDevice(DeviceBase):
             }
             for slot in slots
         ]
+        # On the first line, so that the others keep their numbers; this compiler takes subgroups
+        # without a word, and refuses the one that browsers want.
+        if "f16" in self._check_features(name, code):
+            code = f"enable f16; {code}"
         try:
             with self._errors(f"compiling kernel '{name}'"):
                 module = self._device.create_shader_module(code=code, label=name)

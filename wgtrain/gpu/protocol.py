@@ -17,8 +17,13 @@ import numpy as np
 from wgtrain.files.source import Source
 
 INDEX_VARIABLE = "WGTRAIN_ADAPTER_INDEX"  # environment, in place of an adapter index
-# What a kernel may use where a device has it, and how its code shows that.
-FEATURES = {"subgroups": re.compile(r"\bsubgroup[A-Z_]"), "f16": re.compile(r"\bf16\b")}
+# What a device is opened with where its adapter has it: our name, and those of adapters.
+FEATURES = {
+    "subgroups": ("subgroup", "subgroups"),
+    "f16": ("shader-f16",),
+    "timestamp-query": ("timestamp-query",),
+}
+_SIGNS = {"subgroups": re.compile(r"\bsubgroup[A-Z_]"), "f16": re.compile(r"\bf16\b")}  # in code
 Data = bytes | bytearray | memoryview | np.ndarray
 
 
@@ -153,4 +158,13 @@ class Device(Protocol):
 def features_of(code: str) -> frozenset[str]:
     """The features that WGSL code uses; comments do not count."""
     plain = re.sub(r"//.*", "", code)
-    return frozenset(name for name, sign in FEATURES.items() if sign.search(plain))
+    return frozenset(name for name, sign in _SIGNS.items() if sign.search(plain))
+
+
+def wanted_features(info: AdapterInfo, limits: str | None) -> dict[str, str]:
+    """{our name: the adapter's} of the features that a device opened with `limits` gets.
+
+    With "default" none that changes which kernels run.
+    """
+    names = ["timestamp-query"] if limits == "default" else FEATURES
+    return {name: it for name in names for it in FEATURES[name] if it in info.features}

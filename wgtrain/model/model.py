@@ -11,6 +11,7 @@ import numpy as np
 
 from wgtrain.aio import aio_view, dual, dual_iterator
 from wgtrain.data.tokenizer import Tokenizer, load_tokenizer
+from wgtrain.engine.probe import find_subgroup_size
 from wgtrain.errors import FileError, OptionError
 from wgtrain.files import GGUF, Adapter, adapter_fits, read_adapter_gguf, read_gguf, read_range
 from wgtrain.files.source import Source, shown, source_name
@@ -230,6 +231,7 @@ async def open_model(
     fingerprint = await _fingerprint(source, gguf)
     device = await open_device(adapter_index, limits=limits, budget=budget)
     try:
+        await find_subgroup_size(device)
         weights = plan_weights(gguf, config, device.limits)
         await load_weights(device, source, gguf, weights)
     except BaseException:
