@@ -1,8 +1,8 @@
 // dX[c] = sum[c] / total[c] - W[target[c]], where sum[c] = sum_v exp(l[v] - m) W[v]: the gradient of
 // log sum_v exp(l[v]) - l[target]. Several segments of W: the first DIVIDEs, each subtracts the rows it holds.
 // One invocation finishes four values.
-// grid: ceil_div(d4, 64), rows
-// use: step, weight=weight_f32, running
+// grid: min(ceil_div(rows * d4, FLAT), 65535), ceil_div(rows * d4, 65535 * FLAT)
+// use: step, flat, weight=weight_f32, running
 struct Params {
   rows: u32,
   d4: u32,
@@ -17,19 +17,24 @@ const DIVIDE: bool = true;
 @group(0) @binding(2) var<storage, read_write> dx: array<vec4<f32>>;
 @group(0) @binding(15) var<uniform> params: Params;
 
-@compute @workgroup_size(64)
-fn main(@builtin(global_invocation_id) id: vec3<u32>) {
-  if id.x >= params.d4 || id.y >= step.counts[params.rows] {
+@compute @workgroup_size(FLAT)
+fn main(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) lane: u32,
+) {
+  let at = flat_index(group, lane);
+  if at >= step.counts[params.rows] * params.d4 {
     return;
   }
-  let at = id.y * params.d4 + id.x;
+  let c = at / params.d4;
+  let column = at % params.d4;
   var value = dx[at];
   if DIVIDE {
-    value /= running[id.y].total;
+    value /= running[c].total;
   }
-  let row = targets[id.y] - params.row_start;
+  let row = targets[c] - params.row_start;
   if row < params.row_count {
-    value -= weight_at(weight_load(row, 0u, id.x / WEIGHT_STEPS), id.x % WEIGHT_STEPS);
+    value -= weight_at(weight_load(row, 0u, column / WEIGHT_STEPS), column % WEIGHT_STEPS);
   }
   dx[at] = value;
 }

@@ -1,7 +1,7 @@
 // Second pass for a trained head: l[v] <- exp(l[v] - m) / total - (v == target), the gradient of cross-entropy.
-// One invocation rewrites one value of the chunk; the padding of a row becomes zero.
-// grid: ceil_div(stride, 64), rows
-// use: step, running
+// One invocation rewrites four values of the chunk; the padding of a row becomes zero.
+// grid: min(ceil_div(rows * stride // 4, FLAT), 65535), ceil_div(rows * stride // 4, 65535 * FLAT)
+// use: step, flat, running
 struct Params {
   rows: u32,
   first: u32, // vocabulary index of the chunk's first column
@@ -10,20 +10,23 @@ struct Params {
 }
 @group(0) @binding(0) var<storage, read> targets: array<u32>;
 @group(0) @binding(1) var<storage, read> running: array<Running>;
-@group(0) @binding(2) var<storage, read_write> logits: array<f32>;
+@group(0) @binding(2) var<storage, read_write> logits: array<vec4<f32>>;
 @group(0) @binding(15) var<uniform> params: Params;
 
-@compute @workgroup_size(64)
-fn main(@builtin(global_invocation_id) id: vec3<u32>) {
-  if id.x >= params.stride || id.y >= step.counts[params.rows] {
+@compute @workgroup_size(FLAT)
+fn main(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) lane: u32,
+) {
+  let at = flat_index(group, lane);
+  let d4 = params.stride / 4u;
+  if at >= step.counts[params.rows] * d4 {
     return;
   }
-  let at = id.y * params.stride + id.x;
-  if id.x >= params.columns {
-    logits[at] = 0.0;
-    return;
-  }
-  let state = running[id.y];
+  let row = at / d4;
+  let column = vec4<u32>(4u * (at % d4)) + vec4<u32>(0u, 1u, 2u, 3u);
+  let state = running[row];
   let p = exp(logits[at] - state.highest) / state.total;
-  logits[at] = p - select(0.0, 1.0, targets[id.y] == params.first + id.x);
+  let one = select(vec4<f32>(0.0), vec4<f32>(1.0), column + params.first == vec4<u32>(targets[row]));
+  logits[at] = select(vec4<f32>(0.0), p - one, column < vec4<u32>(params.columns));
 }

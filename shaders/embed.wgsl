@@ -1,7 +1,7 @@
 // Y[t] = W[tokens[t]], for the tokens whose row lies in this segment of W.
 // One invocation copies four columns of one token.
-// grid: ceil_div(d4, 64), rows
-// use: step, weight=weight_f32
+// grid: min(ceil_div(rows * d4, FLAT), 65535), ceil_div(rows * d4, 65535 * FLAT)
+// use: step, flat, weight=weight_f32
 struct Params {
   rows: u32,
   d4: u32, // row length / 4
@@ -14,15 +14,18 @@ struct Params {
 @group(0) @binding(1) var<storage, read_write> y: array<vec4<f32>>;
 @group(0) @binding(15) var<uniform> params: Params;
 
-@compute @workgroup_size(64)
-fn main(@builtin(global_invocation_id) id: vec3<u32>) {
-  let column = id.x;
-  let t = id.y;
-  if column >= params.d4 || t >= step.counts[params.rows] {
+@compute @workgroup_size(FLAT)
+fn main(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) lane: u32,
+) {
+  let at = flat_index(group, lane);
+  if at >= step.counts[params.rows] * params.d4 {
     return;
   }
-  let row = tokens[t] - params.row_start;
+  let column = at % params.d4;
+  let row = tokens[at / params.d4] - params.row_start;
   if row < params.row_count {
-    y[t * params.d4 + column] = weight_at(weight_load(row, 0u, column / WEIGHT_STEPS), column % WEIGHT_STEPS);
+    y[at] = weight_at(weight_load(row, 0u, column / WEIGHT_STEPS), column % WEIGHT_STEPS);
   }
 }

@@ -1,7 +1,7 @@
 // Y = X back from bf16 pairs: the counterpart of capture_bf16.
 // One invocation unpacks four values.
-// grid: ceil_div(d4, 64), rows
-// use: step, pack_bf16
+// grid: min(ceil_div(rows * d4, FLAT), 65535), ceil_div(rows * d4, 65535 * FLAT)
+// use: step, flat, pack_bf16
 struct Params {
   rows: u32,
   d4: u32,
@@ -10,11 +10,14 @@ struct Params {
 @group(0) @binding(1) var<storage, read_write> y: array<vec4<f32>>;
 @group(0) @binding(15) var<uniform> params: Params;
 
-@compute @workgroup_size(64)
-fn main(@builtin(global_invocation_id) id: vec3<u32>) {
-  if id.x >= params.d4 || id.y >= step.counts[params.rows] {
+@compute @workgroup_size(FLAT)
+fn main(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) lane: u32,
+) {
+  let at = flat_index(group, lane);
+  if at >= step.counts[params.rows] * params.d4 {
     return;
   }
-  let at = id.y * params.d4 + id.x;
   y[at] = unpack_bf16(x[at]);
 }

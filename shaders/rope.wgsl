@@ -1,8 +1,8 @@
 // Rotary embedding: each pair (a, b) of a head becomes (a cos - b sin, a sin + b cos) at angle position * frequency.
 // Pairs are neighbours (INTERLEAVED) or half a rotary width apart; INVERSE rotates back, which is the gradient.
 // One invocation rotates one pair, or copies what lies beyond the rotary width.
-// grid: ceil_div(heads * head_size // 2, 64), rows
-// use: step
+// grid: min(ceil_div(rows * heads * head_size // 2, FLAT), 65535), ceil_div(rows * heads * head_size // 2, 65535 * FLAT)
+// use: step, flat
 struct Params {
   rows: u32,
   heads: u32,
@@ -17,21 +17,25 @@ const INVERSE: bool = false;
 @group(0) @binding(3) var<storage, read_write> y: array<f32>;
 @group(0) @binding(15) var<uniform> params: Params;
 
-@compute @workgroup_size(64)
-fn main(@builtin(global_invocation_id) id: vec3<u32>) {
-  let t = id.y;
+@compute @workgroup_size(FLAT)
+fn main(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) lane: u32,
+) {
+  let at = flat_index(group, lane);
   let pairs = params.head_size / 2u;
-  if id.x >= params.heads * pairs || t >= step.counts[params.rows] {
+  if at >= step.counts[params.rows] * params.heads * pairs {
     return;
   }
-  let head = id.x / pairs;
-  let pair = id.x % pairs;
-  let base = (t * params.heads + head) * params.head_size;
+  let head = at / pairs; // of all tokens
+  let pair = at % pairs;
+  let t = head / params.heads;
+  let base = head * params.head_size;
   let rotated = params.rotary / 2u;
   if pair >= rotated {
-    let at = base + 2u * pair;
-    y[at] = x[at];
-    y[at + 1u] = x[at + 1u];
+    let copied = base + 2u * pair;
+    y[copied] = x[copied];
+    y[copied + 1u] = x[copied + 1u];
     return;
   }
   let first = base + select(pair, 2u * pair, INTERLEAVED);
