@@ -55,7 +55,7 @@ def cross_entropy(
     gradient = g.gradient(hidden)[0] if hidden.trains else None
     for segment, first, count in _chunks(head, columns):
         logits = _logits(g, hidden, head, loras, factors, segment, first, count)
-        g.launch(
+        g.launch_tuned(
             "cross_entropy_chunk",
             {"targets": inputs.targets, "logits": logits, "running": running},
             {

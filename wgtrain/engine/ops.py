@@ -93,7 +93,7 @@ def rms_norm(
     d = x.cols // groups
     params = {"rows": x.rows, "groups": groups, "d4": padded(d) // 4, "d": d, "eps": eps}
     y = g.tensor(name, x.rows, x.cols, trains=x.trains)
-    g.launch("rms_norm", {"x": x, "w": weight, "y": into or y}, params)
+    g.launch_tuned("rms_norm", {"x": x, "w": weight, "y": into or y}, params)
     saved = g.save(x) if x.trains else None
 
     def vjp(dy: Tensor) -> None:
@@ -101,7 +101,7 @@ def rms_norm(
         kept = saved()
         dx, add = g.gradient(x)
         operands = {"x": kept, "w": weight, "dy": dy, "dx": dx}
-        g.launch("rms_norm_backward", operands, params, constants={"ADD": add})
+        g.launch_tuned("rms_norm_backward", operands, params, {"ADD": add})
 
     g.on_backward(y, vjp)
     return y

@@ -1,8 +1,8 @@
 """Which kernel, with which constants, each kind of product runs on an adapter: data, no logic.
 
 A family is what is tuned as one: "nt/weight_q8_0" (x W^T over that weight library), "nn/..." (dy
-W), the adapter products "nt small 8", "nn small 8", "tn 8x16" by the class of their shape, and the
-three of attention. A variant of a kernel has the same slots, parameters and result, so an operation
+W), the adapter products "nt small 8", "nn small 8", "tn 8x16" by the class of their shape, the three
+of attention, and what walks a row (norms, cross-entropy). A variant of a kernel has the same slots, parameters and result, so an operation
 only asks `Graph.tuning` for a `Choice`. The numbers were measured: docs/optimisation-log.md.
 """
 
@@ -93,6 +93,10 @@ _CPU = {
     "attention": _choice("attention"),
     "attention_backward_q": _choice("attention_backward_q"),
     "attention_backward_kv": _choice("attention_backward_kv"),
+    # One vector register's worth of invocations a row: what meets at a barrier costs there.
+    "rms_norm": _choice("rms_norm", LANES=8),
+    "rms_norm_backward": _choice("rms_norm_backward", LANES=8),
+    "cross_entropy_chunk": _choice("cross_entropy_chunk", LANES=8),
 }
 
 
@@ -128,6 +132,9 @@ _GPU = {
     "tn nx4": _tn(4, 1, 16, 1, 8),
     "tn nx8": _tn(4, 2, 16, 1, 8),
     "tn nx16": _tn(8, 1, 2, 8, 8),
+    "rms_norm": _choice("rms_norm", LANES=64),
+    "rms_norm_backward": _choice("rms_norm_backward", LANES=64),
+    "cross_entropy_chunk": _choice("cross_entropy_chunk", LANES=256),
 }
 # Where an adapter with subgroups differs; SUBGROUP is set to their true size.
 _CPU_SUBGROUPS: dict[str, Choice] = {}
@@ -184,6 +191,10 @@ GPU_CANDIDATES: dict[str, tuple[Choice, ...]] = {
     "tn 8x16": (_tn(8, 1, 1, 16, 4), _tn(8, 1, 1, 32, 4), _tn(8, 2, 1, 8, 8)),
     "tn nx8": (_tn(4, 2, 16, 1, 4), _tn(4, 2, 32, 1, 4), _tn(8, 2, 8, 1, 8)),
     "tn nx16": (_tn(8, 1, 4, 4, 8), _tn(8, 1, 2, 8, 4), _tn(8, 2, 2, 4, 8)),
+    **{
+        kernel: tuple(_choice(kernel, LANES=lanes) for lanes in (32, 64, 128, 256))
+        for kernel in ("rms_norm", "rms_norm_backward", "cross_entropy_chunk")
+    },
 }
 
 
