@@ -1,9 +1,10 @@
 """Which kernel, with which constants, each kind of product runs on an adapter: data, no logic.
 
 A family is what is tuned as one: "nt/weight_q8_0" (x W^T over that weight library), "nn/..." (dy
-W), the adapter products "nt small 8", "nn small 8", "tn 8x16" by the class of their shape, the three
-of attention, and what walks a row (norms, cross-entropy). A variant of a kernel has the same slots, parameters and result, so an operation
-only asks `Graph.tuning` for a `Choice`. The numbers were measured: docs/optimisation-log.md.
+W), the adapter products "nt small 8", "nn small 8", "tn 8x16" by the class of their shape, the
+three of attention, and what walks along rows (norms, cross-entropy). A variant of a kernel has the
+same slots, parameters and result, so an operation only asks `Graph.tuning` for a `Choice`. The
+numbers were measured: docs/optimisation-log.md.
 """
 
 from collections.abc import Mapping
