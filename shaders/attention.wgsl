@@ -1,8 +1,9 @@
 // O[t,h] = sum_s p[s] V[s,k], p = softmax_s(scale Q[t,h] . K[s,k]) over row start <= s <= t, k = h / group.
 // Keeps stats[t,h].x = log sum_s exp(scale Q . K) for the backward pass; no T x T matrix exists.
-// One invocation owns one query of one head and walks its keys four at a time with a running maximum.
-// grid: ceil_div(rows, WORKGROUP), heads
+// One invocation owns QUERIES neighbouring queries of one head and walks their keys with a running
+// maximum. Neighbouring invocations are heads, which walk the same keys.
 // use: step
+// grid: ceil_div(ceil_div(rows, QUERIES) * heads, WORKGROUP)
 struct Params {
   rows: u32,
   heads: u32,
@@ -10,7 +11,8 @@ struct Params {
   scale: f32,
 }
 const E4: u32 = 2u; // head size / 4
-const WORKGROUP: u32 = 32u;
+const QUERIES: u32 = min(max(64u / E4, 2u), 8u);
+const WORKGROUP: u32 = 8u;
 @group(0) @binding(0) var<storage, read> q: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read> k: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> v: array<vec4<f32>>;
@@ -21,48 +23,68 @@ const WORKGROUP: u32 = 32u;
 
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(global_invocation_id) id: vec3<u32>) {
-  let t = id.x;
-  let head = id.y;
-  if t >= step.counts[params.rows] {
+  let rows = step.counts[params.rows];
+  let head = id.x % params.heads;
+  let t0 = id.x / params.heads * QUERIES;
+  if t0 >= rows {
     return;
   }
   let kv = head / (params.heads / params.kv_heads);
-  let at = (t * params.heads + head) * E4;
-  var query: array<vec4<f32>, E4>;
-  var sum_v: array<vec4<f32>, E4>;
-  for (var e = 0u; e < E4; e++) { // unroll
-    query[e] = q[at + e] * params.scale;
-    sum_v[e] = vec4<f32>(0.0);
-  }
-  var highest = -1e30;
-  var total = 0.0;
-  for (var s = spans[t].x; s <= t; s += 4u) {
-    var score: vec4<f32>;
-    for (var j = 0u; j < 4u; j++) { // unroll
-      let key = (min(s + j, t) * params.kv_heads + kv) * E4;
-      var products = vec4<f32>(0.0);
-      for (var e = 0u; e < E4; e++) { // unroll
-        products += query[e] * k[key + e];
-      }
-      score[j] = select(-1e30, dot(products, vec4<f32>(1.0)), s + j <= t);
-    }
-    let above = max(highest, max(max(score.x, score.y), max(score.z, score.w)));
-    let shrink = exp(highest - above);
-    let p = exp(score - above);
-    total = total * shrink + dot(p, vec4<f32>(1.0));
+  var query: array<array<vec4<f32>, E4>, QUERIES>;
+  var sum_v: array<array<vec4<f32>, E4>, QUERIES>;
+  var start: array<u32, QUERIES>;
+  var highest: array<f32, QUERIES>;
+  var total: array<f32, QUERIES>;
+  for (var i = 0u; i < QUERIES; i++) { // unroll
+    let t = min(t0 + i, rows - 1u);
+    start[i] = spans[t].x;
+    highest[i] = -1e30;
+    total[i] = 0.0;
     for (var e = 0u; e < E4; e++) { // unroll
-      sum_v[e] *= shrink;
+      query[i][e] = q[(t * params.heads + head) * E4 + e] * params.scale;
+      sum_v[i][e] = vec4<f32>(0.0);
     }
-    for (var j = 0u; j < 4u; j++) { // unroll
-      let value = (min(s + j, t) * params.kv_heads + kv) * E4;
-      for (var e = 0u; e < E4; e++) { // unroll
-        sum_v[e] += p[j] * v[value + e];
+  }
+  let last = min(t0 + QUERIES, rows) - 1u;
+  for (var s = start[0]; s <= last; s++) {
+    let at = (s * params.kv_heads + kv) * E4;
+    var products: array<vec4<f32>, QUERIES>;
+    for (var i = 0u; i < QUERIES; i++) { // unroll
+      products[i] = vec4<f32>(0.0);
+    }
+    for (var e = 0u; e < E4; e++) { // unroll
+      let key = k[at + e];
+      for (var i = 0u; i < QUERIES; i++) { // unroll
+        products[i] += query[i][e] * key;
       }
     }
-    highest = above;
+    var p: array<f32, QUERIES>;
+    for (var i = 0u; i < QUERIES; i++) { // unroll
+      let seen = s >= start[i] && s <= t0 + i;
+      let score = dot(products[i], vec4<f32>(1.0));
+      let above = select(highest[i], max(highest[i], score), seen);
+      let shrink = exp(highest[i] - above);
+      p[i] = select(0.0, exp(score - above), seen);
+      highest[i] = above;
+      total[i] = total[i] * shrink + p[i];
+      for (var e = 0u; e < E4; e++) { // unroll
+        sum_v[i][e] *= shrink;
+      }
+    }
+    for (var e = 0u; e < E4; e++) { // unroll
+      let value = v[at + e];
+      for (var i = 0u; i < QUERIES; i++) { // unroll
+        sum_v[i][e] += p[i] * value;
+      }
+    }
   }
-  for (var e = 0u; e < E4; e++) { // unroll
-    o[at + e] = sum_v[e] / total;
+  for (var i = 0u; i < QUERIES; i++) { // unroll
+    if t0 + i < rows {
+      let row = (t0 + i) * params.heads + head;
+      for (var e = 0u; e < E4; e++) { // unroll
+        o[row * E4 + e] = sum_v[i][e] / total[i];
+      }
+      stats[row] = vec2<f32>(highest[i] + log(total[i]), 0.0);
+    }
   }
-  stats[t * params.heads + head] = vec2<f32>(highest + log(total), 0.0);
 }

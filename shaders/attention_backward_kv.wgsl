@@ -1,9 +1,10 @@
 // O = P V, P = softmax(scale Q K^T)  =>  dV[s] = sum_t P[t,s] dO[t] and
 // dK[s] = scale sum_t P[t,s] (dO[t] . V[s] - delta[t]) Q[t], over the queries t >= s of the row and of every head
 // that shares this key head; P is recomputed from the kept log-sum-exp.
-// One invocation owns one key of one key-value head and walks its queries.
-// grid: ceil_div(rows, WORKGROUP), kv_heads
+// One invocation owns KEYS neighbouring keys of one key-value head and walks their queries. Neighbouring
+// invocations are heads, which walk the same queries.
 // use: step
+// grid: ceil_div(ceil_div(rows, KEYS) * kv_heads, WORKGROUP)
 struct Params {
   rows: u32,
   heads: u32,
@@ -11,7 +12,8 @@ struct Params {
   scale: f32,
 }
 const E4: u32 = 2u; // head size / 4
-const WORKGROUP: u32 = 32u;
+const KEYS: u32 = min(max(48u / E4, 2u), 8u);
+const WORKGROUP: u32 = 8u;
 @group(0) @binding(0) var<storage, read> q: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read> k: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> v: array<vec4<f32>>;
@@ -24,44 +26,66 @@ const WORKGROUP: u32 = 32u;
 
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(global_invocation_id) id: vec3<u32>) {
-  let s = id.x;
-  let kv = id.y;
-  if s >= step.counts[params.rows] {
+  let rows = step.counts[params.rows];
+  let kv = id.x % params.kv_heads;
+  let s0 = id.x / params.kv_heads * KEYS;
+  if s0 >= rows {
     return;
   }
   let group = params.heads / params.kv_heads;
-  let at = (s * params.kv_heads + kv) * E4;
-  var key: array<vec4<f32>, E4>;
-  var value: array<vec4<f32>, E4>;
-  var key_gradient: array<vec4<f32>, E4>;
-  var value_gradient: array<vec4<f32>, E4>;
-  for (var e = 0u; e < E4; e++) { // unroll
-    key[e] = k[at + e] * params.scale;
-    value[e] = v[at + e];
-    key_gradient[e] = vec4<f32>(0.0);
-    value_gradient[e] = vec4<f32>(0.0);
+  var key: array<array<vec4<f32>, E4>, KEYS>;
+  var value: array<array<vec4<f32>, E4>, KEYS>;
+  var key_gradient: array<array<vec4<f32>, E4>, KEYS>;
+  var value_gradient: array<array<vec4<f32>, E4>, KEYS>;
+  var end: array<u32, KEYS>;
+  for (var j = 0u; j < KEYS; j++) { // unroll
+    let s = min(s0 + j, rows - 1u);
+    end[j] = spans[s].y;
+    for (var e = 0u; e < E4; e++) { // unroll
+      key[j][e] = k[(s * params.kv_heads + kv) * E4 + e] * params.scale;
+      value[j][e] = v[(s * params.kv_heads + kv) * E4 + e];
+      key_gradient[j][e] = vec4<f32>(0.0);
+      value_gradient[j][e] = vec4<f32>(0.0);
+    }
   }
-  let end = spans[s].y;
+  var query: array<vec4<f32>, E4>;
+  var upstream: array<vec4<f32>, E4>;
   for (var head = kv * group; head < (kv + 1u) * group; head++) {
-    for (var t = s; t < end; t++) {
+    for (var t = s0; t < end[KEYS - 1u]; t++) {
       let row = t * params.heads + head;
-      var products = vec4<f32>(0.0);
-      var values = vec4<f32>(0.0);
+      var products: array<vec4<f32>, KEYS>;
+      var values: array<vec4<f32>, KEYS>;
+      for (var j = 0u; j < KEYS; j++) { // unroll
+        products[j] = vec4<f32>(0.0);
+        values[j] = vec4<f32>(0.0);
+      }
       for (var e = 0u; e < E4; e++) { // unroll
-        products += key[e] * q[row * E4 + e];
-        values += value[e] * dout[row * E4 + e];
+        query[e] = q[row * E4 + e];
+        upstream[e] = dout[row * E4 + e];
+        for (var j = 0u; j < KEYS; j++) { // unroll
+          products[j] += key[j][e] * query[e];
+          values[j] += value[j][e] * upstream[e];
+        }
       }
       let kept = stats[row];
-      let p = exp(dot(products, vec4<f32>(1.0)) - kept.x);
-      let ds = p * (dot(values, vec4<f32>(1.0)) - kept.y) * params.scale;
-      for (var e = 0u; e < E4; e++) { // unroll
-        key_gradient[e] += ds * q[row * E4 + e];
-        value_gradient[e] += p * dout[row * E4 + e];
+      for (var j = 0u; j < KEYS; j++) { // unroll
+        let seen = t >= s0 + j && t < end[j];
+        let p = select(0.0, exp(dot(products[j], vec4<f32>(1.0)) - kept.x), seen);
+        let ds = p * (dot(values[j], vec4<f32>(1.0)) - kept.y) * params.scale;
+        for (var e = 0u; e < E4; e++) { // unroll
+          key_gradient[j][e] += ds * query[e];
+          value_gradient[j][e] += p * upstream[e];
+        }
       }
     }
   }
-  for (var e = 0u; e < E4; e++) { // unroll
-    dk[at + e] = key_gradient[e];
-    dv[at + e] = value_gradient[e];
+  for (var j = 0u; j < KEYS; j++) { // unroll
+    if s0 + j < rows {
+      for (var e = 0u; e < E4; e++) { // unroll
+        let at = ((s0 + j) * params.kv_heads + kv) * E4 + e;
+        dk[at] = key_gradient[j][e];
+        dv[at] = value_gradient[j][e];
+      }
+    }
   }
 }

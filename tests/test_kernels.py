@@ -179,6 +179,7 @@ def test_attention(check: Any, head_size: int) -> None:
     cases: list[tuple[tuple[int, ...], int, int]] = [((1,), 1, 1), ((5, 1, 11), 4, 2)]
     if head_size == 8:
         cases += [((32,), 2, 2), ((3, 28), 3, 1), ((33, 2, 1), 6, 2), ((31, 33, 1), 2, 1)]
+        cases += [((7,), 1, 1), ((9, 8), 3, 3), ((1,) * 17, 2, 1)]  # around blocks of 8 tokens
     for lengths, heads, kv_heads in cases:
         rows = sum(lengths)
         q = normal(rows, heads * head_size)
