@@ -1,6 +1,6 @@
 // partials[i] = sum of squares of one slice of the gradient arena segment, in a fixed order.
-// One workgroup sums every GROUPS-th block of 64 vec4.
-// grid: GROUPS
+// One workgroup of at most GROUPS sums every so manieth block of LANES vec4s.
+// grid: min(GROUPS, ceil_div(n4, LANES))
 // use: step, reduce
 struct Params {
   n4: u32, // length of this segment / 4
@@ -12,9 +12,13 @@ const GROUPS: u32 = 64u;
 @group(0) @binding(15) var<uniform> params: Params;
 
 @compute @workgroup_size(LANES)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn main(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(num_workgroups) groups: vec3<u32>,
+  @builtin(local_invocation_index) lane: u32,
+) {
   var sum = 0.0;
-  for (var i = group.x * LANES + lane; i < params.n4; i += GROUPS * LANES) {
+  for (var i = group.x * LANES + lane; i < params.n4; i += groups.x * LANES) {
     let g = grads[i];
     sum += dot(g, g);
   }

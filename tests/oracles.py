@@ -313,10 +313,11 @@ def loss_sum(running: np.ndarray, totals: np.ndarray) -> Outputs:
 def grad_norm(
     grads: np.ndarray, n4: int, first: int, GROUPS: int, LANES: int, partials: np.ndarray
 ) -> Outputs:
-    """Group i sums every GROUPS-th block of LANES vec4s, beginning with block i."""
+    """Of `groups` workgroups i sums every groups-th block of LANES vec4s, from block i on."""
     result, block = partials.copy(), 4 * LANES
-    squares = np.append(grads[: 4 * n4] ** 2, np.zeros(-4 * n4 % (block * GROUPS)))
-    result[first : first + GROUPS] = squares.reshape(-1, GROUPS, block).sum((0, 2))
+    groups = min(GROUPS, -(-n4 // LANES))
+    squares = np.append(grads[: 4 * n4] ** 2, np.zeros(-4 * n4 % (block * groups)))
+    result[first : first + groups] = squares.reshape(-1, groups, block).sum((0, 2))
     return {"partials": result}
 
 

@@ -28,7 +28,7 @@ from wgtrain.train.config import LoraConfig
 
 RING = 64  # reports on the GPU; more updates than this must not pass between two reads
 SUBMIT_SECONDS = 0.1  # a desktop's watchdog ends a submit of two seconds
-_GROUPS = 64  # workgroups, and partial sums, of grad_norm for each arena segment
+_GROUPS = 512  # workgroups at most, and partial sums, of grad_norm for each arena segment
 
 
 @dataclass(frozen=True)
