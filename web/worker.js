@@ -10,7 +10,12 @@ async function boot() {
   const base = new URL(config.pyodide, location.href).href;
   const { loadPyodide } = await import(`${base}pyodide.mjs`);
   const pyodide = await loadPyodide({ indexURL: base });
-  await pyodide.loadPackage(config.load);
+  // What does not come, or is not what Pyodide's lock file says, is told by nothing but a callback.
+  let refused = "";
+  const errorCallback = (message) => (refused = message);
+  await pyodide.loadPackage(config.load, { errorCallback });
+  const missing = config.load.find((name) => !(name in pyodide.loadedPackages));
+  if (missing) throw new Error(`${missing} does not come, or is not the one of Pyodide's lock file: ${refused}`);
   for (const archive of archives) pyodide.unpackArchive(await archive, "wheel");
   pyodide.registerJsModule("wgtrain_storage", storage);
   return pyodide;

@@ -121,7 +121,7 @@ def start(tabs: Any, figures: dict[str, Any]) -> None:
     """From opening the page to the report of a first step of stories260K."""
     code = (ROOT / "tests" / "browser" / "page_train.py").read_text()
     began = time.monotonic()
-    tab = tabs.open_page("index.html")
+    tab = tabs.open_site()
     tab.python("0")
     figures["seconds until Python is ready"] = round(time.monotonic() - began, 2)
     load = """

@@ -11,6 +11,8 @@ from typing import Any
 
 import needs
 
+from wgtrain.serve import Handler
+
 sys.path.insert(0, str(needs.ROOT / "scripts"))
 import build_web
 
@@ -19,6 +21,8 @@ FLAGS = """--enable-unsafe-webgpu --use-webgpu-adapter=swiftshader --no-sandbox 
 --no-first-run --disable-background-networking --disable-component-update --disable-sync
 --host-resolver-rules=MAP*~NOTFOUND,EXCLUDE127.0.0.1 --disable-dev-shm-usage""".split()
 FLAGS = [f.replace("MAP*~NOTFOUND,EXCLUDE", "MAP * ~NOTFOUND , EXCLUDE ") for f in FLAGS]
+# What a CDN sends, without which an isolated page refuses its files.
+CORS = {"Access-Control-Allow-Origin": "*", "Cross-Origin-Resource-Policy": "cross-origin"}
 # What the tests themselves import in the page.
 TEST_PACKAGES = ("gguf", "pytest", "pluggy", "iniconfig", "packaging", "pygments", "tqdm", "pyyaml")
 
@@ -76,7 +80,11 @@ class Tab:
         self._driver, self.strangers = driver, strangers
         self.page = driver.call(context.new_page)
         driver.call(self.page.goto, address)
-        driver.call(self.page.wait_for_function, "globalThis.wgtrain")
+
+    def wait_for(self, expression: str) -> Any:
+        """The value of an expression in the page once it is true."""
+        wait = self.page.wait_for_function
+        return self._driver.call(lambda: wait(expression, timeout=120_000).json_value())
 
     def python(self, code: str, **values: Any) -> Any:
         """Runs Python code in the worker; its last expression, made of plain values."""
@@ -113,24 +121,42 @@ class Tabs:
     """Opens tabs that share one profile, and so one private file system."""
 
     def __init__(self, driver: Driver, origin: str):
-        self._driver, self._origin = driver, origin
+        self._driver, self.origin = driver, origin
         self._context = driver.call(driver.browser.new_context)
         self.strangers: list[str] = []
         self._context.on("request", self._look)
 
     def _look(self, request: Any) -> None:
-        if not request.url.startswith((self._origin + "/", "blob:", "data:")):
+        if not request.url.startswith((self.origin + "/", "blob:", "data:")):
             self.strangers.append(request.url)
 
     def open(self) -> Tab:
         """A new tab of the site, with the tests unpacked."""
-        tab = self.open_page("index.html")
+        tab = self.open_site()
         tab.prepare()
         return tab
 
+    def open_site(self, folder: str = "") -> Tab:
+        """A new tab of a site as it was built."""
+        tab = self.open_page(f"{folder}index.html")
+        tab.wait_for("globalThis.wgtrain && true")
+        return tab
+
     def open_page(self, name: str) -> Tab:
-        """A new tab of some page of the site."""
-        return Tab(self._driver, self._context, f"{self._origin}/{name}", self.strangers)
+        """A new tab of some other page."""
+        return Tab(self._driver, self._context, f"{self.origin}/{name}", self.strangers)
+
+    def answer(self, address: str, files: dict[str, bytes]) -> None:
+        """Stands in for another origin: these files below an address, and nothing else."""
+
+        def fulfill(route: Any) -> Any:
+            name = route.request.url.removeprefix(address)
+            if name not in files:
+                return route.fulfill(status=404, headers=CORS)
+            type_ = Handler.extensions_map.get(Path(name).suffix, "application/octet-stream")
+            route.fulfill(body=files[name], content_type=type_, headers=CORS)
+
+        self._driver.call(self._context.route, f"{address}**", fulfill)
 
     def close(self) -> None:
         """Closes all of them."""

@@ -1,5 +1,6 @@
-"""The lines of docs/browser.md in a page that is not ours: Pyodide, micropip and the wheel."""
+"""The lines of docs/browser.md in a page that is not ours: PyScript's, from loopback."""
 
+import json
 import re
 import shutil
 from importlib import metadata
@@ -9,52 +10,55 @@ from typing import Any
 import build_web
 import needs
 import pytest
+from distribution import make_distribution
 
 pytestmark = [pytest.mark.browser, pytest.mark.gpu]
 
+# Pyodide and what micropip finds for it lie beside the page, where PyScript would ask a CDN.
 PAGE = """<!doctype html>
 <meta charset="utf-8"><link rel="icon" href="data:,">
-<script type="module">
-  import { loadPyodide } from "./pyodide/pyodide.mjs";
-  const pyodide = await loadPyodide({ indexURL: new URL("pyodide/", location).href });
-  // What micropip would find on Pyodide's CDN.
-  for (const path of WHEELS) {
-    pyodide.unpackArchive(await (await fetch(path)).arrayBuffer(), "wheel");
-  }
-  globalThis.wgtrain = { python: async (code, values) => {
-    pyodide.globals.set("values", values);
-    const found = await pyodide.runPythonAsync(code);
-    return found?.toJs ? found.toJs() : found;
-  } };
-</script>
+<script type="module" src="pyscript/core.js"></script>
+"""
+SAYS = """
+from pyscript import document
+import json
+assert adapter[:4] == b"GGUF"
+document.body.append(json.dumps([loss for _, loss in said]))
 """
 
 
-def lines_of_the_docs() -> str:
+def docs(language: str) -> str:
+    """The only lines in this language."""
     text = (needs.ROOT / "docs" / "browser.md").read_text("utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert code.count("await micropip.install(") == 1
-    # Without a network micropip must not look for what is there already.
-    return str(code).replace('.whl")', '.whl", deps=False)')
+    (code,) = re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+    return str(code)
 
 
-def test_ten_lines_train_in_anyones_page(tabs: Any, site: Path, data_dir: Path) -> None:
-    found = sorted((build_web.MODULES / ".wheels").glob("micropip-*.whl"))
-    if not found:
-        needs.missing("micropip is not here; scripts/setup --test fetches it")
-    micropip = Path(shutil.copy(found[-1], site))
-    packaging = build_web.pack_pure(("packaging",), site / "packaging.zip")
-    wheels = [path.name for path in (site / "packages").iterdir() if "wgtrain" not in path.name]
-    archives = [micropip.name, packaging.name, *(f"packages/{name}" for name in wheels)]
-    (site / "anyone.html").write_text(PAGE.replace("WHEELS", str(archives)), "utf-8")
+@pytest.fixture(scope="module")
+def folder(site: Path, data_dir: Path) -> Path:
+    """The site with what such a page needs."""
+    make_distribution(site / "distribution")
+    shutil.copytree(build_web.MODULES / "@pyscript" / "core" / "dist", site / "pyscript")
     shutil.copy(data_dir / "stories260K.gguf", site / "model.gguf")
     rows = (data_dir / "wikisql_train.jsonl").read_text("utf-8").splitlines(keepends=True)[:20]
     (site / "train.jsonl").write_text("".join(rows), "utf-8")
-    assert metadata.version("wgtrain") in lines_of_the_docs()
-    tab = tabs.open_page("anyone.html")
-    losses = tab.python(
-        "import builtins\nsaid = []\nprint = lambda *a: (said.append(a), builtins.print(*a))\n"
-        + lines_of_the_docs()
-        + "\nassert adapter[:4] == b'GGUF'\n[loss for _, loss in said]"
-    )
+    return site
+
+
+@pytest.mark.parametrize("where", ["worker", "page"])
+def test_ten_lines_train_in_a_pyscript_page(tabs: Any, folder: Path, where: str) -> None:
+    """As they stand; in a worker, as the docs say, addresses are whole."""
+    tag, code = docs("html"), docs("python")
+    assert metadata.version("wgtrain") in code and " worker " in tag
+    interpreter = f'"interpreter": "{tabs.origin}/distribution/pyodide.mjs"'
+    tag = tag.replace("config='{", f"config='{{{interpreter}, ").replace("train.py", f"{where}.py")
+    if where == "page":
+        tag = tag.replace(" worker ", " ")
+    else:
+        code, found = re.subn(r'"(packages/|model|train)', rf'"{tabs.origin}/\1', code)
+        assert found == 3
+    start = "import builtins\nsaid = []\nprint = lambda *a: (said.append(a), builtins.print(*a))\n"
+    (folder / f"{where}.py").write_text(start + code + SAYS, "utf-8")
+    (folder / f"{where}.html").write_text(PAGE + tag, "utf-8")
+    losses = json.loads(tabs.open_page(f"{where}.html").wait_for("document.body.innerText.trim()"))
     assert len(losses) == 20 and sum(losses[-5:]) < sum(losses[:5])

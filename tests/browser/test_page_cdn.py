@@ -1,0 +1,59 @@
+"""The site that takes Pyodide and numpy from a CDN, whose part the test plays."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import build_web
+import pytest
+
+pytestmark = pytest.mark.browser
+
+PYODIDE = build_web.MODULES / "pyodide"
+LOCK = json.loads((PYODIDE / build_web.LOCK).read_text())
+NUMPY = LOCK["packages"]["numpy"]["file_name"]
+
+
+@pytest.fixture(scope="module")
+def cdn_site(site: Path) -> str:
+    """The folder of the site in `site`."""
+    build_web.build(site / "cdn", cdn=True)
+    assert not list((site / "cdn").rglob("*numpy*")) and not (site / "cdn" / "pyodide").exists()
+    return "cdn/"
+
+
+def play_cdn(tabs: Any, sha256: str) -> set[str]:
+    """Answers for the CDN, whose lock gives numpy this hash; the addresses it has.
+
+    Its numpy is the one of the tests, which is not Pyodide's.
+    """
+    version = json.loads((PYODIDE / "package.json").read_text())["version"]
+    address = build_web.CDN.format(version=version)
+    lock = json.loads(json.dumps(LOCK))
+    lock["packages"]["numpy"]["sha256"] = sha256
+    files = {name: (PYODIDE / name).read_bytes() for name in build_web.PYODIDE}
+    files |= {build_web.LOCK: json.dumps(lock).encode(), NUMPY: build_web.test_numpy().read_bytes()}
+    tabs.answer(address, files)
+    return {address + name for name in files}
+
+
+def test_it_starts_from_the_cdn(tabs: Any, cdn_site: str) -> None:
+    right = hashlib.sha256(build_web.test_numpy().read_bytes()).hexdigest()
+    addresses = play_cdn(tabs, right)
+    tab = tabs.open_site(cdn_site)
+    assert tab.python("import numpy, wgtrain; wgtrain.__name__") == "wgtrain"
+    assert set(tabs.strangers) == addresses
+    tabs.strangers.clear()
+
+
+def test_it_refuses_a_numpy_of_another_hash(tabs: Any, cdn_site: str) -> None:
+    expected = LOCK["packages"]["numpy"]["sha256"]
+    addresses = play_cdn(tabs, expected)
+    tab = tabs.open_site(cdn_site)
+    said = tab.wait_for("document.body.innerText.includes('numpy') && document.body.innerText")
+    assert said.startswith("numpy does not come, or is not the one of Pyodide's lock file: "), said
+    with pytest.raises(Exception, match="numpy does not come"):
+        tab.python("import wgtrain")
+    assert set(tabs.strangers) == addresses
+    tabs.strangers.clear()
