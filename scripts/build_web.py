@@ -4,7 +4,8 @@
     scripts/build_web.py --cdn      Pyodide and numpy come from Pyodide's CDN when the page opens
     scripts/build_web.py --numpy F  with another numpy wheel, unchecked: for tests alone
 
-JavaScript dependencies lie in web/node_modules, which `npm ci` fills where it is missing.
+JavaScript dependencies lie in web/node_modules, which `npm ci` fills where it is missing. What the
+page itself unpacks is byte-compiled; the wheel stays as it is, for anyone's page.
 """
 
 import argparse
@@ -26,7 +27,8 @@ ROOT = Path(__file__).resolve().parent.parent
 WEB = ROOT / "web"
 MODULES = WEB / "node_modules"
 CDN = "https://cdn.jsdelivr.net/pyodide/v{version}/full/"
-PYODIDE = ("pyodide.mjs", "pyodide.asm.js", "pyodide.asm.wasm", "python_stdlib.zip")
+STDLIB = "python_stdlib.zip"
+PYODIDE = ("pyodide.mjs", "pyodide.asm.js", "pyodide.asm.wasm", STDLIB)
 LOCK = "pyodide-lock.json"
 PURE = ("jinja2", "markupsafe")  # their Python files alone work in a page
 TEST_NUMPY = "numpy-2.2.5-cp313-cp313-pyodide_2025_0_wasm32.whl"
@@ -90,7 +92,31 @@ def pack_pure(names: tuple[str, ...], target: Path) -> Path:
     return target
 
 
-def fetch_numpy(folder: Path, version: str, lock: dict) -> Path:
+def page_part(wheel: Path, target: Path) -> Path:
+    """What a page uses of the wheel: all but the files of the demo, which is for terminals."""
+    with zipfile.ZipFile(wheel) as old, zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            if not name.startswith("wgtrain/demo_files/"):
+                new.writestr(name, old.read(name))
+    return target
+
+
+def byte_compile(archives: list[Path]) -> None:
+    """Replaces their Python files by bytecode of Pyodide's Python, which node runs here."""
+    node = shutil.which("node")
+    if not node:
+        print("build_web: no node here, so nothing is byte-compiled: the page starts slower")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for path in archives:
+            shutil.copy(path, folder)
+        script = str(ROOT / "scripts" / "byte_compile.mjs")
+        subprocess.run([node, script, str(MODULES / "pyodide"), folder], check=True)
+        for path in archives:
+            shutil.copy(Path(folder) / path.name, path)
+
+
+def fetch_numpy(version: str, lock: dict) -> bytes:
     """Numpy's wheel from the CDN; an error where it is not what Pyodide's lock file says."""
     entry = lock["packages"]["numpy"]
     address = CDN.format(version=version) + entry["file_name"]
@@ -102,8 +128,7 @@ def fetch_numpy(folder: Path, version: str, lock: dict) -> Path:
     digest = hashlib.sha256(data).hexdigest()
     if digest != entry["sha256"]:
         raise SystemExit(f"build_web: {address}: sha256 {digest}, not {entry['sha256']}")
-    (folder / entry["file_name"]).write_bytes(data)
-    return folder / entry["file_name"]
+    return data
 
 
 def build(out: Path, *, cdn: bool = False, numpy: Path | None = None) -> Path:
@@ -117,17 +142,19 @@ def build(out: Path, *, cdn: bool = False, numpy: Path | None = None) -> Path:
             shutil.copy(path, out)
     pyodide = MODULES / "pyodide"
     version = json.loads((pyodide / "package.json").read_text())["version"]
-    unpack = [pack_pure(PURE, packages / "pure.zip"), build_wheel(packages)]
+    wheel = build_wheel(packages)
+    compiled = [pack_pure(PURE, packages / "pure.zip"), page_part(wheel, packages / "wgtrain.zip")]
     config = {"pyodide": CDN.format(version=version), "load": ["numpy"]}
     if not cdn:
         (out / "pyodide").mkdir()
         for name in (*PYODIDE, LOCK):
             shutil.copy(pyodide / name, out / "pyodide")
         lock = json.loads((pyodide / LOCK).read_text())
-        wheel = shutil.copy(numpy, packages) if numpy else fetch_numpy(packages, version, lock)
-        unpack.insert(0, Path(wheel))
+        compiled.insert(0, packages / "numpy.zip")
+        compiled[0].write_bytes(numpy.read_bytes() if numpy else fetch_numpy(version, lock))
         config = {"pyodide": "pyodide/", "load": []}
-    config["unpack"] = [f"packages/{path.name}" for path in unpack]
+    config["unpack"] = [f"packages/{path.name}" for path in compiled]
+    byte_compile(compiled if cdn else [*compiled, out / "pyodide" / STDLIB])
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     return out
 

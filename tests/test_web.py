@@ -5,6 +5,8 @@ import http.client
 import io
 import json
 import socket
+import struct
+import subprocess
 import sys
 import threading
 import zipfile
@@ -97,18 +99,15 @@ def test_the_command_says_where_no_site_is(tmp_path: Path) -> None:
     assert "scripts/build_web.py" in str(result.exception)
 
 
-def test_numpy_with_another_hash_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_numpy_with_another_hash_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     wheel = b"not what was locked"
     monkeypatch.setattr(build_web.urllib.request, "urlopen", lambda *a, **k: io.BytesIO(wheel))
     entry = {"file_name": "numpy-9-cp313.whl", "sha256": hashlib.sha256(b"locked").hexdigest()}
     lock: dict[str, Any] = {"packages": {"numpy": entry}}
     with pytest.raises(SystemExit, match="sha256"):
-        build_web.fetch_numpy(tmp_path, "0.29.5", lock)
-    assert not list(tmp_path.iterdir())
+        build_web.fetch_numpy("0.29.5", lock)
     entry["sha256"] = hashlib.sha256(wheel).hexdigest()
-    assert build_web.fetch_numpy(tmp_path, "0.29.5", lock).read_bytes() == wheel
+    assert build_web.fetch_numpy("0.29.5", lock) == wheel
 
 
 def test_files_added_to_a_wheel_are_in_its_record(tmp_path: Path) -> None:
@@ -123,6 +122,41 @@ def test_files_added_to_a_wheel_are_in_its_record(tmp_path: Path) -> None:
     assert any(line.startswith("y.cjs,sha256=") and line.endswith(",2") for line in record)
 
 
+def make_archive(path: Path, code: str = "x = 1\n") -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("package/module.py", code)
+        archive.writestr("package/data.txt", "data")
+    return path
+
+
+@pytest.mark.browser
+def test_archives_are_compiled_by_the_python_of_the_page(tmp_path: Path) -> None:
+    made = [make_archive(tmp_path / "a.zip"), make_archive(tmp_path / "b.zip")]
+    build_web.byte_compile(made)
+    assert made[0].read_bytes() == made[1].read_bytes()
+    with zipfile.ZipFile(made[0]) as archive:
+        assert archive.namelist() == ["package/module.pyc", "package/data.txt"]
+        assert archive.read("package/data.txt") == b"data"
+        magic, flags = struct.unpack("<H2xI", archive.read("package/module.pyc")[:8])
+    assert 3570 <= magic < 3600  # Python 3.13
+    assert flags == 1  # never compared with a source
+    wrong = make_archive(tmp_path / "wrong.zip", "x = =")
+    before = wrong.read_bytes()
+    with pytest.raises(subprocess.CalledProcessError):
+        build_web.byte_compile([wrong])
+    assert wrong.read_bytes() == before
+
+
+def test_without_node_archives_stay_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = make_archive(tmp_path / "a.zip")
+    before = path.read_bytes()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    build_web.byte_compile([path])
+    assert path.read_bytes() == before and "no node" in capsys.readouterr().out
+
+
 @pytest.mark.browser
 def test_the_variant_that_leaves_pyodide_on_its_cdn(tmp_path: Path) -> None:
     out = build_web.build(tmp_path / "web", cdn=True)
@@ -132,3 +166,6 @@ def test_the_variant_that_leaves_pyodide_on_its_cdn(tmp_path: Path) -> None:
     assert config["load"] == ["numpy"] and len(config["unpack"]) == 2
     assert sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) < 4 << 20
     assert all((out / path).is_file() for path in config["unpack"])
+    (wheel,) = (out / "packages").glob("wgtrain-*-py3-none-any.whl")  # for anyone's page
+    assert "wgtrain/cli.py" in zipfile.ZipFile(wheel).namelist()
+    assert "wgtrain/cli.pyc" in zipfile.ZipFile(out / "packages" / "wgtrain.zip").namelist()
