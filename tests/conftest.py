@@ -19,6 +19,12 @@ import numpy as np
 import pytest
 
 
+@pytest.fixture(autouse=True, scope="session")
+def no_measured_tables(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Kernels are those of the default tables, whatever was measured on this machine."""
+    os.environ["WGTRAIN_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(autouse=True)
 def seed() -> None:
     """The same random numbers for every test, whatever ran before it."""
@@ -61,3 +67,16 @@ def full_device() -> Iterator[Any]:
     gpu.run(find_subgroup_size(opened))
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def shaders(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+    """Shader files by path that are read in place of those on disk."""
+    from wgtrain.engine import kernel
+
+    replaced: dict[str, str] = {}
+    on_disk = kernel.read_shader
+    monkeypatch.setattr(kernel, "read_shader", lambda path: replaced.get(path) or on_disk(path))
+    kernel._load.cache_clear()
+    yield replaced
+    kernel._load.cache_clear()

@@ -17,6 +17,7 @@ from wgtrain import random
 from wgtrain.api import data_file, read_file
 from wgtrain.cli import main
 from wgtrain.data.jsonl import Dataset, Row
+from wgtrain.engine.tuning import DEFAULT_CPU
 from wgtrain.files.names import resolve_targets, tensor_name
 from wgtrain.model.model import adapter_from_bytes
 
@@ -53,7 +54,18 @@ class FakeModel:
 class FakeLearner:
     seconds = 0.0  # what an update takes
 
-    def __init__(self, model, lora, *, max_tokens, max_row, grad_checkpoint=False, capture="f32"):
+    def __init__(
+        self,
+        model,
+        lora,
+        *,
+        max_tokens,
+        max_row,
+        grad_checkpoint=False,
+        capture="f32",
+        tuning=None,
+    ):
+        self.tuning = tuning or DEFAULT_CPU
         self.lora, self.max_tokens, self.max_row = lora, max_tokens, max_row
         self.options = {"grad_checkpoint": grad_checkpoint, "capture": capture}
         self.targets = []
@@ -226,6 +238,7 @@ def install(patch=setattr):
     from wgtrain.train import trainer
 
     patch(trainer, "Learner", FakeLearner)
+    patch(trainer.Trainer, "choose_tuning", staticmethod(lambda learner, *_: learner.tuning))
     patch(session, "load_model", lambda path, adapter_index=None: FakeModel(path, adapter_index))
     patch(session, "load_dataset", fake_dataset)
 

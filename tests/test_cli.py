@@ -116,6 +116,7 @@ OPTIONS = {
     "train_on": (["--train-on", "all"], "all"),
     "grad_checkpoint": (["--grad-checkpoint", "on"], "on"),
     "capture": (["--capture", "bf16"], "bf16"),
+    "tuning": (["--tuning", "default"], "default"),
     "valid": (["--valid", "0.2"], 0.2),
     "eval_every": (["--eval-every", "5"], 5),
     "save_every": (["--save-every", "4"], 4),
@@ -124,7 +125,7 @@ OPTIONS = {
     "shuffle": (["--no-shuffle"], False),
 }
 # These change what is kept, looked at or demanded; the engine's are tested on the engine.
-SAME_NUMBERS = {"adapter_index", "method", "optimizer", "grad_checkpoint", "capture"}
+SAME_NUMBERS = {"adapter_index", "method", "optimizer", "grad_checkpoint", "capture", "tuning"}
 SAME_NUMBERS |= {"eval_every", "save_every", "save_total_limit"}
 
 

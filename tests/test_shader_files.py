@@ -1,7 +1,6 @@
 """Every shader file follows the conventions of `engine.kernel`; the loader tells which does not."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import oracles
@@ -9,7 +8,6 @@ import pytest
 from kernel_check import nbytes, plain, workgroup
 from needs import ROOT
 
-from wgtrain.engine import kernel as loader
 from wgtrain.engine.graph import Graph
 from wgtrain.engine.kernel import Kernel, expand, kernel_names, load_kernel, read_shader
 from wgtrain.engine.weight import FORMATS
@@ -17,16 +15,6 @@ from wgtrain.errors import ShaderError
 from wgtrain.gpu import Device, Limits, Slot, run
 
 LIBRARIES = sorted(path.stem for path in (ROOT / "shaders" / "lib").glob("*.wgsl"))
-
-
-@pytest.fixture
-def shaders(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
-    """Files by path that are read in place of those on disk."""
-    replaced: dict[str, str] = {}
-    monkeypatch.setattr(loader, "read_shader", lambda path: replaced.get(path) or read_shader(path))
-    loader._load.cache_clear()
-    yield replaced
-    loader._load.cache_clear()
 
 
 def compile_kernel(device: Device, kernel: Kernel, code: str | None = None) -> None:

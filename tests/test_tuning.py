@@ -11,7 +11,7 @@ from kernel_check import workgroup
 from wgtrain import gpu
 from wgtrain.engine import tuning
 from wgtrain.engine.graph import Graph
-from wgtrain.engine.kernel import load_kernel
+from wgtrain.engine.kernel import load_kernel, read_shader
 from wgtrain.engine.ops import linear
 from wgtrain.engine.probe import find_subgroup_size, subgroup_size
 from wgtrain.engine.tuning import DEFAULT_CPU, DEFAULT_GPU, Choice, Tuning
@@ -78,12 +78,26 @@ def test_a_graph_records_the_choice_of_its_table() -> None:
         assert launch.family == "nt/weight_f32"
 
 
-def test_a_choice_made_for_other_subgroups_does_not_run() -> None:
-    plain, sized = Choice("matmul_nt"), Choice("matmul_nt", (("SUBGROUP", 8),))
-    assert tuning.runs_on(plain, adapter())
-    assert tuning.runs_on(sized, adapter("CPU", 8, "subgroups"))
-    assert not tuning.runs_on(sized, adapter("CPU", 4, "subgroups"))
-    assert not tuning.runs_on(sized, adapter())
+def test_a_choice_runs_where_it_fits() -> None:
+    plain, sized = Choice("matmul_nt"), Choice("probe_subgroup", (("LANES", 8),))
+    assert tuning.runs_on(plain, "nt/weight_f32", adapter())
+    for family, choice in (
+        ("nn", plain),
+        ("no family", plain),
+        ("nt", sized),
+        ("nt", Choice("no_kernel")),
+        ("nt", Choice("matmul_nt", (("NO_CONSTANT", 8),))),
+    ):
+        assert not tuning.runs_on(choice, family, adapter("CPU", 8, "subgroups"))
+
+
+def test_a_choice_made_for_other_subgroups_does_not_run(shaders: dict[str, str]) -> None:
+    text = read_shader("matmul_nt").replace("sum[i][j] +=", "sum[i][j] += 0.0 * subgroupAdd(1.0) +")
+    shaders["matmul_subgroup"] = text + "\nconst SUBGROUP: u32 = 8u;\n"
+    sized = Choice("matmul_subgroup", (("SUBGROUP", 8),))
+    assert tuning.runs_on(sized, "nt", adapter("CPU", 8, "subgroups"))
+    assert not tuning.runs_on(sized, "nt", adapter("CPU", 4, "subgroups"))
+    assert not tuning.runs_on(sized, "nt", adapter())
 
 
 def test_candidates_begin_with_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +110,12 @@ def test_candidates_begin_with_the_default(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_table_is_plain_data() -> None:
     table = Tuning({"nt": Choice("matmul_nt", (("TILE_ROWS", 8),))}, "test")
-    assert tuning.to_json(table) == {"nt": {"kernel": "matmul_nt", "TILE_ROWS": 8}}
+    data = tuning.to_json(table)
+    assert data == {"origin": "test", "table": {"nt": {"kernel": "matmul_nt", "TILE_ROWS": 8}}}
+    assert tuning.from_json(data) == table
+    for wrong in (None, [], {}, {"table": {}, "origin": 1}, {**data, "table": {"nt": "matmul_nt"}}):
+        with pytest.raises(ValueError, match="not a"):
+            tuning.from_json(wrong)
 
 
 def test_candidates_of_gpus_fit_every_adapter() -> None:

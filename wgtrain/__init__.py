@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from wgtrain.gpu import run as run
     from wgtrain.train.config import LoraConfig as LoraConfig
     from wgtrain.train.config import TrainConfig as TrainConfig
-    from wgtrain.train.trainer import StepResult as StepResult
+    from wgtrain.train.results import StepResult as StepResult
     from wgtrain.train.trainer import Trainer as Trainer
 
 

@@ -25,13 +25,16 @@ from wgtrain.model.folder import Folder, open_folder
 from wgtrain.model.model import Model, open_model
 from wgtrain.progress import watch
 from wgtrain.train.trainer import Trainer
+from wgtrain.tune import choose
 
 AnyPath = str | os.PathLike[str]
 AnyBytes = bytes | bytearray | memoryview
 _MODEL_FILES = (".json", ".jinja", ".safetensors", ".model", ".bin")  # the last two for messages
 
 
-Trainer.watch = staticmethod(watch)  # the core does not know where it runs
+# The core does not know where it runs.
+Trainer.watch = staticmethod(watch)
+Trainer.choose_tuning = staticmethod(choose)
 
 
 class FileSource:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from wgtrain.progress import Show, line
 
 if TYPE_CHECKING:
-    from wgtrain.train.trainer import StepResult, Trainer
+    from wgtrain.train.results import StepResult
+    from wgtrain.train.trainer import Trainer
 
 DRAW_SECONDS = 1.0
 

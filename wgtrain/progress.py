@@ -7,7 +7,8 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from wgtrain.train.trainer import StepResult, Trainer
+    from wgtrain.train.results import StepResult
+    from wgtrain.train.trainer import Trainer
 
 Show = Callable[["StepResult"], None]
 LINE_SECONDS = 10.0

@@ -12,6 +12,7 @@ from typing import Any
 
 from wgtrain import __version__, progress
 from wgtrain.api import adapter_file, data_file, load_adapter, load_dataset, load_model, read_file
+from wgtrain.engine.tuning import Tuning, from_json, to_json
 from wgtrain.errors import FileError, NonFiniteError, WgtrainError
 from wgtrain.train.checkpoint import unpack
 from wgtrain.train.config import LoraConfig, RunConfig, TrainConfig
@@ -45,7 +46,9 @@ def resume(path: str, say: Say = print) -> bool:
     with ExitStack() as stack:
         stack.callback(folder.close)
         try:
-            inputs, now, ended = _earlier(folder.read_summary())
+            summary = folder.read_summary()
+            inputs, now, ended = _earlier(summary)
+            tuning = from_json(summary["tuning"]) if "tuning" in summary else None
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             text = f"{folder.path / SUMMARY}: damaged ({type(error).__name__}: {error})"
             raise FileError(
@@ -59,7 +62,7 @@ def resume(path: str, say: Say = print) -> bool:
             canonical(read_yaml(config_file), CONFIGS, str(config_file)), *CONFIGS
         )
         _check_inputs(folder, inputs)
-        trainer = stack.enter_context(_open(paths, lora, config, (), now))
+        trainer = stack.enter_context(_open(paths, lora, config, (), now, tuning))
         model = inputs.get("model", {})
         if model.get("fingerprint") not in (None, trainer.model.fingerprint):
             raise FileError(_changed("model", model["path"], folder))
@@ -75,6 +78,7 @@ def _open(
     config: TrainConfig,
     given: tuple[str, ...],
     now: datetime,
+    tuning: Tuning | None = None,
 ) -> Iterator[Trainer]:
     """Model, rows and trainer of a run."""
     model = load_model(paths.model, adapter_index=paths.adapter_index)
@@ -85,7 +89,7 @@ def _open(
         if valid_file is not None:
             valid = load_dataset(valid_file, model, config.seq_len, config.train_on, now)
         adapter = load_adapter(paths.init_adapter, model) if paths.init_adapter else None
-        trainer = Trainer(model, rows, lora, config, valid, adapter, given)
+        trainer = Trainer(model, rows, lora, config, valid, adapter, given, tuning)
         try:
             trainer.build()
             yield trainer
@@ -106,6 +110,7 @@ def _write_start(folder: RunFolder, paths: RunConfig, trainer: Trainer, now: dat
         version=__version__,
         started=now.isoformat(),
         inputs=_inputs(paths, trainer),
+        tuning=to_json(trainer.learner.tuning),
     )
 
 
@@ -315,6 +320,7 @@ def _opening(folder: RunFolder, trainer: Trainer) -> str:
             *rows.notes,
             f"{learner.parameter_count:,} parameters, {trainer.total_steps} steps, "
             f"{learner.nbytes / 2**20:,.1f} MiB of GPU memory for training",
+            f"kernels: {learner.tuning.origin}",
             f"writing to {folder.path}",
         ]
     )

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from wgtrain.engine.kernel import Kernel, load_kernel
-from wgtrain.engine.tuning import DEFAULT_CPU, Tuning
+from wgtrain.engine.tuning import DEFAULT_CPU, Choice, Tuning
 from wgtrain.gpu import Buffer
 
 
@@ -64,6 +64,20 @@ class Tensor:
 Operand = Tensor | Window
 
 
+@dataclass(frozen=True)
+class Tuned:
+    """What an operation asks of any variant of a family: its own constants and libraries."""
+
+    family: str
+    constants: Mapping[str, Any]
+    libraries: Mapping[str, str]
+
+    def kernel(self, choice: Choice) -> Kernel:
+        """The variant `choice` for this operation."""
+        constants = {**dict(choice.constants), **self.constants}
+        return load_kernel(choice.kernel, constants, self.libraries)
+
+
 @dataclass(eq=False)
 class Launch:
     """One kernel call over symbolic operands, in slot order."""
@@ -72,7 +86,12 @@ class Launch:
     operands: dict[str, Operand]
     params: dict[str, Any]
     label: str
-    family: str = ""  # whose choice of `Graph.tuning` the kernel is
+    tuned: "Tuned | None" = None
+
+    @property
+    def family(self) -> str:
+        """Whose choice of `Graph.tuning` the kernel is; empty if of none."""
+        return self.tuned.family if self.tuned else ""
 
     def accesses(self) -> list[tuple[Operand, str]]:
         """(operand, "read" or "read_write") of every storage binding."""
@@ -119,19 +138,11 @@ class Graph:
         params: Mapping[str, Any],
         constants: Mapping[str, Any] | None = None,
         libraries: Mapping[str, str] | None = None,
-        *,
-        family: str = "",
     ) -> None:
         """Records one kernel call; every storage slot the kernel declares must be given, and no
         other.
         """
-        loaded = load_kernel(kernel, constants, libraries)
-        slots = [slot.name for slot in loaded.slots if slot.access != "uniform"]
-        if set(slots) != set(operands):
-            raise KeyError(f"kernel '{kernel}' binds {slots}, got {sorted(operands)}")
-        ordered = {name: operands[name] for name in slots}
-        label = self._scope.rstrip(".")
-        self.launches.append(Launch(loaded, ordered, dict(params), label, family))
+        self._record(load_kernel(kernel, constants, libraries), operands, params)
 
     def launch_tuned(
         self,
@@ -142,9 +153,22 @@ class Graph:
         libraries: Mapping[str, str] | None = None,
     ) -> None:
         """Records a call of the kernel that `tuning` has for a family."""
-        choice = self.tuning.choice(family)
-        merged = {**dict(choice.constants), **(constants or {})}
-        self.launch(choice.kernel, operands, params, merged, libraries, family=family)
+        tuned = Tuned(family, constants or {}, libraries or {})
+        self._record(tuned.kernel(self.tuning.choice(family)), operands, params, tuned)
+
+    def _record(
+        self,
+        kernel: Kernel,
+        operands: Mapping[str, Any],
+        params: Mapping[str, Any],
+        tuned: Tuned | None = None,
+    ) -> None:
+        slots = [slot.name for slot in kernel.slots if slot.access != "uniform"]
+        if set(slots) != set(operands):
+            raise KeyError(f"kernel '{kernel.name}' binds {slots}, got {sorted(operands)}")
+        ordered = {name: operands[name] for name in slots}
+        label = self._scope.rstrip(".")
+        self.launches.append(Launch(kernel, ordered, dict(params), label, tuned))
 
     def on_backward(self, output: Tensor, vjp: Callable[[Tensor], None]) -> None:
         """Registers how the gradient of `output` flows on; `vjp(d_output)` records the launches."""

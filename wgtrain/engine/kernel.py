@@ -141,6 +141,12 @@ def kernel_names() -> list[str]:
     return sorted(p.name[:-5] for p in _root().iterdir() if p.name.endswith(".wgsl"))
 
 
+def shader_paths() -> list[str]:
+    """Everything that `read_shader` takes, sorted."""
+    library = (_root() / "lib").iterdir()
+    return sorted([*kernel_names(), *(f"lib/{p.name[:-5]}" for p in library)])
+
+
 def load_kernel(
     name: str,
     constants: Mapping[str, Any] | None = None,

@@ -36,7 +36,8 @@ class Tuning:
     def choice(self, family: str) -> Choice:
         """What `family` runs with."""
         found = self.table.get(family) or self.table.get(family.partition("/")[0])
-        assert found, f"no choice for family '{family}'"
+        if not found:
+            raise KeyError(f"no choice for family '{family}'")
         return found
 
 
@@ -216,15 +217,35 @@ def candidates(family: str, device: Device) -> list[Choice]:
         listed += GPU_CANDIDATES.get(base, ())
     found = [default_tuning(device).choice(family)]
     for choice in (_sized(choice, device.subgroup_size) for choice in listed):
-        if choice not in found and runs_on(choice, device):
+        if choice not in found and runs_on(choice, family, device):
             found.append(choice)
     return found
 
 
-def runs_on(choice: Choice, device: Device) -> bool:
-    """Whether the adapter has what the kernel needs, and subgroups of the size it was made for."""
+def runs_on(choice: Choice, family: str, device: Device) -> bool:
+    """Whether a choice is a variant of what the family has by default, and the adapter has what it
+    needs: its features, and subgroups of the size it was made for.
+    """
+    try:
+        kernel = load_kernel(choice.kernel, dict(choice.constants))
+        base = load_kernel(default_tuning(device).choice(family).kernel)
+    except (FileNotFoundError, KeyError):  # of another version
+        return False
+    if kernel.params != base.params or set(kernel.slots) != set(base.slots):
+        return False
     size = dict(choice.constants).get("SUBGROUP", device.subgroup_size)
-    return load_kernel(choice.kernel).features <= device.features and size == device.subgroup_size
+    return kernel.features <= device.features and size == device.subgroup_size
+
+
+def fitted(tuning: Tuning, device: Device) -> Tuning:
+    """The table with this adapter's defaults where it cannot run a choice, or lacks one."""
+    default = default_tuning(device)
+    table = {family: c for family, c in tuning.table.items() if runs_on(c, family, device)}
+    missing = len(tuning.table) - len(table)
+    origin = tuning.origin
+    if missing:
+        origin += f"; {missing} kernels cannot run here and are replaced: numbers may differ"
+    return Tuning({**default.table, **table}, origin)
 
 
 def _sized(choice: Choice, subgroup_size: int) -> Choice:
@@ -235,5 +256,29 @@ def _sized(choice: Choice, subgroup_size: int) -> Choice:
 
 
 def to_json(tuning: Tuning) -> dict[str, Any]:
-    """The table as plain data: {family: {"kernel": name, constant: value, ...}}."""
-    return {f: {"kernel": c.kernel, **dict(c.constants)} for f, c in tuning.table.items()}
+    """Plain data: {"origin": text, "table": {family: {"kernel": name, constant: value, ...}}}."""
+    table = {f: {"kernel": c.kernel, **dict(c.constants)} for f, c in tuning.table.items()}
+    return {"origin": tuning.origin, "table": table}
+
+
+def from_json(data: Any) -> Tuning:
+    """The inverse of `to_json`; ValueError for anything else."""
+    try:
+        table = {family: choice_from_json(entry) for family, entry in data["table"].items()}
+        if not isinstance(data["origin"], str):
+            raise TypeError
+    except (AttributeError, KeyError, TypeError):
+        raise ValueError("not a tuning table") from None
+    return Tuning(table, data["origin"])
+
+
+def choice_from_json(entry: Any) -> Choice:
+    """The choice in {"kernel": name, constant: value, ...}; ValueError for anything else."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("kernel"), str):
+        raise ValueError("not a choice of a kernel")
+    constants = {name: value for name, value in entry.items() if name != "kernel"}
+    if not all(name.isidentifier() and type(n) is int for name, n in constants.items()):
+        raise ValueError("constants of a kernel are whole numbers")
+    if not entry["kernel"].isidentifier():
+        raise ValueError("not the name of a kernel")
+    return Choice(entry["kernel"], tuple(constants.items()))

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from wgtrain.engine.tuning import Tuning, from_json
 from wgtrain.errors import FileError
 from wgtrain.files.adapters import Adapter, read_adapter_gguf, write_adapter_gguf
 from wgtrain.files.safetensors import read_safetensors, write_safetensors
@@ -24,7 +25,8 @@ FORMAT = 1
 class State:
     """Where a run stands: after `step` optimizer steps, before window `position` of `epoch`.
 
-    `settings` are all of the adapter and the training, `rows` is a hash of the token rows.
+    `settings` are all of the adapter and the training, `rows` is a hash of the token rows, `tuning`
+    the table of the kernels it ran with (empty in files of versions that had none).
     """
 
     step: int
@@ -35,6 +37,7 @@ class State:
     settings: dict[str, Any]
     rows: str
     version: str
+    tuning: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -86,18 +89,29 @@ def _read_state(data: bytes, name: str) -> tuple[State, dict[str, str]]:
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
         found = raw.get("format") if isinstance(raw, dict) else raw
         raise FileError(f"{name}: format = {found}: this version reads format {FORMAT}")
-    kinds = {"settings": dict, "rows": str, "version": str, "elapsed_seconds": (int, float)}
+    kinds: dict[str, Any] = {"settings": dict, "rows": str, "version": str, "tuning": dict}
+    kinds |= {"elapsed_seconds": (int, float)}
     values = {}
     for f in fields(State):
-        value = raw.get(f.name)
+        value = raw.get(f.name, {} if f.name == "tuning" else None)
         kind: Any = kinds.get(f.name, int)
         if not isinstance(value, kind):
             raise FileError(f"{name}: {f.name} = {value!r}: not usable")
         values[f.name] = value
+    if values["tuning"]:
+        check_tuning(values["tuning"], name)
     hashes = raw.get("sha256")
     if not isinstance(hashes, dict) or set(hashes) != {ADAPTER, OPTIMIZER}:
         raise FileError(f"{name}: sha256 = {hashes!r}: not usable")
     return State(**values), hashes
+
+
+def check_tuning(data: Any, name: str) -> Tuning:
+    """The table in a file `name`; FileError where it is none."""
+    try:
+        return from_json(data)
+    except ValueError as error:
+        raise FileError(f"{name}: tuning: {error}") from None
 
 
 def to_adapter(parameters: Mapping[str, np.ndarray], **fields: Any) -> Adapter:

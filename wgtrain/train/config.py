@@ -175,6 +175,13 @@ class TrainConfig:
         "How activations saved for the backward pass are stored.",
         choices=("f32", "bf16"),
     )
+    tuning: str = setting(
+        "auto",
+        str,
+        "Which kernels run: auto takes what was measured on this GPU, and measures where it pays; "
+        "measure does so anew; default never.",
+        choices=("auto", "default", "measure"),
+    )
     valid: str | float | None = setting(
         None,
         str,

@@ -19,7 +19,7 @@ from wgtrain.engine.inputs import InputBuffers
 from wgtrain.engine.loss import chunk_columns, cross_entropy
 from wgtrain.engine.ops import gather
 from wgtrain.engine.plan import STEP_WORDS, Plan
-from wgtrain.engine.tuning import Tuning, default_tuning
+from wgtrain.engine.tuning import Tuning, default_tuning, fitted
 from wgtrain.errors import DeviceLostError
 from wgtrain.files import resolve_targets
 from wgtrain.model.forward import Network, forward
@@ -61,13 +61,13 @@ class Learner:
         capture: str = "f32",
         tuning: Tuning | None = None,
     ):
-        self.tuning = tuning or default_tuning(model.device)
+        self.device, self.max_row = model.device, max_row
+        self.tuning = fitted(tuning, self.device) if tuning else default_tuning(self.device)
         config = model.config
-        self._device = model.device
         bases = target_tensors(
             config, resolve_targets(lora.target_modules), lora.layer_indices(config.n_layer)
         )
-        self._arena = Arena(adapter_shapes(bases, lora.rank), self._device.limits)
+        self._arena = Arena(adapter_shapes(bases, lora.rank), self.device.limits)
         self.shapes = self._arena.shapes
         self.parameter_count = sum(rows * columns for rows, columns in self.shapes.values())
         self._values = self._arena.storages("parameters", "adapter")
@@ -161,12 +161,12 @@ class Learner:
             raise DeviceLostError("the trainer was closed: its adapter is gone from the GPU")
         if self._built:
             return
-        await self.plan.build(self._device)
+        await self.plan.build(self.device)
         self._built = True
         assert self._rope_storage.buffer is not None
-        self._device.write(self._rope_storage.buffer, 0, self._rope)
+        self.device.write(self._rope_storage.buffer, 0, self._rope)
         for storages, tensors in self._pending:
-            self._arena.write(self._device, storages, tensors)
+            self._arena.write(self.device, storages, tensors)
         self._pending = []
 
     def set_parameters(self, tensors: Mapping[str, np.ndarray]) -> None:
@@ -182,7 +182,7 @@ class Learner:
 
     def _set(self, storages: list[Storage], tensors: Mapping[str, np.ndarray]) -> None:
         if self._built:
-            self._arena.write(self._device, storages, tensors)
+            self._arena.write(self.device, storages, tensors)
         else:
             self._pending.append((storages, dict(tensors)))
 
@@ -192,7 +192,7 @@ class Learner:
         if self._built:
             for storage in (*self._gradients, self._small["totals"], self._small["control"]):
                 assert storage.buffer is not None
-                self._device.write(storage.buffer, 0, bytes(storage.size))
+                self.device.write(storage.buffer, 0, bytes(storage.size))
 
     async def parameters(self) -> dict[str, np.ndarray]:
         """The adapter matrices, f32."""
@@ -208,7 +208,7 @@ class Learner:
 
     async def _read(self, storages: list[Storage]) -> dict[str, np.ndarray]:
         await self.build()
-        return await self._arena.read(self._device, storages)
+        return await self._arena.read(self.device, storages)
 
     def micro(self, batch: Batch, *, dropout_key: int = 0) -> None:
         """Queues forward and backward of one batch."""
@@ -222,7 +222,7 @@ class Learner:
         """Queues a batch's arrays; what a replay takes: step uniform, T and C."""
         assert self._built, "build() first"
         trained = self._inputs.write(
-            self._device, batch.tokens, batch.starts, batch.ends, batch.targets
+            self.device, batch.tokens, batch.starts, batch.ends, batch.targets
         )
         step = np.zeros(STEP_WORDS, np.uint32)
         step[:2] = len(batch.tokens), trained
@@ -271,7 +271,7 @@ class Learner:
         ring = self._small["ring"].buffer
         if not self._steps or ring is None:
             return []
-        raw = np.frombuffer(await self._device.read(ring, 0, 16 * RING), np.uint32).reshape(RING, 4)
+        raw = np.frombuffer(await self.device.read(ring, 0, 16 * RING), np.uint32).reshape(RING, 4)
         first = self._slot - len(self._steps)
         rows = [raw[(first + i) % RING] for i in range(len(self._steps))]
         found = [
@@ -302,9 +302,9 @@ class Learner:
         assert buffer is not None
         loss, count = 0.0, 0
         for batch in batches:
-            self._device.write(buffer, 0, bytes(8))
+            self.device.write(buffer, 0, bytes(8))
             self._queue("evaluate", batch)
-            raw = np.frombuffer(await self._device.read(buffer, 0, 8), np.uint32)
+            raw = np.frombuffer(await self.device.read(buffer, 0, 8), np.uint32)
             loss += float(raw.view(np.float32)[0])
             count += int(raw[1])
         self._work, self._since = 0.0, time.perf_counter()

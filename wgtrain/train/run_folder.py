@@ -16,7 +16,7 @@ from typing import Any
 
 from wgtrain.errors import FileError, OptionError
 from wgtrain.train.chart import loss_svg
-from wgtrain.train.trainer import Evaluation, StepResult
+from wgtrain.train.results import Evaluation, StepResult
 
 CONFIG, METRICS, SUMMARY, LOG = "config.yaml", "metrics.jsonl", "summary.json", "train.log"
 CHECKPOINTS = "checkpoints"

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy as np
 from wgtrain import __version__, random
 from wgtrain.aio import aio_view, dual, dual_iterator
 from wgtrain.data import Dataset
+from wgtrain.engine.tuning import Tuning, from_json, to_json
 from wgtrain.errors import NonFiniteError, OptionError
 from wgtrain.files.adapters import (
     Adapter,
@@ -24,6 +25,7 @@ from wgtrain.files.adapters import (
 from wgtrain.train import checkpoint as ckpt
 from wgtrain.train.config import LoraConfig, TrainConfig
 from wgtrain.train.learner import Learner
+from wgtrain.train.results import Evaluation, Queued, StepResult, non_finite
 from wgtrain.train.schedule import make_schedule
 from wgtrain.train.settings import as_mapping
 from wgtrain.train.start import adopt, hash_rows, initial_parameters, split_rows
@@ -32,48 +34,8 @@ from wgtrain.train.windows import Windows, in_batches
 # Reports are read after so many steps, or as many as take so long: what is queued cannot be
 # cancelled.
 MOST_UNREAD, READ_SECONDS = 8, 0.2
-# Settings that a checkpoint may differ in: they change no number, or `rows` covers them.
-FREE = {"eval_every", "save_every", "save_total_limit", "valid", "seq_len", "train_on"}
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """One optimizer step. `loss` is the mean over its trained tokens, before the update.
-
-    `epoch` counts passes over the data, with fractions; `tokens_seen` are all tokens so far,
-    trained or not, `tokens_per_second` those of the last few steps without validation.
-    """
-
-    step: int
-    epoch: float
-    loss: float
-    learning_rate: float
-    grad_norm: float
-    trained_tokens: int
-    tokens_seen: int
-    tokens_per_second: float
-    elapsed_seconds: float
-    eval_loss: float | None = None
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Mean loss over the trained tokens of the validation rows after `step` steps."""
-
-    step: int
-    loss: float
-    count: int
-
-
-@dataclass(frozen=True)
-class _Queued:
-    """A step whose report is not read yet."""
-
-    step: int
-    epoch: float
-    learning_rate: float
-    tokens: int
-    lines: tuple[int, ...]
+# Settings that a checkpoint may differ in: they change no number, or what it holds covers them.
+FREE = {"eval_every", "save_every", "save_total_limit", "valid", "seq_len", "train_on", "tuning"}
 
 
 class Trainer:
@@ -81,13 +43,19 @@ class Trainer:
 
     `valid` are rows for validation, `init_adapter` an adapter to start from (whatever
     `model.logits` takes as one), which brings rank, alpha and targets; `given` names settings of
-    `lora` that a person set explicitly and that it must not differ from.
+    `lora` that a person set explicitly and that it must not differ from. `tuning` is the table of
+    kernels to run with, in place of what `config.tuning` says.
     """
 
     aio = aio_view()
     # Shows progress during `fit`: called with the trainer, entered, then called for each step.
     watch: Callable[["Trainer"], AbstractContextManager[Callable[[StepResult], None]]] = (
         staticmethod(lambda trainer: nullcontext(lambda result: None))
+    )
+
+    # The table for a learner that has to do so many micro-batches, by the mode in the settings.
+    choose_tuning: Callable[[Learner, int, str], Tuning] = staticmethod(
+        lambda learner, batches, mode: learner.tuning
     )
 
     def __init__(
@@ -99,6 +67,7 @@ class Trainer:
         valid: Dataset | None = None,
         init_adapter: Any = None,
         given: tuple[str, ...] = (),
+        tuning: Tuning | None = None,
     ):
         lora, config = lora or LoraConfig(), config or TrainConfig()
         if config.seq_len not in (TrainConfig().seq_len, rows.seq_len):
@@ -127,7 +96,8 @@ class Trainer:
         self.schedule = make_schedule(config, self.total_steps, self._windows.per_epoch)
         self._held = list(in_batches(valid, config.batch_size)) if valid else []
         held_rows = [len(row.tokens) for row in valid.rows] if valid else []
-        self.learner = Learner(
+        self._new_learner = partial(
+            Learner,
             model,
             lora,
             max_tokens=max([self._windows.max_tokens, *(len(b.tokens) for b in self._held)]),
@@ -135,6 +105,10 @@ class Trainer:
             grad_checkpoint=config.grad_checkpoint == "on",
             capture=config.capture,
         )
+        self.learner = self._new_learner(tuning=tuning)
+        if tuning is None:
+            batches = self.total_steps * config.grad_accum
+            self._use(self.choose_tuning(self.learner, batches, config.tuning))
         self.learner.set_parameters(
             ckpt.to_parameters(init_adapter)
             if init_adapter
@@ -143,11 +117,19 @@ class Trainer:
         self.step, self.tokens_seen, self.elapsed_seconds = 0, 0, 0.0
         self.evaluations: list[Evaluation] = []
         self.failure: NonFiniteError | None = None
-        self._unread: list[_Queued] = []
+        self._unread: list[Queued] = []
         self._most_unread = 1
         self._ready: deque[StepResult] = deque()
         self._stopping = False
         self._last_read = 0.0
+
+    def _use(self, tuning: Tuning) -> None:
+        """Makes a learner with another table, where it is another one."""
+        if tuning.table != self.learner.tuning.table:
+            self.learner.close()
+            self.learner = self._new_learner(tuning=tuning)
+        else:
+            self.learner.tuning = tuning
 
     @dual
     async def build(self) -> None:
@@ -198,7 +180,7 @@ class Trainer:
         self.step = step
         tokens = sum(len(batch.tokens) for batch in batches)
         lines = tuple(line for batch in batches for line in batch.lines)
-        self._unread.append(_Queued(step, self._windows.passed(), rate, tokens, lines))
+        self._unread.append(Queued(step, self._windows.passed(), rate, tokens, lines))
 
     def _must_read(self) -> bool:
         return (
@@ -227,7 +209,7 @@ class Trainer:
         rate = sum(q.tokens for q in queued) / seconds
         for report, q in zip(reports, queued, strict=True):
             if not report.finite:
-                self.failure = _non_finite(report, q, self.rows.name)
+                self.failure = non_finite(report, q, self.rows.name)
                 return
             self.tokens_seen += q.tokens
             self.elapsed_seconds += q.tokens / rate
@@ -346,11 +328,12 @@ class Trainer:
             as_mapping(self.lora, self.config),
             self._rows_hash,
             __version__,
+            to_json(self.learner.tuning),
         )
         return ckpt.pack(ckpt.Checkpoint(state, await self.aio.adapter(), m, v))
 
     def restore(self, files: Mapping[str, bytes], name: str = "checkpoint") -> None:
-        """Continues from a checkpoint of a run with the same rows and settings.
+        """Continues from a checkpoint of a run with the same rows and settings, with its kernels.
 
         Raises FileError for a damaged one, OptionError naming what differs for one of another run.
         """
@@ -370,6 +353,8 @@ class Trainer:
                 problems.append(f"{name}: its tensors are not those of this model and targets")
         if problems:
             raise OptionError("\n".join(dict.fromkeys(problems)))
+        if state.tuning:
+            self._use(from_json(state.tuning))
         self.learner.reset()
         self.learner.set_parameters(parameters)
         self.learner.set_moments(saved.m, saved.v)
@@ -383,12 +368,3 @@ class Trainer:
     def close(self) -> None:
         """Frees the GPU memory of the training plan, the adapter's too; the model stays open."""
         self.learner.close()
-
-
-def _non_finite(report: Any, queued: _Queued, name: str) -> NonFiniteError:
-    lines = sorted(set(queued.lines))
-    shown = ", ".join(map(str, lines[:20])) + (", ..." if len(lines) > 20 else "")
-    return NonFiniteError(
-        f"step {queued.step}: loss {report.loss}, gradient norm {report.grad_norm}, in the rows of "
-        f"lines {shown} of {name}; the parameters are those after step {queued.step - 1}"
-    )

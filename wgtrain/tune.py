@@ -1,0 +1,183 @@
+"""Which tuning table a run uses: measured tables kept per user, and when a sweep pays.
+
+A file per adapter, driver and version of the kernels lies in the user's cache folder, or in
+`WGTRAIN_CACHE`. A page has no such folder: it uses the default tables, or one handed to `Trainer`.
+"""
+
+import hashlib
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wgtrain import __version__, gpu
+from wgtrain.engine import tuning
+from wgtrain.engine.kernel import read_shader, shader_paths
+from wgtrain.engine.plan import Plan
+from wgtrain.engine.tuning import Choice, Tuning, choice_from_json, default_tuning, runs_on
+from wgtrain.gpu import AdapterInfo, Device
+from wgtrain.sweep import Measured, Shape, heaviest, measure, worthwhile
+from wgtrain.train.learner import Learner
+
+VARIABLE = "WGTRAIN_CACHE"
+FORMAT = 1
+# Operations of a whole run from which on a sweep pays: about a minute of training.
+WORTH = {"CPU": 2e12}
+GPU_WORTH = 2e13
+
+
+@dataclass(frozen=True)
+class Cached:
+    """What a cache file holds; `problem` in words where it is there and cannot be used."""
+
+    measured: tuple[Measured, ...] = ()
+    made: str = ""  # when: a date and a time
+    problem: str = ""
+
+
+def choose(learner: Learner, batches: int, mode: str) -> Tuning:
+    """The table for a learner, not built yet, that has to do so many micro-batches.
+
+    "auto" takes what was measured on this adapter for shapes like these, and measures what is
+    missing where it pays; "measure" measures anew; "default" does neither.
+    """
+    device, plan = learner.device, learner.plan
+    if mode == "default" or sys.platform == "emscripten":
+        return learner.tuning
+    cached = load(device.info)
+    known = _alike(cached.measured, device, plan) if mode == "auto" else {}
+    missing = [family for family in worthwhile(device, plan) if family not in known]
+    work = batches * sum(x.kernel.work(x.params, plan.max_tokens) for x in plan.launches["micro"])
+    if not missing or (mode == "auto" and work < WORTH.get(device.info.type, GPU_WORTH)):
+        return table(device, known.values(), cached.made, cached.problem)
+    began = time.perf_counter()
+    fresh = gpu.run(measure(device, plan, learner.max_row, families=missing))
+    seconds = time.perf_counter() - began
+    problem = save(device.info, fresh, cached.measured) or cached.problem
+    made = f"now in {seconds:.1f} s"
+    return table(device, [*known.values(), *fresh], made, problem)
+
+
+def table(device: Device, measured: Iterable[Measured], made: str, problem: str = "") -> Tuning:
+    """The defaults of an adapter with what was measured over them."""
+    base = default_tuning(device)
+    choices = {entry.family: entry.choice for entry in measured}
+    origin = f"{len(choices)} kernels measured {made}" if choices else base.origin
+    return Tuning({**base.table, **choices}, f"{origin} ({problem})" if problem else origin)
+
+
+def _alike(measured: Iterable[Measured], device: Device, plan: Plan) -> dict[str, Measured]:
+    """By family, what was measured for shapes like those of a plan and runs here."""
+    shapes = {family: shape for family, (_, shape, _) in heaviest(plan).items()}
+    return {
+        entry.family: entry
+        for entry in measured
+        if entry.family in shapes
+        and entry.shape.alike(shapes[entry.family])
+        and runs_on(entry.choice, entry.family, device)
+    }
+
+
+# ---- the file ----------------------------------------------------------------------------------
+
+
+def cache_folder() -> Path:
+    """Where measured tables are kept."""
+    if given := os.environ.get(VARIABLE):
+        return Path(given)
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "wgtrain"
+
+
+def cache_file(info: AdapterInfo) -> Path:
+    """The file of an adapter, with this driver and these kernels."""
+    digest = hashlib.sha256(json.dumps(_key(info)).encode()).hexdigest()
+    return cache_folder() / f"tuning-{digest[:16]}.json"
+
+
+def _key(info: AdapterInfo) -> dict[str, str]:
+    code = hashlib.sha256(repr((tuning.CANDIDATES, tuning.GPU_CANDIDATES)).encode())
+    for path in shader_paths():
+        code.update(read_shader(path).encode())
+    return {
+        "adapter": info.name,
+        "backend": info.backend,
+        "driver": info.driver,
+        "version": __version__,
+        "kernels": code.hexdigest(),
+    }
+
+
+def load(info: AdapterInfo) -> Cached:
+    """What was measured on an adapter; nothing where the file is damaged or made by others."""
+    path = cache_file(info)
+    try:
+        data = json.loads(path.read_bytes())
+        if data["format"] != FORMAT or data["key"] != _key(info):
+            raise ValueError
+        measured = tuple(_measured(entry) for entry in data["measured"])
+        if not isinstance(data["made"], str):
+            raise TypeError
+    except FileNotFoundError:
+        return Cached()
+    except OSError as error:
+        return Cached(problem=f"{path} is ignored: {error.strerror}")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return Cached(problem=f"{path} is damaged and ignored")
+    return Cached(measured, data["made"])
+
+
+def save(info: AdapterInfo, measured: Iterable[Measured], kept: Iterable[Measured] = ()) -> str:
+    """Writes what was measured over what is `kept`; what failed in words, or nothing."""
+    entries = list(measured)
+    entries += [old for old in kept if not any(_same(old, new) for new in entries)]
+    data = {
+        "format": FORMAT,
+        "key": _key(info),
+        "made": time.strftime("%Y-%m-%d %H:%M"),
+        "measured": [_entry(entry) for entry in entries],
+    }
+    path = cache_file(info)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+            json.dump(data, file, indent=1)
+        os.replace(file.name, path)
+    except OSError as error:
+        return f"{path} cannot be written: {error.strerror}"
+    return ""
+
+
+def _same(a: Measured, b: Measured) -> bool:
+    return a.family == b.family and a.shape.alike(b.shape)
+
+
+def _entry(entry: Measured) -> dict[str, Any]:
+    return {
+        "family": entry.family,
+        "choice": {"kernel": entry.choice.kernel, **dict(entry.choice.constants)},
+        "rows": entry.shape.rows,
+        "work": entry.shape.work,
+        "rate": entry.rate,
+        "default_rate": entry.default_rate,
+        "tried": entry.tried,
+    }
+
+
+def _measured(entry: dict[str, Any]) -> Measured:
+    choice: Choice = choice_from_json(entry["choice"])
+    shape = Shape(int(entry["rows"]), float(entry["work"]))
+    rates = float(entry["rate"]), float(entry["default_rate"])
+    if not isinstance(entry["family"], str) or min(shape.rows, shape.work, *rates) <= 0:
+        raise ValueError
+    return Measured(entry["family"], choice, shape, *rates, int(entry["tried"]))
