@@ -124,7 +124,7 @@ class Tabs:
         self._driver, self.origin = driver, origin
         self._context = driver.call(driver.browser.new_context)
         self.strangers: list[str] = []
-        self._context.on("request", self._look)
+        driver.call(self._context.on, "request", self._look)
 
     def _look(self, request: Any) -> None:
         if not request.url.startswith((self.origin + "/", "blob:", "data:")):
