@@ -34,11 +34,15 @@ BELOW: dict[str, set[str]] = {
     "model": {*GROUND, "files", "data", "gpu", "engine"},
     "infer": {*GROUND, "files", "data", "gpu", "engine", "model"},
     "train": {*GROUND, "files", "data", "gpu", "engine", "model"},
+    # A face of several modules.
+    "bench": {*GROUND, "files", "data", "gpu", "engine", "model", "train", "progress"},
 }
 
 # Packages that no page has, and the modules a page never loads: they may import one at top level.
 NATIVE_ONLY = {"wgpu", "tokenizers", "click", "rich", "pygal", "yaml"}
-NATIVE_MODULES = {"gpu/native.py", "gpu/native_timing.py", "cli.py", "__main__.py"}
+NATIVE_MODULES = {
+    *("gpu/native.py", "gpu/native_timing.py", "cli.py", "__main__.py", "bench/command.py"),
+}
 
 
 def room(path: Path) -> str:

@@ -63,6 +63,11 @@ def test_elementwise(check: Any, rows: int, d: int) -> None:
     check("scale_rows", {"running": normal(rows, 4), "y": a}, elementwise(d, "C"), rows=rows)
 
 
+@pytest.mark.parametrize(("n", "groups"), [(4, 16384), (1000, 1), (1004, 3)])
+def test_copy(check: Any, n: int, groups: int) -> None:
+    check("copy", {"x": normal(n)}, {"n4": n // 4}, constants={"GROUPS": groups}, tolerance=0.0)
+
+
 def test_swiglu_where_exp_overflows(check: Any) -> None:
     gate = np.array([[-1e4, -100.0, -89.0, 0.0, 89.0, 100.0, 1e4, -20.0]])
     up, dy = normal(2, 1, 8)

@@ -128,6 +128,18 @@ def doctor() -> int:
     return DONE if usable else GPU_FAILED
 
 
+@cli.command(
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def bench(arguments: tuple[str, ...]) -> None:
+    """Measure kernels and whole steps, beside this adapter's ceiling and other trainers."""
+    from wgtrain.bench.command import bench
+
+    bench.main(arguments, prog_name="wgtrain bench", standalone_mode=False)
+
+
 @cli.command()
 @click.argument("folder", default="dist/web")
 @click.option("--port", default=8000, help="Port on loopback, 0 = any.  [default: 8000]")

@@ -9,7 +9,7 @@ from wgtrain.files.adapters import (
     write_adapter_peft,
 )
 from wgtrain.files.blocks import BLOCKS, Block
-from wgtrain.files.gguf import GGUF, Raw, TensorInfo, parse_gguf, read_gguf, write_gguf
+from wgtrain.files.gguf import GGUF, Raw, TensorInfo, gguf_head, parse_gguf, read_gguf, write_gguf
 from wgtrain.files.names import (
     BLOCK_LINEARS,
     gguf_tensor,
@@ -34,6 +34,7 @@ __all__ = [
     "Source",
     "TensorInfo",
     "adapter_fits",
+    "gguf_head",
     "gguf_tensor",
     "hf_module",
     "parse_gguf",

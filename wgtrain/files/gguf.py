@@ -5,6 +5,7 @@ The reader sees a file through byte ranges and holds only what stands in front o
 
 import math
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +28,7 @@ from wgtrain.files.gguf_parser import (
 )
 from wgtrain.files.source import Data, Source, read_range, shown, source_name
 
-__all__ = ["GGUF", "Raw", "TensorInfo", "parse_gguf", "read_gguf", "write_gguf"]
+__all__ = ["GGUF", "Raw", "TensorInfo", "gguf_head", "parse_gguf", "read_gguf", "write_gguf"]
 
 FIRST_READ = 1 << 20  # bytes
 
@@ -72,6 +73,23 @@ def write_gguf(metadata: dict[str, Any], tensors: dict[str, np.ndarray | Raw]) -
     numpy scalars and arrays keep their type; int becomes u32, or i64 or u64 where it does not fit,
     float f32, list[str] an array of strings. ValueError or TypeError for what GGUF cannot hold.
     """
+    raws = {n: t if isinstance(t, Raw) else _raw(n, t) for n, t in tensors.items()}
+    head = gguf_head(metadata, {name: (raw.type, raw.shape) for name, raw in raws.items()})
+    body: list[Data] = []
+    for name, raw in raws.items():
+        data, nbytes = memoryview(raw.data).cast("B"), _nbytes(raw.type, raw.shape)
+        if not nbytes or data.nbytes != nbytes:
+            raise ValueError(f"tensor {name!r}: {data.nbytes} bytes, {nbytes} for {raw.shape}")
+        body += [data, bytes(-nbytes % ALIGNMENT)]
+    return b"".join([head, *body])
+
+
+def gguf_head(
+    metadata: dict[str, Any], tensors: Mapping[str, tuple[str, tuple[int, ...]]]
+) -> bytes:
+    """All that stands before the tensors, given as (type, shape), whose bytes then follow in this
+    order, each padded to the alignment.
+    """
     if metadata.get("general.alignment", ALIGNMENT) != ALIGNMENT:
         raise ValueError(f"files are written with an alignment of {ALIGNMENT}")
     head = [b"GGUF", struct.pack("<IQQ", 3, len(tensors), len(metadata))]
@@ -79,25 +97,21 @@ def write_gguf(metadata: dict[str, Any], tensors: dict[str, np.ndarray | Raw]) -
         if not 1 <= len(key.encode()) <= MAX_KEY:
             raise ValueError(f"key {shown(key)}: 1 to {MAX_KEY} bytes allowed")
         head += [_text(key), _value(key, value)]
-    body: list[Data] = []
     offset = 0
-    for name, tensor in tensors.items():
+    for name, (type_, shape) in tensors.items():
         if not 1 <= len(name.encode()) <= MAX_TENSOR_NAME:
             raise ValueError(f"tensor name {shown(name)}: 1 to {MAX_TENSOR_NAME} bytes allowed")
-        raw = tensor if isinstance(tensor, Raw) else _raw(name, tensor)
-        block, data = BLOCKS[raw.type], memoryview(raw.data).cast("B")
-        if not 1 <= len(raw.shape) <= MAX_DIMS or raw.shape[-1] % block.size:
-            raise ValueError(f"tensor {name!r}: shape {raw.shape} cannot be {block.name}")
-        nbytes = math.prod(raw.shape[:-1]) * block.row_nbytes(raw.shape[-1])
-        if not nbytes or data.nbytes != nbytes:
-            raise ValueError(f"tensor {name!r}: {data.nbytes} bytes, {nbytes} for {raw.shape}")
-        dims = struct.pack(f"<I{len(raw.shape)}Q", len(raw.shape), *reversed(raw.shape))
-        head += [_text(name), dims, struct.pack("<IQ", block.ggml_id, offset)]
-        padding = -nbytes % ALIGNMENT
-        body += [data, bytes(padding)]
-        offset += nbytes + padding
+        if not 1 <= len(shape) <= MAX_DIMS or shape[-1] % BLOCKS[type_].size:
+            raise ValueError(f"tensor {name!r}: shape {shape} cannot be {type_}")
+        dims = struct.pack(f"<I{len(shape)}Q", len(shape), *reversed(shape))
+        head += [_text(name), dims, struct.pack("<IQ", BLOCKS[type_].ggml_id, offset)]
+        offset += -(-_nbytes(type_, shape) // ALIGNMENT) * ALIGNMENT
     head.append(bytes(-sum(map(len, head)) % ALIGNMENT))
-    return b"".join([*head, *body])
+    return b"".join(head)
+
+
+def _nbytes(type_: str, shape: tuple[int, ...]) -> int:
+    return math.prod(shape[:-1]) * BLOCKS[type_].row_nbytes(shape[-1])
 
 
 def _raw(name: str, array: np.ndarray) -> Raw:

@@ -1,6 +1,7 @@
 """The loss curve as SVG."""
 
 from collections.abc import Sequence
+from typing import Any
 from xml.etree import ElementTree
 
 Curve = Sequence[tuple[int, float]]
@@ -9,26 +10,13 @@ POINTS = 500  # a curve of more steps is drawn as the means of so many stretches
 
 def loss_svg(losses: Curve, evaluations: Curve = (), title: str = "Loss") -> bytes:
     """A chart of (step, training loss) and (step, validation loss); stands alone, no scripts."""
-    import pygal
-
-    style = pygal.style.CleanStyle(
-        colors=("#7aa6c2", "#c0392b"),
-        font_family="sans-serif",
-        background="white",
-        plot_background="white",
-        guide_stroke_color="#dddddd",
-        major_guide_stroke_color="#cccccc",
-    )
-    chart = pygal.XY(
-        style=style,
-        js=[],
+    chart = new_chart(
+        "XY",
+        ("#7aa6c2", "#c0392b"),
         title=title,
         x_title="step",
         y_title="mean loss of trained tokens",
-        width=900,
-        height=480,
         dots_size=2,
-        legend_at_bottom=True,
         no_data_text="no step yet",
         value_formatter=lambda y: f"{y:.4g}",
         x_value_formatter=lambda x: f"{x:.0f}",
@@ -36,7 +24,30 @@ def loss_svg(losses: Curve, evaluations: Curve = (), title: str = "Loss") -> byt
     chart.add("training", _thinned(losses), show_dots=len(losses) == 1)
     if evaluations:
         chart.add("validation", list(evaluations))
-    chart.uuid = "loss"  # else random, and the same curve would never give the same bytes
+    return standalone(chart, "loss")
+
+
+def new_chart(kind: str, colors: Sequence[str], **options: Any) -> Any:
+    """A pygal chart of class `kind` as all of ours look."""
+    import pygal
+
+    style = pygal.style.CleanStyle(
+        colors=tuple(colors),
+        font_family="sans-serif",
+        background="white",
+        plot_background="white",
+        guide_stroke_color="#dddddd",
+        major_guide_stroke_color="#cccccc",
+    )
+    common = {"width": 900, "height": 480, "legend_at_bottom": True}
+    return getattr(pygal, kind)(style=style, js=[], **{**common, **options})
+
+
+def standalone(chart: Any, name: str) -> bytes:
+    """A chart as SVG without scripts; `name` takes the place of an identity that would be random,
+    so that the same numbers always give the same bytes.
+    """
+    chart.uuid = name
     root = chart.render_tree()
     for parent in list(root.iter()):
         for script in [child for child in parent if str(child.tag).endswith("script")]:

@@ -1,0 +1,448 @@
+"""`wgtrain bench`: its weights, its counts, its records, its rivals and its page; never a time."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import needs
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType, quants
+from test_cli import wgtrain
+
+from wgtrain import gpu
+from wgtrain.bench import ceiling, progress, report, rivals, runner, step, tables
+from wgtrain.bench.cases import Case
+from wgtrain.bench.flops import attention_flops, step_flops
+from wgtrain.bench.measure import ratios, spread
+from wgtrain.bench.scaling import points
+from wgtrain.bench.shapes import SHAPES, Shape, find_shape
+from wgtrain.bench.weights import RandomWeights
+from wgtrain.errors import FileError, OptionError, WgtrainError
+from wgtrain.files import read_gguf
+from wgtrain.model.config import MATRIX_TYPES, read_config
+
+TINY = SHAPES["tiny"]
+PAGE = needs.ROOT / "docs" / "performance.md"
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small ceilings and short samples."""
+    monkeypatch.setattr(ceiling, "_EDGES", (64,))
+    monkeypatch.setattr(ceiling, "_COPY", {"CPU": 1 << 16})
+    monkeypatch.setattr(ceiling, "_COPY_GPU", 1 << 16)
+    monkeypatch.setattr(runner, "SAMPLE_SECONDS", 1e-4)
+    monkeypatch.setattr(step, "SAMPLE_SECONDS", 1e-4)
+
+
+def record_of(capsys: Any, *arguments: Any) -> dict[str, Any]:
+    """The record a command prints with --json, and nothing else."""
+    code, out, error = wgtrain(capsys, "bench", *arguments, "--json")
+    assert code == 0, error
+    return json.loads(out)
+
+
+# Shapes and weights
+
+
+@pytest.mark.parametrize("type_", MATRIX_TYPES)
+def test_weights_are_a_model_file(type_: str) -> None:
+    shape = find_shape("tiny", type=type_)
+    source = RandomWeights(shape)
+    whole = source.read_range(0, source.size)
+    assert len(whole) == source.size
+    rng = np.random.default_rng(3)
+    for start in rng.integers(0, source.size, 50):
+        n = int(rng.integers(0, 5000))
+        assert source.read_range(int(start), n) == whole[start : start + n]
+    gguf = gpu.run(read_gguf(source))
+    assert read_config(gguf) == shape.config
+    for name in (*shape.config.matrices(), *shape.config.vectors()):
+        info, values = gguf.tensors[name], source.values(name)
+        raw = np.frombuffer(whole, np.uint8, info.nbytes, info.offset)
+        want = quants.dequantize(raw, GGMLQuantizationType[info.type]).reshape(info.shape)
+        np.testing.assert_array_equal(values, want)
+        if len(info.shape) == 2:
+            assert 0.5 < np.std(values) * info.shape[1] ** 0.5 < 1.5
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_every_shape_is_a_model(name: str) -> None:
+    shape = SHAPES[name]
+    assert read_config(gpu.run(read_gguf(RandomWeights(shape)))) == shape.config
+
+
+def test_a_shape_is_the_same_everywhere() -> None:
+    again = replace(TINY)
+    assert again.stream().tolist() == TINY.stream().tolist()
+    for name, pair in TINY.adapter().items():
+        for one, other in zip(pair, again.adapter()[name], strict=True):
+            np.testing.assert_array_equal(one, other)
+    batch = TINY.batch()
+    assert len(batch.tokens) == TINY.tokens and (batch.targets >= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "says"),
+    [
+        ("storys15M", {}, r"shape = 'storys15M' \(did you mean 'stories15M'\?\): allowed are tiny"),
+        ("tiny", {"type": "Q4_K"}, "type = 'Q4_K': allowed are F32, F16, BF16, Q8_0, Q4_0"),
+        ("tiny", {"rows": 0}, "rows = 0: a number above 0 is needed"),
+        ("tiny", {"rank": -1}, "rank = -1: a number above 0"),
+        ("stories260K", {"type": "Q8_0"}, "rows of 172 values, .* no whole blocks of 32"),
+    ],
+)
+def test_wrong_shapes_are_refused(name: str, changed: dict[str, Any], says: str) -> None:
+    with pytest.raises(OptionError, match=says):
+        find_shape(name, **changed)
+
+
+# Counting
+
+
+def test_spread_and_ratios() -> None:
+    assert spread([3.0, 1.0, 2.0]) == {
+        "median": 2.0,
+        "low": 1.0,
+        "high": 3.0,
+        "samples": [3.0, 1.0, 2.0],
+    }
+    found = ratios([2.0, 3.0, 8.0], [4.0, 2.0, 2.0])
+    assert found["samples"] == [0.5, 1.5, 4.0]
+    assert (found["median"], found["low"], found["high"]) == (1.5, 0.5, 4.0)
+
+
+def test_shares_are_those_of_the_same_round() -> None:
+    best = Case("nt", "best", "F32", [], 1, flops=100.0)
+    total = sum(step_flops(TINY).values())
+    found = step._speed(TINY, [1.0, 2.0, 4.0], best, [0.5, 1.0, 1.0])
+    assert found["share_of_ceiling"] == total / 2 / 100  # as in the first round and the second
+    assert found["flops_per_second"] == total / 2
+    assert found["ceiling"]["per_second"] == 100 and found["ceiling"]["best_per_second"] == 200
+    assert found["tokens_per_second"] == 16
+
+
+def test_attention_is_counted_pair_by_pair() -> None:
+    pairs = sum(
+        1 for row in range(3) for q in range(7) for k in range(7) if k <= q for h in range(2)
+    )
+    assert attention_flops(3, 7, 2, 8) == (pairs * 2 * 2 * 8, pairs * 5 * 2 * 8)
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_operations_are_those_of_pytorch(kind: str) -> None:
+    needs.package("peft")
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from wgtrain.bench.peft_step import PeftStep
+
+    shape = replace(TINY, architecture=kind, layers=3, rank=4)
+    stepper = PeftStep(shape, {"dtype": "float32"})
+    with FlopCounterMode(display=False) as counter:
+        stepper.steps(1)
+    counted = sum(
+        n for op, n in counter.get_flop_counts()["Global"].items() if "scaled_dot" not in str(op)
+    )
+    kinds = step_flops(shape)
+    assert counted == sum(kinds.values()) - kinds["attention"]
+
+
+def test_the_points_of_an_axis() -> None:
+    tokens = dict(points(TINY, "tokens", 256))
+    assert list(tokens) == [64, 128, 256]
+    assert [(s.rows, s.length) for s in tokens.values()] == [(1, 64), (2, 64), (4, 64)]
+    rows = [(s.rows, s.length) for _, s in points(TINY, "row", 128)]
+    assert rows == [(1, 64), (1, 128)]
+    assert [s.rank for _, s in points(TINY, "rank", None)] == [4, 8, 16, 32, 64, 128]
+
+
+def test_numbers_for_people() -> None:
+    values = (0.0, 0.012345, 0.5, 1.234, 12.34, 123.4, 12345.6)
+    wanted = ["0", "0.0123", "0.500", "1.23", "12.3", "123", "12,346"]
+    assert [tables.number(v) for v in values] == wanted
+
+
+def test_progress_says_what_is_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+    with progress.progress(3) as advance:
+        for name in ("one", "two", "three"):
+            advance(name)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.rpartition("  left ")[0] for line in lines] == ["1/3  two", "2/3  three"]
+
+
+# Measurements
+
+
+@pytest.mark.gpu
+def test_a_step(quick: None, capsys: Any, tmp_path: Path) -> None:
+    out, svg = tmp_path / "step.json", tmp_path / "step.svg"
+    found = record_of(
+        capsys, "step", "--shape", "tiny", "--rows", 3, "--rank", 4, "--rounds", 2, "--type",
+        "Q8_0", "--out", out, "--svg", svg,
+    )  # fmt: skip
+    assert json.loads(out.read_text()) == found
+    assert found["command"] == (
+        "wgtrain bench step --shape tiny --type Q8_0 --rows 3 --rank 4 --rounds 2"
+    )
+    assert (found["bench"], found["format"], found["vs"]) == ("step", 1, [])
+    assert found["seconds_per_step"] == found["seconds"]["median"] > 0
+    assert len(found["seconds"]["samples"]) == 2
+    shape = find_shape("tiny", rows=3, rank=4, type="Q8_0")
+    assert found["shape"] == shape.facts()
+    assert found["tokens_per_second"] == pytest.approx(48 / found["seconds_per_step"])
+    assert found["flops_per_step"] == sum(step_flops(shape).values())
+    assert found["flops_per_second"] == found["flops_per_step"] / found["seconds_per_step"]
+    assert found["share_of_ceiling"] > 0
+    assert 0 < found["ceiling"]["per_second"] <= found["ceiling"]["best_per_second"]
+    assert found["ceiling"]["type"] == "Q8_0"
+    assert sum(row["calls"] for row in found["kernels"]) == found["dispatches"]
+    assert all(row["seconds"] >= 0 for row in found["kernels"])
+    memory = found["memory"]
+    assert memory["gpu"] == memory["weights"] + sum(memory["plan"].values())
+    assert found["host_seconds_per_step"]["median"] > 0
+    assert found["machine"]["cores"] and found["adapter"]["name"]
+    assert b"<svg" in svg.read_bytes() and b"<script" not in svg.read_bytes()
+
+
+@pytest.mark.gpu
+def test_kernels(quick: None, capsys: Any, tmp_path: Path) -> None:
+    svg = tmp_path / "kernels.svg"
+    found = record_of(
+        capsys, "kernels", "--shape", "tiny", "--type", "F32", "--type", "Q4_0", "--rounds", 1,
+        "--svg", svg,
+    )  # fmt: skip
+    rows = found["kernels"]
+    groups = {row["group"] for row in rows}
+    assert groups == {
+        "forward", "dX", "LoRA forward", "LoRA backward", "attention forward", "RMS norm",
+        "attention backward", "cross-entropy", "SwiGLU", "residual", "rotary embedding", "AdamW",
+    }  # fmt: skip
+    for row in rows:
+        assert row["per_second"] == pytest.approx(row["work"] / row["seconds"]["median"])
+        assert row["share_of_ceiling"] > 0 and row["dispatches"] > 0
+        assert row["ceiling"] == ("copy" if row["unit"] == "B" else row["type"] or "F32")
+    typed = [(row["group"], row["what"]) for row in rows if row["type"] == "Q4_0"]
+    assert typed == [(row["group"], row["what"]) for row in rows if row["type"] == "F32"]
+    (forward,) = [r for r in rows if r["group"] == "forward" and r["type"] == "F32"
+                  and r["what"].startswith("ffn_gate")]  # fmt: skip
+    assert forward["work"] == 2 * 32 * 64 * 32
+    assert {x["type"] or x["group"] for x in found["ceilings"]} == {"F32", "Q4_0", "copy"}
+    assert b"Q4_0" in svg.read_bytes()
+
+
+@pytest.mark.gpu
+def test_scaling(quick: None, capsys: Any, tmp_path: Path) -> None:
+    found = record_of(
+        capsys, "scaling", "--shape", "tiny", "--axis", "rank", "--axis", "tokens", "--most", 128,
+        "--rounds", 1, "--svg", tmp_path / "s.svg",
+    )  # fmt: skip
+    rank, tokens = found["curves"]
+    assert [p["value"] for p in rank["points"]] == [4, 8, 16, 32, 64, 128]
+    assert [p["tokens"] for p in tokens["points"]] == [64, 128]
+    assert all(p["seconds"]["median"] > 0 for p in (*rank["points"], *tokens["points"]))
+    flops = [p["flops"] for p in rank["points"]]
+    plans = [p["plan"] for p in rank["points"]]
+    assert flops == sorted(flops) and plans == sorted(plans)
+    assert {path.name for path in tmp_path.iterdir()} == {"s.svg", "s-memory.svg"}
+
+
+@pytest.mark.gpu
+def test_the_table_of_a_step(quick: None, capsys: Any) -> None:
+    code, out, error = wgtrain(capsys, "bench", "step", "--shape", "tiny", "--rounds", 1)
+    assert code == 0, error
+    for words in ("seconds per step", "share of the ceiling", "host time per dispatch", "adamw"):
+        assert words in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("step", "--shape", "x"), "shape = 'x': allowed are tiny"),
+        (("step", "--rounds", "0"), "rounds = 0: a number above 0 is needed"),
+        (("step", "--vs", "x"), "vs = 'x': allowed are peft, peft-bf16, tinygrad"),
+        (("kernels", "--type", "x"), "type = 'x': allowed are F32"),
+        (("scaling", "--axis", "x"), "axis = 'x': allowed are tokens, row, rank"),
+        (("scaling", "--axis", "rank", "--most", "3"), "most = 3: axis rank begins at 4"),
+        (("step", "--out", "no/such/x.json"), "out = 'no/such/x.json': that folder does not exist"),
+        (("report", "--out", "x.md"), "report: no JSON file is named"),
+        (("report", "none.json", "--out", "x.md"), "none.json: No such file"),
+        (("step", "--rows", "two"), "'two' is not a valid integer"),
+        (("stepp",), "No such command 'stepp'"),
+    ],
+)
+def test_bad_options(capsys: Any, arguments: tuple[str, ...], says: str) -> None:
+    code, out, error = wgtrain(capsys, "bench", *arguments)
+    assert (code, out) == (2, "") and says in error
+
+
+# Rivals
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rival whose numbers are those of ours, but for its time."""
+    kind = rivals.Kind("fake_rival", ("json",), 1e-3, warmup=2)
+    monkeypatch.setitem(rivals.RIVALS, "fake", kind)
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    monkeypatch.setenv("PYTHONPATH", f"{needs.ROOT}:{Path(__file__).parent}")
+
+
+def ours_first() -> dict[str, float]:
+    with step.Stepper(TINY) as stepper:
+        return stepper.steps(1)
+
+
+@pytest.mark.gpu
+def test_a_rival_in_turn(
+    quick: None, fake: None, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = ours_first()
+    monkeypatch.setenv("FAKE_RIVAL", f"0.5,{first['loss']},{first['grad_norm']}")
+    found = record_of(capsys, "step", "--shape", "tiny", "--vs", "fake", "--rounds", 3)
+    (other,) = found["vs"]
+    assert other["seconds"]["samples"] == [0.5] * 3
+    wanted = [seconds / 0.5 for seconds in found["seconds"]["samples"]]
+    assert other["ratio"]["samples"] == wanted
+    assert max(other["difference"].values()) < 1e-6
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("wrong", ["loss", "grad_norm"])
+def test_other_work_is_refused(
+    quick: None, fake: None, capsys: Any, monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    first = ours_first()
+    first[wrong] *= 1.01
+    monkeypatch.setenv("FAKE_RIVAL", f"0.5,{first['loss']},{first['grad_norm']}")
+    code, out, error = wgtrain(capsys, "bench", "step", "--shape", "tiny", "--vs", "fake")
+    assert (code, out) == (2, "")
+    assert f"fake does not do the same work: {wrong}" in error
+
+
+def test_a_rival_that_breaks(fake: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_RIVAL", "one")
+    with pytest.raises(WgtrainError, match="fake: ValueError: could not convert"):
+        rivals.Rival("fake", TINY)
+    monkeypatch.setenv("FAKE_RIVAL", "1,1,1")
+    monkeypatch.setenv("FAKE_RIVAL_DIES", "1")
+    with (
+        rivals.Rival("fake", TINY) as rival,
+        pytest.raises(WgtrainError, match="fake ended with status 7: it broke"),
+    ):
+        rival.steps(1)
+
+
+def test_rivals_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(OptionError, match=r"torch, transformers, peft is not installed; the extra "
+                       r"`bench` brings it: pip install 'wgtrain\[bench\]'"):  # fmt: skip
+        rivals.check_rivals(("peft",), TINY)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    with pytest.raises(
+        OptionError, match="is of architecture qwen3; tinygrad is written for llama"
+    ):
+        rivals.check_rivals(("tinygrad",), SHAPES["Qwen3-1.7B-Q8_0"])
+
+
+def test_nan_is_no_agreement() -> None:
+    one = {"loss": 1.0, "grad_norm": 1.0}
+    with pytest.raises(WgtrainError, match="does not do the same work"):
+        rivals.check_same("peft", one, {**one, "loss": float("nan")})
+
+
+@pytest.mark.gpu
+@pytest.mark.oracle
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"architecture": "qwen2", "type": "Q8_0"},
+        {"architecture": "qwen3", "type": "Q4_0", "tied": False},
+        {"type": "BF16", "kv_heads": 4, "rows": 3},
+    ],
+)
+def test_peft_does_the_same_work(changed: dict[str, Any]) -> None:
+    needs.package("peft")
+    from wgtrain.bench.peft_step import PeftStep
+
+    shape = replace(TINY, **changed)
+    theirs = PeftStep(shape, {"dtype": "float32"})
+    with step.Stepper(shape) as ours:
+        for _ in range(3):  # what the steps before did shows in the loss
+            rivals.check_same("peft", ours.steps(1), theirs.steps(1))
+
+
+@pytest.mark.gpu
+@pytest.mark.oracle
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["peft", "tinygrad"])
+def test_beside_a_real_rival(quick: None, capsys: Any, name: str) -> None:
+    for package in rivals.RIVALS[name].packages:
+        needs.package(package)
+    found = record_of(capsys, "step", "--shape", "tiny", "--vs", name, "--rounds", 1)
+    (other,) = found["vs"]
+    assert other["name"] == name and other["versions"] and other["seconds_per_step"] > 0
+    assert max(other["difference"].values()) < 1e-4
+
+
+# The page
+
+
+def test_the_page_is_made_of_its_records() -> None:
+    folder = PAGE.parent / "performance"
+    records = report.read_records(sorted(folder.glob("*.json")))
+    assert PAGE.read_text("utf-8") == report.page(records, "performance")
+    pictures = report.pictures(records)
+    assert {path.name for path in folder.glob("*.svg")} == set(pictures)
+    for name, svg in pictures.items():
+        assert (folder / name).read_bytes() == svg, name
+
+
+@pytest.mark.gpu
+def test_a_page_of_new_records(quick: None, capsys: Any, tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    common = ("--shape", "tiny", "--rounds", 1)
+    record_of(capsys, "step", *common, "--out", tmp_path / "runs" / "a.json")
+    record_of(
+        capsys, "scaling", *common, "--axis", "layers", "--most", 2,
+        "--out", tmp_path / "runs" / "b.json",
+    )  # fmt: skip
+    files = sorted((tmp_path / "runs").glob("*.json"))
+    code, out, error = wgtrain(
+        capsys, "bench", "report", *files[::-1], "--out", tmp_path / "page.md"
+    )
+    assert (code, out) == (0, ""), error
+    text = (tmp_path / "page.md").read_text()
+    for picture in re.findall(r"!\[.*?\]\((.*?)\)", text):
+        assert (tmp_path / picture).is_file()
+    assert "wgtrain bench step --shape tiny --rounds 1" in text
+    found = json.loads(files[0].read_text())
+    assert tables.number(found["tokens_per_second"]) in text
+    assert found["machine"]["processor"] in text and found["adapter"]["driver"] in text
+    with pytest.raises(FileError, match="not a record of wgtrain bench"):
+        (tmp_path / "x.json").write_text("{}")
+        report.read_records([tmp_path / "x.json"])
+    with pytest.raises(FileError, match="format 99; 1 is read here"):
+        (tmp_path / "x.json").write_text('{"bench": "step", "format": 99}')
+        report.read_records([tmp_path / "x.json"])
+
+
+def test_shapes_are_what_they_are_called() -> None:
+    """Parameters of the real models, in millions."""
+
+    def millions(shape: Shape) -> float:
+        matrices = sum(a * b for a, b in shape.config.matrices().values())
+        return (matrices + sum(shape.config.vectors().values())) / 1e6
+
+    wanted = {"stories260K": 0.26, "stories15M": 15.2, "SmolLM2-135M": 134.5,
+              "Qwen2.5-0.5B-Q8_0": 494.0, "Qwen3-1.7B-Q4_0": 1720.6}  # fmt: skip
+    assert {
+        name: round(millions(SHAPES[name]), 2 if "K" in name else 1) for name in wanted
+    } == wanted

@@ -1,0 +1,90 @@
+"""What an adapter can do at most, measured: its best product of a sweep over all variants, for each
+weight type, and a copy.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from wgtrain.bench.cases import Case, Setting, copy_case, product_cases
+from wgtrain.bench.measure import Record, spread
+from wgtrain.bench.runner import Runner, interleaved
+from wgtrain.bench.shapes import Shape
+from wgtrain.engine.tuning import Choice, Tuning, candidates
+from wgtrain.engine.weight import FORMATS
+from wgtrain.gpu import Device
+
+_EDGES = (512, 1024, 2048, 4096)
+_LONG_ENOUGH = 0.02  # seconds of one product: short ones measure what surrounds them
+_COPY = {"CPU": 64 << 20}
+_COPY_GPU = 256 << 20  # more than any cache holds
+
+
+def product_ceilings(
+    device: Device,
+    tuning: Tuning,
+    types: Sequence[str],
+    rounds: int,
+    advance: Callable[[str], None],
+) -> dict[str, Case]:
+    """The fastest product of each weight type on this adapter, as a case to be timed again."""
+    edge = _edge(device, tuning)
+    found = {}
+    for type_ in types:
+        advance(f"ceiling of {type_}")
+        cases = _variants(device, tuning, type_, edge)
+        seconds = interleaved(cases, device, rounds)
+        _, best = min(zip(map(min, seconds), range(len(cases)), strict=True))
+        found[type_] = cases[best]
+    return found
+
+
+def _edge(device: Device, tuning: Tuning) -> int:
+    """The smallest edge at which a product takes long enough, or the largest."""
+    for edge in _EDGES[:-1]:
+        (case,) = _variants(device, tuning, "F32", edge)[:1]
+        with Runner(case, device) as runner:
+            if runner.sample() >= _LONG_ENOUGH:
+                return edge
+    return _EDGES[-1]
+
+
+def _variants(device: Device, tuning: Tuning, type_: str, edge: int) -> list[Case]:
+    """Square products of one weight type: every candidate of both directions."""
+    found = []
+    shape = _square(edge)
+    library = FORMATS[type_].library
+    for direction, number in (("nt", 0), ("nn", 1)):
+        family = f"{direction}/{library}"
+        choices = [tuning.choice(family), *candidates(family, device)]
+        for choice in dict.fromkeys(choices):
+            only = Tuning({**tuning.table, family: choice}, tuning.origin)
+            groups = list(product_cases(Setting(shape, device.limits, only), [type_]))
+            (case,) = groups[number]
+            found.append(replace(case, group=family, what=_described(choice, edge)))
+    return found
+
+
+def _square(edge: int) -> Shape:
+    """One linear, edge x edge, of `edge` tokens."""
+    return Shape("square", "llama", edge, 1, 1, 1, edge, edge, 4, length=edge)
+
+
+def _described(choice: Choice, edge: int) -> str:
+    constants = ", ".join(f"{name} {value}" for name, value in choice.constants)
+    return f"{choice.kernel}{f' ({constants})' if constants else ''}, {edge}^3"
+
+
+def copy_ceiling(device: Device) -> Case:
+    """The copy."""
+    return copy_case(_COPY.get(device.info.type, _COPY_GPU), device.limits)
+
+
+def facts(case: Case, seconds: Sequence[float]) -> Record:
+    """A ceiling as a record says it, in operations or bytes a second."""
+    found: dict[str, Any] = {"group": case.group, "what": case.what, "type": case.type}
+    return {
+        **found,
+        "per_second": case.work / spread(seconds)["median"],
+        "best_per_second": case.work / min(seconds),
+    }

@@ -1,0 +1,130 @@
+"""Single kernels at a shape's sizes, beside this adapter's best product and copy.
+
+Every sample of a kernel has one of the ceiling beside it, taken in the same round.
+"""
+
+from collections.abc import Callable, Sequence
+
+from wgtrain import gpu
+from wgtrain.bench import cases
+from wgtrain.bench.ceiling import copy_ceiling, facts, product_ceilings
+from wgtrain.bench.measure import Record, record, spread
+from wgtrain.bench.runner import interleaved
+from wgtrain.bench.shapes import Shape, find_shape
+from wgtrain.engine.tuning import Tuning, default_tuning, to_json
+from wgtrain.files import BLOCKS
+from wgtrain.gpu import Device
+from wgtrain.model.config import MATRIX_TYPES
+
+Advance = Callable[[str], None]
+
+
+def parts(shapes: Sequence[Shape], types: Sequence[str]) -> int:
+    """How often `measure_kernels` advances."""
+    groups = [3 * len(cases.matrices(shape)) + 3 for shape in shapes]
+    return len(types or MATRIX_TYPES) + sum(groups)
+
+
+def measure_kernels(
+    shapes: Sequence[Shape],
+    types: Sequence[str],
+    *,
+    command: str,
+    rounds: int,
+    adapter_index: int | None = None,
+    advance: Advance,
+) -> Record:
+    """The record of `wgtrain bench kernels`; with no `types`, of all that a shape's rows can be."""
+    for shape in shapes:
+        for type_ in types:
+            find_shape(shape.name, type=type_)  # refuses what its rows cannot be
+    types = types or MATRIX_TYPES
+    device: Device = gpu.run(gpu.open_device(adapter_index))
+    try:
+        tuning = default_tuning(device)
+        best = product_ceilings(device, tuning, types, rounds, advance)
+        found = record("kernels", command, device)
+        ceilings: dict[str, list[float]] = {name: [] for name in (*types, "copy")}
+        best["copy"] = copy_ceiling(device)
+        rows = []
+        for shape in shapes:
+            rows += _shape_rows(shape, types, device, tuning, best, ceilings, rounds, advance)
+        found["ceilings"] = [
+            facts(case, ceilings[name]) for name, case in best.items() if ceilings[name]
+        ]
+        found["tuning"] = {"origin": tuning.origin, "table": to_json(tuning)}
+        found["kernels"] = rows
+        return found
+    finally:
+        device.close()
+
+
+def _shape_rows(
+    shape: Shape,
+    types: Sequence[str],
+    device: Device,
+    tuning: Tuning,
+    best: dict[str, cases.Case],
+    ceilings: dict[str, list[float]],
+    rounds: int,
+    advance: Advance,
+) -> list[Record]:
+    setting = cases.Setting(shape, device.limits, tuning)
+    fitting = [t for t in types if not any(n % BLOCKS[t].size for n in _lengths(shape))]
+    groups = [
+        *cases.product_cases(setting, fitting),
+        *cases.lora_cases(setting),
+        cases.attention_cases(setting),
+        cases.loss_cases(setting, fitting),
+        cases.stream_cases(setting),
+    ]
+    rows = []
+    for group in groups:
+        advance(f"{shape.name}: {group[0].group}")
+        beside = [_ceiling_of(case, types) for case in group]
+        references = list(dict.fromkeys(beside))
+        taken = interleaved([best[name] for name in references] + group, device, rounds)
+        times = dict(zip(references, taken, strict=False))
+        for name in references:
+            ceilings[name] += times[name]
+        for case, name, seconds in zip(group, beside, taken[len(references) :], strict=True):
+            rows.append(_row(shape, case, name, seconds, best[name], times[name]))
+    return rows
+
+
+def _ceiling_of(case: cases.Case, types: Sequence[str]) -> str:
+    """What bounds a case: the copy, or the best product of its weight type, of float32 where it has
+    none.
+    """
+    if case.nbytes:
+        return "copy"
+    return case.type or ("F32" if "F32" in types else types[0])
+
+
+def _lengths(shape: Shape) -> set[int]:
+    """Lengths of the rows of the shape's matrices."""
+    return {columns for _, columns in shape.config.matrices().values()}
+
+
+def _row(
+    shape: Shape,
+    case: cases.Case,
+    ceiling: str,
+    seconds: Sequence[float],
+    best: cases.Case,
+    beside: Sequence[float],
+) -> Record:
+    shares = [(case.work / a) / (best.work / b) for a, b in zip(seconds, beside, strict=True)]
+    return {
+        "shape": shape.name,
+        "group": case.group,
+        "what": case.what,
+        "type": case.type,
+        "unit": "FLOP" if case.flops else "B",
+        "work": case.work,
+        "dispatches": len(case.launches),
+        "seconds": spread(seconds),
+        "per_second": case.work / spread(seconds)["median"],
+        "ceiling": ceiling,
+        "share_of_ceiling": spread(shares)["median"],
+    }

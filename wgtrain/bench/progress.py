@@ -1,0 +1,62 @@
+"""How far a measurement is, on standard error: a bar in a terminal, else a line now and then."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from wgtrain.progress import LINE_SECONDS, clock
+
+Advance = Callable[[str], None]  # begins a part, by its name
+
+
+@contextmanager
+def progress(parts: int) -> Iterator[Advance]:
+    """Shows parts begun and the time left, guessed from those done."""
+    show = _bar(parts) if sys.stderr.isatty() else _lines(parts)
+    with show as advance:
+        yield advance
+
+
+@contextmanager
+def _lines(parts: int) -> Iterator[Advance]:
+    began = shown = time.monotonic()
+    done = -1
+
+    def advance(name: str) -> None:
+        nonlocal shown, done
+        done += 1
+        now = time.monotonic()
+        if done and now - shown >= LINE_SECONDS:
+            left = (now - began) / done * (parts - done)
+            print(f"{done}/{parts}  {name}  left {clock(left)}", file=sys.stderr, flush=True)
+            shown = now
+
+    yield advance
+
+
+@contextmanager
+def _bar(parts: int) -> Iterator[Advance]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.description}"),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
+        task = shown.add_task("", total=parts, completed=-1)
+
+        def advance(name: str) -> None:
+            shown.update(task, advance=1, description=name)
+
+        yield advance

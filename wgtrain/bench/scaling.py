@@ -1,0 +1,85 @@
+"""How time and memory of a step grow with one size of it at a time."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from wgtrain.bench.flops import step_flops
+from wgtrain.bench.measure import Record, record, spread
+from wgtrain.bench.shapes import Shape
+from wgtrain.bench.step import Stepper, steps_in
+from wgtrain.errors import OptionError
+
+_SHORT = 64  # tokens of a short row
+# Axis -> (what it is, values). "tokens" and "row" reach the same T, by many rows and by one.
+AXES: dict[str, tuple[str, tuple[int, ...]]] = {
+    "tokens": (f"tokens, in rows of {_SHORT}", (64, 128, 256, 512, 1024, 2048, 4096)),
+    "row": ("tokens, in one row", (64, 128, 256, 512, 1024, 2048, 4096)),
+    "rank": ("rank", (4, 8, 16, 32, 64, 128)),
+    "layers": ("layers", (1, 2, 4, 8, 16)),
+    "rows": ("rows of the shape's length", (1, 2, 4, 8, 16)),
+    "vocabulary": ("vocabulary", (4_000, 8_000, 16_000, 32_000, 64_000, 128_000)),
+}
+
+
+def check_axes(axes: Sequence[str]) -> list[str]:
+    """The axes, all where none is named; OptionError for an unknown one."""
+    for axis in axes:
+        if axis not in AXES:
+            raise OptionError(f"axis = {axis!r}: allowed are {', '.join(AXES)}")
+    return list(axes or AXES)
+
+
+def points(shape: Shape, axis: str, most: int | None) -> Iterator[tuple[int, Shape]]:
+    """(value, shape) along an axis, up to `most`."""
+    for value in AXES[axis][1]:
+        if most is not None and value > most:
+            continue
+        if axis == "tokens":
+            yield value, replace(shape, rows=value // _SHORT, length=_SHORT)
+        elif axis == "row":
+            yield value, replace(shape, rows=1, length=value)
+        else:
+            changed: dict[str, Any] = {axis: value}
+            yield value, replace(shape, **changed)
+
+
+def measure_scaling(
+    shape: Shape,
+    axes: Sequence[str],
+    *,
+    command: str,
+    rounds: int,
+    most: int | None = None,
+    adapter_index: int | None = None,
+    advance: Callable[[str], None],
+) -> Record:
+    """The record of `wgtrain bench scaling`."""
+    found: Record = {}
+    curves = []
+    for axis in check_axes(axes):
+        rows = []
+        for value, point in points(shape, axis, most):
+            advance(f"{axis} {value}")
+            with Stepper(point, adapter_index) as stepper:
+                found = found or record("scaling", command, stepper.model.device)
+                stepper.steps(1)  # compiles
+                alone = stepper.steps(1)["seconds"]
+                count = steps_in(alone)
+                seconds = [alone] if count == 1 else []
+                while len(seconds) < rounds:
+                    seconds.append(stepper.steps(count)["seconds"])
+                rows.append(
+                    {
+                        "value": value,
+                        "tokens": point.tokens,
+                        "seconds": spread(seconds),
+                        "flops": sum(step_flops(point).values()),
+                        "weights": stepper.model.weights.nbytes,
+                        "plan": stepper.learner.nbytes,
+                    }
+                )
+        if not rows:
+            raise OptionError(f"most = {most}: axis {axis} begins at {AXES[axis][1][0]}")
+        curves.append({"axis": axis, "what": AXES[axis][0], "points": rows})
+    return {**found, "shape": shape.facts(), "curves": curves}

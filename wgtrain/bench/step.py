@@ -1,0 +1,197 @@
+"""Whole training steps at a shape: forward, backward, clipping and AdamW, until the loss is read;
+ours alone, or in turn with other trainers' steps on the same weights and rows.
+"""
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from wgtrain import gpu
+from wgtrain.bench.cases import Case
+from wgtrain.bench.ceiling import facts, product_ceilings
+from wgtrain.bench.child import LEARNING_RATE, MAX_GRAD_NORM
+from wgtrain.bench.flops import step_flops
+from wgtrain.bench.measure import Record, peak_memory, ratios, record, spread, timed
+from wgtrain.bench.rivals import Rival, check_rivals, check_same
+from wgtrain.bench.runner import Runner
+from wgtrain.bench.shapes import Shape
+from wgtrain.bench.weights import RandomWeights
+from wgtrain.engine.tuning import to_json
+from wgtrain.model.model import Model, open_model
+from wgtrain.train.config import LoraConfig
+from wgtrain.train.learner import RING, Learner
+
+SAMPLE_SECONDS = 0.2  # a sample is as many steps as take this long
+Advance = Callable[[str], None]
+
+
+class Stepper:
+    """Our side: a model of random weights on the GPU and a learner. A context manager."""
+
+    def __init__(self, shape: Shape, adapter_index: int | None = None):
+        self.shape = shape
+        self.model: Model = gpu.run(open_model(RandomWeights(shape), adapter_index=adapter_index))
+        try:
+            lora = LoraConfig(rank=shape.rank, alpha=shape.alpha)
+            self.learner = Learner(self.model, lora, max_tokens=shape.tokens, max_row=shape.length)
+            self.learner.set_parameters(
+                {
+                    f"{name}.lora_{letter}": matrix
+                    for name, pair in shape.adapter().items()
+                    for letter, matrix in zip("ab", pair, strict=True)
+                }
+            )
+            self.compile_seconds = timed(lambda: gpu.run(self.learner.build()))
+        except BaseException:
+            self.model.close()
+            raise
+        self._batch = shape.batch()
+        self._step = 0
+        self._host: list[float] = []
+
+    def steps(self, count: int) -> dict[str, float]:
+        """As `child.Stepper.steps`."""
+        began, busy = time.perf_counter(), time.thread_time()
+        for _ in range(count):
+            self._step += 1
+            self.learner.micro(self._batch)
+            self.learner.update(
+                step=self._step, learning_rate=LEARNING_RATE, max_grad_norm=MAX_GRAD_NORM
+            )
+        busy = time.thread_time() - busy
+        reports = gpu.run(self.learner.reports())
+        seconds = (time.perf_counter() - began) / count
+        first = reports[0]
+        return {
+            "seconds": seconds,
+            "host": busy / count,
+            "loss": first.loss,
+            "grad_norm": first.grad_norm,
+        }
+
+    @property
+    def dispatches(self) -> int:
+        """Kernel calls of a step."""
+        return sum(len(self.learner.plan.launches[name]) for name in ("micro", "update"))
+
+    def memory(self) -> Record:
+        """Bytes on the GPU by purpose, and the most this process held."""
+        plan = self.learner.plan.by_purpose()
+        weights = self.model.weights.nbytes
+        return {
+            "gpu": weights + self.learner.nbytes,
+            "weights": weights,
+            "plan": plan,
+            "process_peak": peak_memory(),
+        }
+
+    def close(self) -> None:
+        """Gives the GPU memory back."""
+        self.learner.close()
+        self.model.close()
+
+    def __enter__(self) -> "Stepper":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def measure_step(
+    shape: Shape,
+    *,
+    command: str,
+    rounds: int,
+    rivals: Sequence[str] = (),
+    adapter_index: int | None = None,
+    advance: Advance,
+) -> Record:
+    """The record of `wgtrain bench step`."""
+    check_rivals(tuple(rivals), shape)
+    with ExitStack() as stack:
+        advance("loading and compiling")
+        ours = stack.enter_context(Stepper(shape, adapter_index))
+        device, tuning = ours.model.device, ours.learner.tuning
+        first = ours.steps(1)
+        memory = ours.memory()  # before the sweep takes its own
+        others = []
+        for name in rivals:
+            advance(f"{name}: starting, first steps")
+            others.append(stack.enter_context(Rival(name, shape)))
+            others[-1].about["difference"] = check_same(name, first, others[-1].steps(1))
+            for _ in range(others[-1].kind.warmup - 1):
+                others[-1].steps(1)
+        advance("ceiling")
+        best = product_ceilings(device, tuning, [shape.type], rounds, lambda name: None)[shape.type]
+        beside = stack.enter_context(Runner(best, device))
+        count = steps_in(ours.steps(1)["seconds"])
+        counts = [steps_in(other.steps(1)["seconds"]) for other in others]
+        samples, ceilings, theirs = [], [], []
+        for number in range(rounds):
+            advance(f"round {number + 1}")
+            samples.append(ours.steps(count))
+            ceilings.append(beside.sample())
+            theirs.append([x.steps(n)["seconds"] for x, n in zip(others, counts, strict=True)])
+        seconds = [sample["seconds"] for sample in samples]
+        return {
+            **record("step", command, device),
+            "shape": shape.facts(),
+            **_speed(shape, seconds, best, ceilings),
+            "host_seconds_per_step": (host := spread([sample["host"] for sample in samples])),
+            "dispatches": ours.dispatches,
+            "host_seconds_per_dispatch": host["median"] / ours.dispatches,
+            "compile_seconds": ours.compile_seconds,
+            "steps_of_a_sample": count,
+            "first_step": {n: first[n] for n in ("seconds", "loss", "grad_norm")},
+            "memory": memory,
+            "tuning": {"origin": tuning.origin, "table": to_json(tuning)},
+            "timestamps": "timestamp-query" in device.features,
+            "kernels": _by_kernel(ours),
+            "vs": [
+                {
+                    "name": other.name,
+                    **other.about,
+                    "seconds_per_step": spread(column)["median"],
+                    "seconds": spread(column),
+                    "ratio": ratios(seconds, column),
+                    "process_peak": other.peak_memory,
+                }
+                for other, column in zip(others, zip(*theirs, strict=True), strict=True)
+            ],
+        }
+
+
+def steps_in(seconds: float) -> int:
+    """Steps of a sample, no more than the ring of reports holds."""
+    return min(max(math.ceil(SAMPLE_SECONDS / seconds), 1), RING)
+
+
+def _speed(shape: Shape, seconds: Sequence[float], best: Case, ceilings: Sequence[float]) -> Record:
+    """Times, and rates beside those of the best product in the same rounds."""
+    median, flops = spread(seconds)["median"], step_flops(shape)
+    total = sum(flops.values())
+    shares = [(total / a) / (best.work / b) for a, b in zip(seconds, ceilings, strict=True)]
+    return {
+        "seconds_per_step": median,
+        "seconds": spread(seconds),
+        "tokens_per_second": shape.tokens / median,
+        "flops_per_step": total,
+        "flops_by_kind": flops,
+        "flops_per_second": total / median,
+        "ceiling": facts(best, ceilings),
+        "share_of_ceiling": spread(shares)["median"],
+    }
+
+
+def _by_kernel(ours: Stepper) -> list[Record]:
+    """Time on the GPU by kernel, largest first."""
+    times: dict[str, list[float]] = defaultdict(list)
+    for launch, taken in gpu.run(ours.learner.profile(ours.shape.batch())):
+        times[launch.kernel.name].append(taken)
+    found: list[dict[str, Any]] = [
+        {"kernel": name, "calls": len(each), "seconds": sum(each)} for name, each in times.items()
+    ]
+    return sorted(found, key=lambda row: -row["seconds"])

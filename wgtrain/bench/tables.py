@@ -1,0 +1,166 @@
+"""Records as tables of text: what the terminal shows and what docs/performance.md holds."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from wgtrain.bench.measure import Record
+
+
+@dataclass(frozen=True)
+class Table:
+    """A title, and rows of as many cells as there are columns."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+
+
+def tables(record: Record) -> list[Table]:
+    """The tables of any record."""
+    return list(_TABLES[record["bench"]](record))
+
+
+def number(value: float) -> str:
+    """Three significant digits, never in powers of ten: 0.0123, 1.23, 123, 1,234."""
+    if value == 0:
+        return "0"
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    digits, size = 2, abs(value)
+    while size < 1 and digits < 9:
+        size, digits = size * 10, digits + 1
+    return f"{value:.{digits if abs(value) < 10 else 1}f}"
+
+
+def with_spread(found: Record, factor: float = 1.0) -> str:
+    """A median with its extremes: 1.23 (1.20 - 1.31)."""
+    median, low, high = (number(found[n] * factor) for n in ("median", "low", "high"))
+    return f"{median} ({low} - {high})"
+
+
+def percent(share: float) -> str:
+    """0.123 -> 12 %."""
+    return f"{100 * share:.0f} %"
+
+
+def mib(nbytes: int | None) -> str:
+    """Bytes as MiB; what a system does not say is a dash."""
+    return "-" if nbytes is None else number(nbytes / 2**20)
+
+
+def _step_tables(record: Record) -> Iterator[Table]:
+    shape, best = record["shape"], record["ceiling"]
+    memory = record["memory"]
+    title = (
+        f"{shape['name']}, {shape['type']}: {shape['rows']} x {shape['length']} tokens, "
+        f"LoRA rank {shape['rank']} on {len(shape['targets'])} modules"
+    )
+    host = record["host_seconds_per_step"]["median"]
+    rows = [
+        ("seconds per step", with_spread(record["seconds"])),
+        ("tokens per second", number(record["tokens_per_second"])),
+        ("GFLOP per step", number(record["flops_per_step"] / 1e9)),
+        ("GFLOP/s", number(record["flops_per_second"] / 1e9)),
+        ("ceiling, GFLOP/s", f"{number(best['per_second'] / 1e9)} ({best['what']})"),
+        ("share of the ceiling", percent(record["share_of_ceiling"])),
+        ("host time per step, ms", number(1e3 * host)),
+        (
+            "host time per dispatch, us",
+            f"{number(1e6 * record['host_seconds_per_dispatch'])} of {record['dispatches']}",
+        ),
+        (
+            "GPU memory, MiB",
+            f"{mib(memory['gpu'])} (weights {mib(memory['weights'])})",
+        ),
+        ("process at its largest, MiB", mib(memory["process_peak"])),
+    ]
+    yield Table(title, ("", "measured"), rows)
+    if record["vs"]:
+        yield _rivals(record)
+    total = sum(row["seconds"] for row in record["kernels"])
+    how = "timestamps" if record["timestamps"] else "each submitted alone"
+    yield Table(
+        f"Time by kernel ({how})",
+        ("kernel", "calls", "ms", "share"),
+        [
+            (
+                x["kernel"],
+                str(x["calls"]),
+                number(1e3 * x["seconds"]),
+                percent(x["seconds"] / total),
+            )
+            for x in record["kernels"]
+            if x["seconds"] >= 0.005 * total
+        ],
+    )
+
+
+def _rivals(record: Record) -> Table:
+    rows = []
+    for other in record["vs"]:
+        versions = ", ".join(f"{name} {v}" for name, v in other["versions"].items())
+        rows.append(
+            (
+                f"{other['name']} ({versions}; {other['device']}, {other['dtype']})",
+                with_spread(other["seconds"]),
+                with_spread(other["ratio"]),
+                ", ".join(f"{other['difference'][x]:.0e}" for x in ("loss", "grad_norm")),
+            )
+        )
+    columns = ("beside", "seconds per step", "our time / theirs", "loss, gradient norm differ by")
+    return Table("The same step elsewhere, in turn", columns, rows)
+
+
+def _kernel_tables(record: Record) -> Iterator[Table]:
+    rows = [
+        (
+            x["type"] or "copy",
+            number(x["per_second"] / 1e9),
+            "GFLOP/s" if x["type"] else "GB/s",
+            f"{x['group']}: {x['what']}" if x["type"] else x["what"],
+        )
+        for x in record["ceilings"]
+    ]
+    yield Table("Ceilings of this adapter", ("of", "rate", "unit", "by"), rows)
+    for shape in dict.fromkeys(row["shape"] for row in record["kernels"]):
+        found = [row for row in record["kernels"] if row["shape"] == shape]
+        yield Table(
+            shape,
+            ("kernel", "size", "weight", "rate", "unit", "of the ceiling"),
+            [
+                (
+                    x["group"],
+                    x["what"],
+                    x["type"],
+                    number(x["per_second"] / 1e9),
+                    f"G{x['unit']}/s",
+                    percent(x["share_of_ceiling"]),
+                )
+                for x in found
+            ],
+        )
+
+
+def _scaling_tables(record: Record) -> Iterator[Table]:
+    for curve in record["curves"]:
+        rows = []
+        for point in curve["points"]:
+            median = point["seconds"]["median"]
+            rows.append(
+                (
+                    str(point["value"]),
+                    with_spread(point["seconds"]),
+                    number(1e6 * median / point["tokens"]),
+                    number(point["flops"] / median / 1e9),
+                    mib(point["plan"]),
+                )
+            )
+        columns = (curve["axis"], "seconds per step", "us per token", "GFLOP/s", "plan, MiB")
+        yield Table(f"{record['shape']['name']} by {curve['what']}", columns, rows)
+
+
+_TABLES: dict[str, Callable[[Record], Iterator[Table]]] = {
+    "step": _step_tables,
+    "kernels": _kernel_tables,
+    "scaling": _scaling_tables,
+}

@@ -1,0 +1,118 @@
+"""A GGUF file of random weights that exists nowhere: each range of it is made when it is read.
+
+A model of gigabytes costs neither disk nor memory. Its numbers come from short pools of blocks,
+read round and round from another place for each tensor.
+"""
+
+from bisect import bisect
+from functools import cache
+
+import numpy as np
+
+from wgtrain.bench.shapes import Shape
+from wgtrain.files import BLOCKS, gguf_head
+from wgtrain.random import key
+
+_POOL = 99_991  # blocks; a prime, so that rows of no usual width repeat each other
+
+
+@cache
+def _pool(type_: str, deviation: float, mean: float) -> bytes:
+    """Encoded random blocks, their values normal about `mean`."""
+    rng = np.random.default_rng(0)
+    size = BLOCKS[type_].size
+    normal = rng.standard_normal((_POOL, size), np.float32)
+    if type_ in ("Q8_0", "Q4_0"):
+        return _quantised(normal, type_, deviation)
+    values = np.float32(mean) + np.float32(deviation) * normal
+    if type_ == "F16":
+        return values.astype("<f2").tobytes()
+    if type_ == "BF16":
+        return (values.view(np.uint32) >> 16).astype("<u2").tobytes()
+    assert type_ == "F32", type_
+    return values.astype("<f4").tobytes()
+
+
+def _quantised(normal: np.ndarray, type_: str, deviation: float) -> bytes:
+    step = {"Q8_0": 32.0, "Q4_0": 3.0}[type_]  # quants of one standard deviation
+    scales = np.full((len(normal), 1), deviation / step, "<f2").view(np.uint8)
+    quants = np.round(normal * np.float32(step))
+    if type_ == "Q8_0":
+        stored: np.ndarray = quants.clip(-127, 127).astype(np.int8).view(np.uint8)
+    else:
+        nibbles = (quants.clip(-8, 7) + 8).astype(np.uint8)
+        stored = nibbles[:, :16] | nibbles[:, 16:] << 4
+    return np.hstack([scales, stored]).tobytes()
+
+
+class RandomWeights:
+    """The source of a shape's model; see `wgtrain.files.Source`."""
+
+    def __init__(self, shape: Shape):
+        self.name = f"{shape.name} of random weights"
+        config = shape.config
+        self._shapes: dict[str, tuple[int, ...]] = dict(config.matrices())
+        self._shapes |= {name: (length,) for name, length in config.vectors().items()}
+        types = {name: shape.type if len(s) == 2 else "F32" for name, s in self._shapes.items()}
+        head = gguf_head(shape.metadata(), {n: (types[n], s) for n, s in self._shapes.items()})
+        self._types, self._head = types, head
+        self._starts = [0]  # of the head, then of each tensor
+        end = len(head)
+        for name, size in self._shapes.items():
+            self._starts.append(end)
+            rows = size[0] if len(size) == 2 else 1
+            end += -(-rows * BLOCKS[types[name]].row_nbytes(size[-1]) // 32) * 32
+        self.size = end
+        self._names = list(self._shapes)
+
+    def read_range(self, offset: int, n: int) -> bytes:
+        """The `n` bytes from `offset`."""
+        parts = []
+        end = min(offset + n, self.size)
+        while offset < end:
+            part = bisect(self._starts, offset) - 1
+            stop = min(end, *self._starts[part + 1 : part + 2], self.size)
+            at = offset - self._starts[part]
+            count = stop - offset
+            parts.append(self._head[at:stop] if part == 0 else self._tensor(part - 1, at, count))
+            offset = stop
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _tensor(self, number: int, at: int, count: int) -> bytes:
+        name = self._names[number]
+        type_ = self._types[name]
+        if len(self._shapes[name]) == 2:
+            pool = _pool(type_, self._shapes[name][1] ** -0.5, 0.0)
+        else:
+            pool = _pool(type_, 0.1, 0.0 if name.endswith("bias") else 1.0)
+        start = key(0, name) % _POOL * BLOCKS[type_].nbytes + at
+        parts = []
+        while count > 0:
+            start %= len(pool)
+            parts.append(pool[start : start + count])
+            start += len(parts[-1])
+            count -= len(parts[-1])
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def values(self, name: str) -> np.ndarray:
+        """A tensor's numbers, float32 in its shape."""
+        shape, type_ = self._shapes[name], self._types[name]
+        start = self._starts[self._names.index(name) + 1]
+        rows = shape[0] if len(shape) == 2 else 1
+        raw = self.read_range(start, rows * BLOCKS[type_].row_nbytes(shape[-1]))
+        return _decoded(np.frombuffer(raw, np.uint8), type_).reshape(shape)
+
+
+def _decoded(raw: np.ndarray, type_: str) -> np.ndarray:
+    if type_ == "F32":
+        return raw.view("<f4").astype(np.float32)
+    if type_ == "F16":
+        return raw.view("<f2").astype(np.float32)
+    if type_ == "BF16":
+        return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
+    blocks = raw.reshape(-1, BLOCKS[type_].nbytes)
+    scales = np.ascontiguousarray(blocks[:, :2]).view("<f2").astype(np.float32)
+    stored = np.ascontiguousarray(blocks[:, 2:])
+    if type_ == "Q8_0":
+        return scales * stored.view(np.int8)
+    return scales * (np.hstack([stored & 15, stored >> 4]).astype(np.float32) - 8)
