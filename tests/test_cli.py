@@ -16,10 +16,14 @@ from click.testing import CliRunner
 from fake_learner import FakeLearner, write_rows
 
 from wgtrain import cli, doctor
+from wgtrain.engine.tuning import Choice
 from wgtrain.errors import DeviceError, FileError, OutOfMemoryError
 from wgtrain.files.adapters import read_adapter_gguf
-from wgtrain.gpu import AdapterInfo
+from wgtrain.gpu import AdapterInfo, list_adapters
+from wgtrain.gpu.protocol import FEATURES
+from wgtrain.sweep import Measured, Shape
 from wgtrain.train.config import LoraConfig, RunConfig, TrainConfig
+from wgtrain.tune import cache_file, load, save
 
 
 @pytest.fixture
@@ -396,6 +400,39 @@ def test_doctor_lists_what_there_is(capsys, monkeypatch):
         monkeypatch.setenv("WGTRAIN_ADAPTER_INDEX", wrong)
         said = wgtrain(capsys, "doctor")[1]
         assert f"WGTRAIN_ADAPTER_INDEX is '{wrong}': allowed is 0 to 1" in said
+
+
+@pytest.mark.gpu
+def test_doctor_shows_which_kernels_run(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("WGTRAIN_CACHE", str(tmp_path))
+    first = list_adapters()[0]
+    monkeypatch.setattr(doctor, "list_adapters", lambda: [first])
+    said = wgtrain(capsys, "doctor")[1]
+    assert "kernels: defaults of " in said and "not measured" in said
+    assert ("subgroups: not used" in said) == (not {"subgroup", "subgroups"} & set(first.features))
+    for name, theirs in FEATURES.items():
+        used = next(line for line in said.splitlines() if "used of these" in line)
+        assert (name in used) == bool(set(theirs) & set(first.features))
+    choice = Choice("matmul_nt", (("TILE_ROWS", 4),))
+    save(first, [Measured("nt/weight_q8_0", choice, Shape(512, 1e6), 42.5e9, 34e9, 3)])
+    said = wgtrain(capsys, "doctor")[1]
+    assert (
+        "nt/weight_q8_0: matmul_nt TILE_ROWS 4; 42.5 GFLOP/s, 1.25 x the default, 512 tokens"
+        in said
+    )
+    assert f"kernels: measured {load(first).made}, others defaults of " in said
+    cache_file(first).write_text("{")
+    said = wgtrain(capsys, "doctor")[1]
+    assert "is damaged and ignored" in said and "kernels: defaults of " in said
+
+
+def test_doctor_tells_an_adapter_that_cannot_be_opened(capsys, monkeypatch):
+    async def broken(index):
+        raise DeviceError(f"no device {index}")
+
+    monkeypatch.setattr(doctor, "list_adapters", lambda: [GPU])
+    monkeypatch.setattr(doctor, "open_device", broken)
+    assert "cannot be used: no device 0" in wgtrain(capsys, "doctor")[1]
 
 
 def test_doctor_says_what_to_install(capsys, monkeypatch):

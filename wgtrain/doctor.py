@@ -5,9 +5,14 @@ import platform
 from importlib import metadata
 
 from wgtrain import __version__
+from wgtrain.engine.kernel import load_kernel
+from wgtrain.engine.probe import find_subgroup_size
+from wgtrain.engine.tuning import default_tuning
 from wgtrain.errors import DeviceError
 from wgtrain.gpu import INDEX_VARIABLE as VARIABLE
-from wgtrain.gpu import AdapterInfo, list_adapters
+from wgtrain.gpu import AdapterInfo, list_adapters, open_device, run
+from wgtrain.sweep import Measured, as_text
+from wgtrain.tune import cache_file, load
 
 PACKAGES = ("numpy", "wgpu", "tokenizers", "jinja2", "pyyaml", "click", "rich", "pygal")
 LIMITS = ("buffer-size", "buffer-binding-size", "storage-buffers", "compute")  # in their names
@@ -50,7 +55,43 @@ def _described(adapter: AdapterInfo) -> list[str]:
     lines = [f"adapter {adapter.index}: {adapter.name}"]
     lines.append(f"  {adapter.type}, {adapter.backend}, {adapter.driver or 'driver not named'}")
     lines += [f"  {name:{width}}  {value:,}" for name, value in sorted(limits.items())]
-    return [*lines, f"  features: {', '.join(sorted(adapter.features)) or 'none'}"]
+    lines.append(f"  features: {', '.join(sorted(adapter.features)) or 'none'}")
+    return [*lines, *_opened(adapter)]
+
+
+def _opened(adapter: AdapterInfo) -> list[str]:
+    """What shows once a device is open: what kernels may use, and which of them run."""
+    try:
+        device = run(open_device(adapter.index))
+    except DeviceError as error:
+        return [f"  cannot be used: {error}"]
+    try:
+        size = run(find_subgroup_size(device))
+        used = ", ".join(sorted(device.features)) or "none"
+        default = default_tuning(device).origin
+    except DeviceError as error:
+        return [f"  cannot be used: {error}"]
+    finally:
+        device.close()
+    subgroups = f"{size} invocations" if size else "not used"
+    return [f"  used of these: {used}", f"  subgroups: {subgroups}", *_kernels(adapter, default)]
+
+
+def _kernels(adapter: AdapterInfo, default: str) -> list[str]:
+    """The measured table of an adapter, as `train --tuning auto` takes it."""
+    cached = load(adapter)
+    lines = [f"  {cached.problem}"] if cached.problem else []
+    if not cached.measured:
+        return [*lines, f"  kernels: {default}"]
+    lines.append(f"  kernels: measured {cached.made}, others {default.partition(':')[0]}")
+    lines += [f"    {_line(entry)}" for entry in cached.measured]
+    return [*lines, f"    from {cache_file(adapter)}"]
+
+
+def _line(entry: Measured) -> str:
+    rate = f"{entry.rate / 1e9:,.1f} GFLOP/s, " if load_kernel(entry.choice.kernel).flops else ""
+    ratio = f"{entry.rate / entry.default_rate:.2f} x the default"
+    return f"{entry.family}: {as_text(entry.choice)}; {rate}{ratio}, {entry.shape.rows} tokens"
 
 
 def _choice(adapters: list[AdapterInfo]) -> list[str]:
