@@ -12,7 +12,7 @@ from kernel_check import CONTROL, POISON, REPORT, TOTALS, Checker, Packed, pack_
 from wgtrain import random
 from wgtrain.engine.graph import padded
 from wgtrain.engine.kernel import load_kernel
-from wgtrain.engine.tuning import DEFAULT_CPU, nn_small, nt_small, tn_small
+from wgtrain.engine.tuning import DEFAULT_CPU, DEFAULT_SWIFTSHADER, nn_small, nt_small, tn_small
 from wgtrain.engine.weight import FORMATS, plan_weight
 from wgtrain.gpu import Device
 
@@ -44,9 +44,9 @@ def make_spans(*lengths: int) -> np.ndarray:
     return np.stack([ends - np.repeat(lengths, lengths), ends], 1).astype(np.uint32)
 
 
-def tiles(family: str) -> dict[str, int]:
+def tiles(family: str) -> list[dict[str, int]]:
     """The constants that CPU adapters take by default."""
-    return dict(DEFAULT_CPU.choice(family).constants)
+    return [dict(table.choice(family).constants) for table in (DEFAULT_CPU, DEFAULT_SWIFTSHADER)]
 
 
 def elementwise(columns: int, dimension: str = "T") -> dict[str, Any]:
@@ -263,12 +263,13 @@ def test_matmuls_that_add(check: Any, rows: int, n: int, k: int) -> None:
     y = np.concatenate([normal(rows, n), np.zeros((rows, -n % 4))], 1)
     common = {"rows": "T", "n": n, "k4": padded(k) // 4, "scale": 0.25, "weight_row": 0}
     params = {**common, "y_stride": padded(n) // 4, "y_column": 0}
-    constants = {"ADD": True, **tiles(nt_small(n))}
-    check("matmul_nt", {"x": x, "weight": weight, "y": y}, params, rows=rows, constants=constants)
+    arrays = {"x": x, "weight": weight, "y": y}
+    for constants in tiles(nt_small(n)):
+        check("matmul_nt", arrays, params, rows=rows, constants={"ADD": True, **constants})
     params = {**common, "dy_stride": padded(n) // 4, "dy_column": 0}
     arrays = {"dy": dy, "weight": weight, "dx": normal(rows, k)}
-    constants = {"ADD": True, **tiles(nn_small(k))}
-    check("matmul_nn", arrays, params, rows=rows, constants=constants)
+    for constants in tiles(nn_small(k)):
+        check("matmul_nn", arrays, params, rows=rows, constants={"ADD": True, **constants})
 
 
 @pytest.mark.parametrize(
@@ -279,7 +280,8 @@ def test_matmul_tn(check: Any, rows: int, m: int, n: int) -> None:
     arrays = {"a": normal(rows, m), "b": normal(rows, n), "out": normal(m, n)}
     params = {"rows": "T", "m": m, "n4": padded(n) // 4, "scale": 0.5}
     check("matmul_tn", arrays, params, rows=rows)
-    check("matmul_tn", arrays, params, rows=rows, constants=tiles(tn_small(m, n)))
+    for constants in tiles(tn_small(m, n)):
+        check("matmul_tn", arrays, params, rows=rows, constants=constants)
 
 
 def test_matmul_tn_of_no_rows_changes_nothing(check: Any) -> None:

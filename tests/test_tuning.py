@@ -14,14 +14,14 @@ from wgtrain.engine.graph import Graph
 from wgtrain.engine.kernel import load_kernel, read_shader
 from wgtrain.engine.ops import linear
 from wgtrain.engine.probe import find_subgroup_size, subgroup_size
-from wgtrain.engine.tuning import DEFAULT_CPU, DEFAULT_GPU, Choice, Tuning
+from wgtrain.engine.tuning import DEFAULT_CPU, DEFAULT_GPU, DEFAULT_SWIFTSHADER, Choice, Tuning
 from wgtrain.engine.weight import FORMATS, plan_weight
 from wgtrain.gpu import AdapterInfo, Device, Limits
 
 
-def adapter(type_: str = "CPU", subgroup_size: int = 0, *features: str) -> Any:
+def adapter(type_: str = "CPU", subgroup_size: int = 0, *features: str, name: str = "fake") -> Any:
     """As much of a device as a table is chosen by."""
-    info = AdapterInfo(0, "fake", type_, "Vulkan", "")
+    info = AdapterInfo(0, name, type_, "Vulkan", "")
     return SimpleNamespace(
         info=info, subgroup_size=subgroup_size, features=frozenset(features), limits=Limits()
     )
@@ -42,8 +42,14 @@ def test_defaults_are_kernels_with_constants_they_have(table: Tuning) -> None:
         load_kernel(choice.kernel, dict(choice.constants))
 
 
+def test_chromes_software_adapter_has_a_table_of_its_own() -> None:
+    table = tuning.default_tuning(adapter(name="SwiftShader Device (Subzero)"))
+    assert table == DEFAULT_SWIFTSHADER
+    assert table.choice("tn 8x16") != DEFAULT_CPU.choice("tn 8x16")
+
+
 def test_defaults_without_subgroups_need_nothing() -> None:
-    for table in (DEFAULT_CPU, DEFAULT_GPU):
+    for table in (DEFAULT_CPU, DEFAULT_SWIFTSHADER, DEFAULT_GPU):
         for choice in table.table.values():
             assert not load_kernel(choice.kernel).features
 

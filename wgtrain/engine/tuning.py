@@ -101,6 +101,20 @@ _CPU = {
     "cross_entropy_chunk": _choice("cross_entropy_chunk", LANES=8),
 }
 
+# Where SwiftShader, Chrome's software adapter, differs: four lanes, and slow to compile.
+_SWIFTSHADER = {
+    "nt": _choice("matmul_nt", LANE_ROWS=2, LANE_COLS=2),
+    "nt small": _choice("matmul_nt", LANE_ROWS=2, LANE_COLS=2),
+    "nt small 8": _choice("matmul_nt", TILE_ROWS=16, TILE_COLS=8, LANE_ROWS=4, LANE_COLS=1),
+    "nt small 128": _choice("matmul_nt", LANE_ROWS=2, LANE_COLS=2),
+    "nn": _choice("matmul_nn", LANE_ROWS=2, LANE_COLS=2),
+    "nn small": _choice("matmul_nn", LANE_ROWS=2, LANE_COLS=2),
+    "nn small 8": _choice("matmul_nn", TILE_ROWS=8, TILE_PACKS=2, LANE_ROWS=4, LANE_COLS=1),
+    "nn small 128": _choice("matmul_nn", LANE_ROWS=2, LANE_COLS=2),
+    "tn 8x16": _choice("matmul_tn", TILE_ROWS=8, TILE_COLS4=4, LANES=4),
+    "tn nx8": _choice("matmul_tn", TILE_ROWS=16, TILE_COLS4=2, LANES=4),
+}
+
 
 def _tiled(kernel: str, rows: int, cols4: int, lane_rows: int, lane_cols: int, **k4: int) -> Choice:
     """A workgroup of lane_rows x lane_cols invocations, rows x cols4 vec4s of sums each."""
@@ -143,6 +157,7 @@ _CPU_SUBGROUPS: dict[str, Choice] = {}
 _GPU_SUBGROUPS: dict[str, Choice] = {}
 
 DEFAULT_CPU = Tuning(_CPU, "defaults of CPU adapters: not measured here")
+DEFAULT_SWIFTSHADER = Tuning({**_CPU, **_SWIFTSHADER}, "defaults of SwiftShader: not measured here")
 DEFAULT_GPU = Tuning({**_CPU, **_GPU}, "defaults of GPUs: not measured here")
 
 # What a sweep tries for a family, beside the default: by family, else by what stands before "/".
@@ -204,6 +219,8 @@ def default_tuning(device: Device) -> Tuning:
     """The table for an adapter on which nothing was measured."""
     on_cpu = device.info.type == "CPU"
     base = DEFAULT_CPU if on_cpu else DEFAULT_GPU
+    if "swiftshader" in f"{device.info.name} {device.info.driver}".lower():
+        base = DEFAULT_SWIFTSHADER
     more = (_CPU_SUBGROUPS if on_cpu else _GPU_SUBGROUPS) if device.subgroup_size else {}
     sized = {family: _sized(choice, device.subgroup_size) for family, choice in more.items()}
     return Tuning({**base.table, **sized}, base.origin)
