@@ -1,8 +1,8 @@
 """Builds the static site in dist/web: the page, the wheel, Pyodide and what the page needs.
 
-    scripts/build_web.py            self-contained; numpy is fetched from Pyodide's CDN once, now
-    scripts/build_web.py --cdn      Pyodide and numpy come from Pyodide's CDN when the page opens
-    scripts/build_web.py --numpy F  with another numpy wheel, unchecked: for tests alone
+    .venv/bin/python scripts/build_web.py   self-contained; fetches numpy from Pyodide's CDN now
+      --cdn       Pyodide and numpy come from Pyodide's CDN when the page opens
+      --numpy F   with another numpy wheel, unchecked: for tests alone
 
 JavaScript dependencies lie in web/node_modules, which `npm ci` fills where it is missing. What the
 page itself unpacks is byte-compiled; the wheel stays as it is, for anyone's page.
@@ -41,8 +41,14 @@ def install_modules() -> None:
     lock = (WEB / "package-lock.json").read_bytes()
     stamp = MODULES / ".from-lock"
     if not stamp.is_file() or stamp.read_bytes() != lock:
-        command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--silent"]
-        subprocess.run(command, cwd=WEB, check=True)
+        npm = shutil.which("npm")
+        if not npm:
+            raise SystemExit(
+                "build_web: npm is missing (Debian, Ubuntu: apt-get install nodejs npm)"
+            )
+        options = ["--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
+        if subprocess.run([npm, "ci", *options], cwd=WEB).returncode:
+            raise SystemExit("build_web: npm ci failed in web/")
         stamp.write_bytes(lock)
 
 
