@@ -137,9 +137,10 @@ def test_a_lost_device_says_so_and_the_checkpoint_is_good(
     code = OPEN + "try:\n" + RUN.replace("\n", "\n    ").replace("[resumed, adapter]", "said = ''")
     code += "\nexcept wgtrain.DeviceLostError as error:\n    said = str(error)\nsaid"
     assert "the GPU was lost" in tab.python(code, name="tiny", stop_at=8)
-    assert tab.javascript("wgtrain.storage.latest('run')") == 6
+    saved = tab.javascript("wgtrain.storage.latest('run')")  # reports of fast steps come together
+    assert saved >= 6
     resumed, adapter = tab.python(OPEN + RUN, name="tiny", stop_at=0)
-    assert resumed == 6
+    assert resumed == saved
     assert adapter == page_runs["tiny"]["adapter"]
 
 
