@@ -12,17 +12,20 @@ import pytest
 from gguf import GGMLQuantizationType, quants
 from test_cli import wgtrain
 
-from wgtrain import gpu
-from wgtrain.bench import ceiling, progress, report, rivals, runner, step, tables
+from wgtrain import gpu, sweep, tune
+from wgtrain.bench import ceiling, command, progress, report, rivals, runner, step, tables
 from wgtrain.bench.cases import Case
 from wgtrain.bench.flops import attention_flops, step_flops
 from wgtrain.bench.measure import ratios, spread
 from wgtrain.bench.scaling import points
 from wgtrain.bench.shapes import SHAPES, Shape, find_shape
+from wgtrain.bench.tuned import open_device
 from wgtrain.bench.weights import RandomWeights
+from wgtrain.engine.tuning import Choice
 from wgtrain.errors import FileError, OptionError, WgtrainError
 from wgtrain.files import read_gguf
 from wgtrain.model.config import MATRIX_TYPES, read_config
+from wgtrain.sweep import Measured
 
 TINY = SHAPES["tiny"]
 PAGE = needs.ROOT / "docs" / "performance.md"
@@ -251,6 +254,56 @@ def test_scaling(quick: None, capsys: Any, tmp_path: Path) -> None:
     plans = [p["plan"] for p in rank["points"]]
     assert flops == sorted(flops) and plans == sorted(plans)
     assert {path.name for path in tmp_path.iterdir()} == {"s.svg", "s-memory.svg"}
+
+
+@pytest.mark.gpu
+def test_tuning_is_that_of_a_run_or_made_anew(
+    quick: None, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = []
+    kept = tune.choose
+
+    def choose(learner: Any, batches: int, mode: str) -> Any:
+        chosen.append((learner.plan.max_tokens, batches, mode))
+        return replace(kept(learner, batches, "default"), origin="made up")
+
+    monkeypatch.setattr(tune, "choose", choose)
+    common = ("--shape", "tiny", "--rounds", 1)
+    found = record_of(capsys, "step", *common)
+    assert found["tuning"]["origin"] == "made up"
+    found = record_of(capsys, "--tune", "step", *common)
+    assert found["command"] == "wgtrain bench --tune step --shape tiny --rounds 1"
+    record_of(capsys, "--tune", "scaling", *common, "--axis", "layers", "--most", 1)
+    found = record_of(capsys, "--tune", "kernels", *common, "--type", "F32", "--type", "F16")
+    assert found["tuning"]["tiny"]["origin"] == "made up"
+    steps = [(32, 1000, "auto"), (32, 1000, "measure"), (32, 1000, "measure")]
+    assert chosen == steps + 2 * [(32, 0, "measure")]
+
+
+@pytest.mark.gpu
+def test_tuning_alone_is_stored_and_shown(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    choice = Choice("matmul_nt", (("TILE_ROWS", 8),))
+    entry = Measured("nt", choice, sweep.Shape(32, 9.0), 5e9, 4e9, 3)
+    monkeypatch.setattr(tune, "measure", lambda *a, **k: _done([entry]))
+    monkeypatch.setattr(tune, "worthwhile", lambda device, plan: ["nt"])
+    monkeypatch.setattr(command, "_TUNE_SHAPES", ("tiny",))
+    code, out, error = wgtrain(capsys, "bench", "--tune")
+    assert code == 0, error
+    assert "matmul_nt TILE_ROWS 8" in out and "5.00" in out
+    device = open_device(None)
+    path = tune.cache_file(device.info)
+    assert tune.load(device.info).measured == (entry,)
+    path.unlink()
+    device.close()
+
+
+async def _done(value: Any) -> Any:
+    return value
+
+
+def test_nothing_asked_for_is_help(capsys: Any) -> None:
+    code, out, _ = wgtrain(capsys, "bench")
+    assert code == 0 and "kernels" in out and "--tune" in out
 
 
 @pytest.mark.gpu

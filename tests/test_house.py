@@ -35,7 +35,10 @@ BELOW: dict[str, set[str]] = {
     "infer": {*GROUND, "files", "data", "gpu", "engine", "model"},
     "train": {*GROUND, "files", "data", "gpu", "engine", "model"},
     # A face of several modules.
-    "bench": {*GROUND, "files", "data", "gpu", "engine", "model", "train", "progress"},
+    "bench": {
+        *(*GROUND, "files", "data", "gpu", "engine", "model", "train"),
+        *("progress", "sweep", "tune"),
+    },
 }
 
 # Packages that no page has, and the modules a page never loads: they may import one at top level.

@@ -2,6 +2,7 @@
 weight type, and a copy.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,10 +13,12 @@ from wgtrain.bench.runner import Runner, interleaved
 from wgtrain.bench.shapes import Shape
 from wgtrain.engine.tuning import Choice, Tuning, candidates
 from wgtrain.engine.weight import FORMATS
+from wgtrain.errors import ShaderError
 from wgtrain.gpu import Device
 
 _EDGES = (512, 1024, 2048, 4096)
 _LONG_ENOUGH = 0.02  # seconds of one product: short ones measure what surrounds them
+_SLOW = 1.3  # a variant so much slower at first sight is not timed again
 _COPY = {"CPU": 64 << 20}
 _COPY_GPU = 256 << 20  # more than any cache holds
 
@@ -33,10 +36,20 @@ def product_ceilings(
     for type_ in types:
         advance(f"ceiling of {type_}")
         cases = _variants(device, tuning, type_, edge)
-        seconds = interleaved(cases, device, rounds)
-        _, best = min(zip(map(min, seconds), range(len(cases)), strict=True))
-        found[type_] = cases[best]
+        once = [_once(case, device) for case in cases]
+        fast = [c for c, s in zip(cases, once, strict=True) if s < _SLOW * min(once)]
+        seconds = interleaved(fast, device, rounds)
+        found[type_] = min(zip(map(min, seconds), fast, strict=True), key=lambda pair: pair[0])[1]
     return found
+
+
+def _once(case: Case, device: Device) -> float:
+    """Seconds of a variant at first sight; infinite for one that this driver does not compile."""
+    try:
+        with Runner(case, device) as runner:
+            return runner.sample()
+    except ShaderError:
+        return math.inf
 
 
 def _edge(device: Device, tuning: Tuning) -> int:

@@ -15,6 +15,7 @@ from wgtrain.bench.shapes import SHAPES, find_shape
 from wgtrain.errors import OptionError
 
 _STEP_SHAPE, _KERNEL_SHAPES = "stories15M", ("stories260K", "stories15M", "SmolLM2-135M")
+_TUNE_SHAPES = ("stories15M", "SmolLM2-135M")
 
 
 def _outputs(rounds: int) -> Callable[[Any], Any]:
@@ -40,9 +41,34 @@ def _outputs(rounds: int) -> Callable[[Any], Any]:
     return decorate
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-def bench() -> None:
+@click.group(
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.option(
+    "--tune",
+    is_flag=True,
+    help="First time the variants of each kernel anew, and store the fastest for runs to come. "
+    "Alone: for usual shapes, and nothing else.",
+)
+@click.pass_context
+def bench(context: click.Context, tune: bool) -> None:
     """Measure kernels and whole steps, beside this adapter's ceiling and other trainers."""
+    context.obj = tune
+    if context.invoked_subcommand is None:
+        if tune:
+            _tune()
+        else:
+            click.echo(context.get_help())
+
+
+def _tune() -> None:
+    from wgtrain.bench.tuned import measure_anew
+
+    shapes = [find_shape(name) for name in _TUNE_SHAPES]
+    with progress(len(shapes)) as advance:
+        stored = measure_anew(shapes, None, advance)
+    _print(tables.tuned(stored))
 
 
 @bench.command()
@@ -136,13 +162,15 @@ class _Run:
                 command=_command_line(),
                 rounds=self._options["rounds"],
                 adapter_index=self._options["adapter_index"],
+                mode="measure" if click.get_current_context().obj else "auto",
                 advance=advance,
             )
         text = json.dumps(record, indent=1)
         if self._options["as_json"]:
             click.echo(text)
         else:
-            _show(record)
+            for table in tables.tables(record):
+                _print(table)
         if self._options["out"]:
             Path(self._options["out"]).write_text(text + "\n", "utf-8")
         if self._options["svg"]:
@@ -154,7 +182,7 @@ class _Run:
 def _command_line() -> str:
     """The command as it was given, without where its results go."""
     context = click.get_current_context()
-    words = ["wgtrain", "bench", context.info_name or ""]
+    words = ["wgtrain", "bench", *(["--tune"] if context.obj else []), context.info_name or ""]
     for parameter in context.command.params:
         value = context.params.get(parameter.name or "")
         given = context.get_parameter_source(parameter.name or "")
@@ -165,17 +193,16 @@ def _command_line() -> str:
     return shlex.join(words)
 
 
-def _show(record: Record) -> None:
+def _print(table: tables.Table) -> None:
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
     if not console.is_terminal:  # a file may have longer lines
         console = Console(width=140)
-    for table in tables.tables(record):
-        shown = Table(title=table.title, title_justify="left")
-        for number, column in enumerate(table.columns):
-            shown.add_column(column, justify="left" if number == 0 else "right")
-        for row in table.rows:
-            shown.add_row(*row)
-        console.print(shown)
+    shown = Table(title=table.title, title_justify="left")
+    for number, column in enumerate(table.columns):
+        shown.add_column(column, justify="left" if number == 0 else "right")
+    for row in table.rows:
+        shown.add_row(*row)
+    console.print(shown)

@@ -5,12 +5,12 @@ Every sample of a kernel has one of the ceiling beside it, taken in the same rou
 
 from collections.abc import Callable, Sequence
 
-from wgtrain import gpu
 from wgtrain.bench import cases
 from wgtrain.bench.ceiling import copy_ceiling, facts, product_ceilings
 from wgtrain.bench.measure import Record, record, spread
 from wgtrain.bench.runner import interleaved
 from wgtrain.bench.shapes import Shape, find_shape
+from wgtrain.bench.tuned import AUTO, open_device, tuning_of
 from wgtrain.engine.tuning import Tuning, default_tuning, to_json
 from wgtrain.files import BLOCKS
 from wgtrain.gpu import Device
@@ -32,6 +32,7 @@ def measure_kernels(
     command: str,
     rounds: int,
     adapter_index: int | None = None,
+    mode: str = AUTO,
     advance: Advance,
 ) -> Record:
     """The record of `wgtrain bench kernels`; with no `types`, of all that a shape's rows can be."""
@@ -39,20 +40,22 @@ def measure_kernels(
         for type_ in types:
             find_shape(shape.name, type=type_)  # refuses what its rows cannot be
     types = types or MATRIX_TYPES
-    device: Device = gpu.run(gpu.open_device(adapter_index))
+    device = open_device(adapter_index)
     try:
-        tuning = default_tuning(device)
-        best = product_ceilings(device, tuning, types, rounds, advance)
+        best = product_ceilings(device, default_tuning(device), types, rounds, advance)
         found = record("kernels", command, device)
         ceilings: dict[str, list[float]] = {name: [] for name in (*types, "copy")}
         best["copy"] = copy_ceiling(device)
-        rows = []
+        rows, tunings = [], {}
         for shape in shapes:
-            rows += _shape_rows(shape, types, device, tuning, best, ceilings, rounds, advance)
+            fitting = [t for t in types if not any(n % BLOCKS[t].size for n in _lengths(shape))]
+            tuning = tuning_of(shape, fitting, device, mode)
+            tunings[shape.name] = {"origin": tuning.origin, "table": to_json(tuning)}
+            rows += _shape_rows(shape, fitting, device, tuning, best, ceilings, rounds, advance)
         found["ceilings"] = [
             facts(case, ceilings[name]) for name, case in best.items() if ceilings[name]
         ]
-        found["tuning"] = {"origin": tuning.origin, "table": to_json(tuning)}
+        found["tuning"] = tunings
         found["kernels"] = rows
         return found
     finally:
@@ -70,12 +73,11 @@ def _shape_rows(
     advance: Advance,
 ) -> list[Record]:
     setting = cases.Setting(shape, device.limits, tuning)
-    fitting = [t for t in types if not any(n % BLOCKS[t].size for n in _lengths(shape))]
     groups = [
-        *cases.product_cases(setting, fitting),
+        *cases.product_cases(setting, types),
         *cases.lora_cases(setting),
         cases.attention_cases(setting),
-        cases.loss_cases(setting, fitting),
+        cases.loss_cases(setting, types),
         cases.stream_cases(setting),
     ]
     rows = []

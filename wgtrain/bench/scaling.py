@@ -8,6 +8,7 @@ from wgtrain.bench.flops import step_flops
 from wgtrain.bench.measure import Record, record, spread
 from wgtrain.bench.shapes import Shape
 from wgtrain.bench.step import Stepper, steps_in
+from wgtrain.bench.tuned import AUTO
 from wgtrain.errors import OptionError
 
 _SHORT = 64  # tokens of a short row
@@ -52,6 +53,7 @@ def measure_scaling(
     rounds: int,
     most: int | None = None,
     adapter_index: int | None = None,
+    mode: str = AUTO,
     advance: Callable[[str], None],
 ) -> Record:
     """The record of `wgtrain bench scaling`."""
@@ -61,7 +63,7 @@ def measure_scaling(
         rows = []
         for value, point in points(shape, axis, most):
             advance(f"{axis} {value}")
-            with Stepper(point, adapter_index) as stepper:
+            with Stepper(point, adapter_index, mode) as stepper:
                 found = found or record("scaling", command, stepper.model.device)
                 stepper.steps(1)  # compiles
                 alone = stepper.steps(1)["seconds"]

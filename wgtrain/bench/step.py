@@ -18,11 +18,11 @@ from wgtrain.bench.measure import Record, peak_memory, ratios, record, spread, t
 from wgtrain.bench.rivals import Rival, check_rivals, check_same
 from wgtrain.bench.runner import Runner
 from wgtrain.bench.shapes import Shape
+from wgtrain.bench.tuned import AUTO, make_learner
 from wgtrain.bench.weights import RandomWeights
 from wgtrain.engine.tuning import to_json
 from wgtrain.model.model import Model, open_model
-from wgtrain.train.config import LoraConfig
-from wgtrain.train.learner import RING, Learner
+from wgtrain.train.learner import RING
 
 SAMPLE_SECONDS = 0.2  # a sample is as many steps as take this long
 Advance = Callable[[str], None]
@@ -31,12 +31,11 @@ Advance = Callable[[str], None]
 class Stepper:
     """Our side: a model of random weights on the GPU and a learner. A context manager."""
 
-    def __init__(self, shape: Shape, adapter_index: int | None = None):
+    def __init__(self, shape: Shape, adapter_index: int | None = None, mode: str = AUTO):
         self.shape = shape
         self.model: Model = gpu.run(open_model(RandomWeights(shape), adapter_index=adapter_index))
         try:
-            lora = LoraConfig(rank=shape.rank, alpha=shape.alpha)
-            self.learner = Learner(self.model, lora, max_tokens=shape.tokens, max_row=shape.length)
+            self.learner = make_learner(self.model, shape, mode)
             self.learner.set_parameters(
                 {
                     f"{name}.lora_{letter}": matrix
@@ -107,13 +106,14 @@ def measure_step(
     rounds: int,
     rivals: Sequence[str] = (),
     adapter_index: int | None = None,
+    mode: str = AUTO,
     advance: Advance,
 ) -> Record:
     """The record of `wgtrain bench step`."""
     check_rivals(tuple(rivals), shape)
     with ExitStack() as stack:
         advance("loading and compiling")
-        ours = stack.enter_context(Stepper(shape, adapter_index))
+        ours = stack.enter_context(Stepper(shape, adapter_index, mode))
         device, tuning = ours.model.device, ours.learner.tuning
         first = ours.steps(1)
         memory = ours.memory()  # before the sweep takes its own

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from wgtrain.bench.measure import Record
+from wgtrain.sweep import Measured, as_text
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,23 @@ class Table:
 def tables(record: Record) -> list[Table]:
     """The tables of any record."""
     return list(_TABLES[record["bench"]](record))
+
+
+def tuned(stored: Sequence[Measured]) -> Table:
+    """What is stored of an adapter's kernels."""
+    columns = ("family", "kernel", "GFLOP/s", "default, GFLOP/s", "variants", "tokens")
+    rows = [
+        (
+            entry.family,
+            as_text(entry.choice),
+            number(entry.rate / 1e9),
+            number(entry.default_rate / 1e9),
+            str(entry.tried),
+            str(entry.shape.rows),
+        )
+        for entry in stored
+    ]
+    return Table("Kernels measured on this adapter", columns, rows)
 
 
 def number(value: float) -> str:
@@ -63,6 +81,7 @@ def _step_tables(record: Record) -> Iterator[Table]:
         ("GFLOP/s", number(record["flops_per_second"] / 1e9)),
         ("ceiling, GFLOP/s", f"{number(best['per_second'] / 1e9)} ({best['what']})"),
         ("share of the ceiling", percent(record["share_of_ceiling"])),
+        ("kernels", record["tuning"]["origin"]),
         ("host time per step, ms", number(1e3 * host)),
         (
             "host time per dispatch, us",

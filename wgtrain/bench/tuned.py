@@ -1,0 +1,85 @@
+"""The kernels that a run of a shape would use here, chosen as a training run chooses them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from wgtrain import gpu, tune
+from wgtrain.bench.shapes import Shape
+from wgtrain.bench.weights import RandomWeights
+from wgtrain.engine.probe import find_subgroup_size
+from wgtrain.engine.tuning import Choice, Tuning
+from wgtrain.engine.weight import FORMATS
+from wgtrain.files import read_gguf
+from wgtrain.gpu import Device
+from wgtrain.model.config import ModelConfig
+from wgtrain.model.weights import Weights, plan_weights
+from wgtrain.sweep import Measured
+from wgtrain.train.config import LoraConfig
+from wgtrain.train.learner import Learner
+
+RUN = 1000  # steps of the run that a measured step stands for
+AUTO, MEASURE = "auto", "measure"  # modes of `tune.choose`
+
+
+@dataclass(frozen=True)
+class Planned:
+    """As much of a model as planning a step takes: no weight is on the GPU."""
+
+    config: ModelConfig
+    weights: Weights
+    device: Device
+
+
+def open_device(adapter_index: int | None) -> Device:
+    """A device as a model opens it."""
+    device: Device = gpu.run(gpu.open_device(adapter_index))
+    gpu.run(find_subgroup_size(device))
+    return device
+
+
+def planned(shape: Shape, device: Device) -> Planned:
+    """A shape's model, laid out."""
+    gguf = gpu.run(read_gguf(RandomWeights(shape)))
+    return Planned(shape.config, plan_weights(gguf, shape.config, device.limits), device)
+
+
+def make_learner(model: Any, shape: Shape, mode: str, steps: int = RUN) -> Learner:
+    """A learner of the shape's step, not built yet, with the tuning of a run of so many steps."""
+    lora = LoraConfig(rank=shape.rank, alpha=shape.alpha)
+    make = partial(Learner, model, lora, max_tokens=shape.tokens, max_row=shape.length)
+    learner = make()
+    tuning = tune.choose(learner, steps, mode)
+    if tuning.table != learner.tuning.table:
+        learner.close()
+        learner = make(tuning=tuning)
+    learner.tuning = tuning  # also where only its origin differs
+    return learner
+
+
+def tuning_of(shape: Shape, types: Sequence[str], device: Device, mode: str) -> Tuning:
+    """The tuning of a shape with weights of several types: what is known of each, or measured."""
+    table: dict[str, Choice] = {}
+    origins = []
+    for type_ in types:
+        model = planned(replace(shape, type=type_), device)
+        found = make_learner(model, replace(shape, type=type_), mode, 0).tuning
+        library = f"/{FORMATS[type_].library}"
+        table.update({f: c for f, c in found.table.items() if not table or f.endswith(library)})
+        origins.append(found.origin)
+    return Tuning(table, "; ".join(dict.fromkeys(origins)))
+
+
+def measure_anew(
+    shapes: Sequence[Shape], adapter_index: int | None, advance: Callable[[str], None]
+) -> tuple[Measured, ...]:
+    """Sweeps over the kernels of each shape, stored for runs to come; all that is stored now."""
+    device = open_device(adapter_index)
+    try:
+        for shape in shapes:
+            advance(shape.name)
+            make_learner(planned(shape, device), shape, MEASURE)
+        return tune.load(device.info).measured
+    finally:
+        device.close()
