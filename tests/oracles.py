@@ -256,8 +256,8 @@ def matmul_tn(a: np.ndarray, b: np.ndarray, scale: float, out: np.ndarray | floa
 
 
 # Variants for other adapters compute the same.
-matmul_nt_tiled = matmul_nt_split = matmul_nt
-matmul_nn_tiled = matmul_nn_split = matmul_nn
+matmul_nt_tiled = matmul_nt_split = matmul_nt_subgroup = matmul_nt
+matmul_nn_tiled = matmul_nn_split = matmul_nn_subgroup = matmul_nn
 matmul_tn_split = matmul_tn
 
 

@@ -26,12 +26,14 @@ NT = {
         "TILE_ROWS": 4, "TILE_COLS4": 1, "TILE_K4": 2, "LANE_ROWS": 2, "LANE_COLS": 2
     },
     "matmul_nt_split": {"TILE_ROWS": 2, "TILE_COLS4": 1, "LANES": 4},
+    "matmul_nt_subgroup": {"TILE_ROWS": 1, "TILE_COLS": 12},
 }  # fmt: skip
 NN = {
     "matmul_nn_tiled": {
         "TILE_ROWS": 4, "TILE_COLS4": 1, "TILE_N4": 2, "LANE_ROWS": 2, "LANE_COLS": 2
     },
     "matmul_nn_split": {"TILE_ROWS": 2, "LANES": 4},
+    "matmul_nn_subgroup": {"TILE_ROWS": 1, "TILE_PACKS": 3},
 }  # fmt: skip
 TN = [
     {"TILE_ROWS": 8, "TILE_COLS4": 1, "LANE_ROWS": 1, "LANE_COLS": 4, "SPLIT": 4},
@@ -41,10 +43,29 @@ TN = [
 
 
 @pytest.fixture(scope="session")
-def checker(device: Device) -> Iterator[Checker]:
-    made = Checker(device)
+def checkers(device: Device, full_device: Device) -> Iterator[tuple[Checker, Checker]]:
+    made = Checker(device), Checker(full_device)
     yield made
-    made.close()
+    for checker in made:
+        checker.close()
+
+
+@pytest.fixture
+def checker(checkers: tuple[Checker, Checker]) -> Checker:
+    return checkers[0]
+
+
+def fit(
+    checkers: tuple[Checker, Checker], kernel: str, constants: dict[str, int] | None
+) -> tuple[Checker, dict[str, int] | None]:
+    """A device that has what the kernel needs, and the constants with its size of subgroups."""
+    features = load_kernel(kernel).features
+    if not features:
+        return checkers[0], constants
+    device = checkers[1].device
+    if not (features <= device.features and device.subgroup_size):
+        pytest.skip(f"the adapter has no {', '.join(features)}")
+    return checkers[1], {**(constants or {}), "SUBGROUP": device.subgroup_size}
 
 
 def normal(*shape: int) -> np.ndarray:
@@ -104,17 +125,19 @@ def check_nn(
 
 @pytest.mark.parametrize("type_", TYPES)
 @pytest.mark.parametrize("kernel", NT)
-def test_nt(checker: Checker, kernel: str, type_: str) -> None:
+def test_nt(checkers: tuple[Checker, Checker], kernel: str, type_: str) -> None:
+    checker, constants = fit(checkers, kernel, NT[kernel])
     for shape in SHAPES:
-        check_nt(checker, kernel, shape, type_, NT[kernel])
+        check_nt(checker, kernel, shape, type_, constants)
 
 
 @pytest.mark.parametrize("type_", TYPES)
 @pytest.mark.parametrize("kernel", NN)
-def test_nn(checker: Checker, kernel: str, type_: str) -> None:
-    constants = dict(NN[kernel])
+def test_nn(checkers: tuple[Checker, Checker], kernel: str, type_: str) -> None:
+    given = dict(NN[kernel])
     if kernel == "matmul_nn_split":
-        constants["TILE_PACKS"] = 1
+        given["TILE_PACKS"] = 1
+    checker, constants = fit(checkers, kernel, given)
     for shape in SHAPES:
         check_nn(checker, kernel, shape, type_, constants)
 
@@ -127,13 +150,17 @@ def test_tn(checker: Checker, constants: dict[str, Any]) -> None:
         checker.check("matmul_tn_split", arrays, params, rows=rows, constants=constants)
 
 
-def test_with_the_constants_as_they_are(checker: Checker) -> None:
+@pytest.mark.parametrize("kernel", [*NT, *NN])
+def test_with_the_constants_as_they_are(checkers: tuple[Checker, Checker], kernel: str) -> None:
     """Two workgroups each way, and more than one step along the sum."""
-    shape = (65, 66, 96)
-    for kernel in NT:
-        check_nt(checker, kernel, shape, "Q8_0", None)
-    for kernel in NN:
-        check_nn(checker, kernel, shape, "Q4_0", None)
+    checker, constants = fit(checkers, kernel, None)
+    if kernel in NT:
+        check_nt(checker, kernel, (65, 66, 96), "Q8_0", constants)
+    else:
+        check_nn(checker, kernel, (65, 66, 96), "Q4_0", constants)
+
+
+def test_tn_with_the_constants_as_they_are(checker: Checker) -> None:
     arrays = {"a": normal(65, 8), "b": normal(65, 66), "out": normal(8, 66)}
     params = {"rows": "T", "m": 8, "n4": 17, "scale": 0.5}
     checker.check("matmul_tn_split", arrays, params, rows=65)

@@ -106,6 +106,25 @@ def test_a_choice_made_for_other_subgroups_does_not_run(shaders: dict[str, str])
     assert not tuning.runs_on(sized, "nt", adapter())
 
 
+def test_lavapipe_takes_the_products_over_subgroups() -> None:
+    for size in (8, 16):
+        table = tuning.default_tuning(adapter("CPU", size, "subgroups"))
+        for product in ("nt", "nn"):
+            chosen = table.choice(f"{product}/weight_q8_0")
+            assert chosen == Choice(f"matmul_{product}_subgroup", (("SUBGROUP", size),))
+            assert tuning.runs_on(chosen, product, adapter("CPU", size, "subgroups"))
+    assert tuning.default_tuning(adapter()) == DEFAULT_CPU
+
+
+def test_subgroups_of_no_certain_size_are_not_used() -> None:
+    """The adapter has the feature, but the probe saw sizes that differ."""
+    uncertain = adapter("CPU", 0, "subgroups")
+    assert tuning.default_tuning(uncertain) == DEFAULT_CPU
+    assert not tuning.runs_on(Choice("matmul_nt_subgroup"), "nt", uncertain)
+    names = {choice.kernel for choice in tuning.candidates("nt", uncertain)}
+    assert "matmul_nt_subgroup" not in names
+
+
 def test_candidates_begin_with_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     small = Choice("matmul_nt", (("TILE_ROWS", 8),))
     monkeypatch.setitem(tuning.CANDIDATES, "nt", (small, Choice("matmul_nt")))

@@ -152,8 +152,12 @@ _GPU = {
     "rms_norm_backward": _choice("rms_norm_backward", LANES=64),
     "cross_entropy_chunk": _choice("cross_entropy_chunk", LANES=256),
 }
-# Where an adapter with subgroups differs; SUBGROUP is set to their true size.
-_CPU_SUBGROUPS: dict[str, Choice] = {}
+# Where an adapter with subgroups differs; SUBGROUP is set to their true size. SwiftShader's four
+# lanes gain nothing.
+_CPU_SUBGROUPS: dict[str, Choice] = {
+    "nt": _choice("matmul_nt_subgroup"),
+    "nn": _choice("matmul_nn_subgroup"),
+}
 _GPU_SUBGROUPS: dict[str, Choice] = {}
 
 DEFAULT_CPU = Tuning(_CPU, "defaults of CPU adapters: not measured here")
@@ -161,7 +165,24 @@ DEFAULT_SWIFTSHADER = Tuning({**_CPU, **_SWIFTSHADER}, "defaults of SwiftShader:
 DEFAULT_GPU = Tuning({**_CPU, **_GPU}, "defaults of GPUs: not measured here")
 
 # What a sweep tries for a family, beside the default: by family, else by what stands before "/".
-CANDIDATES: dict[str, tuple[Choice, ...]] = {}
+CANDIDATES: dict[str, tuple[Choice, ...]] = {
+    "nt": (
+        _choice("matmul_nt"),
+        _choice("matmul_nt_subgroup"),
+        _choice("matmul_nt_subgroup", TILE_ROWS=4, TILE_COLS=64),
+        _choice("matmul_nt_subgroup", TILE_ROWS=8, TILE_COLS=32),
+    ),
+    "nn": (_choice("matmul_nn"), _choice("matmul_nn_subgroup")),
+    **{
+        f"nn/weight_{library}": (
+            _choice("matmul_nn"),
+            _choice("matmul_nn_subgroup"),
+            _choice("matmul_nn_subgroup", TILE_PACKS=packs),
+            _choice("matmul_nn_subgroup", TILE_PACKS=packs // 2),
+        )
+        for library, packs in {"f32": 16, "f16": 16, "bf16": 16, "q8_0": 4}.items()
+    },
+}
 # And besides on anything but a CPU. Of the tiles, large ones need few reads of workgroup memory a
 # product, small ones fill a large GPU at few tokens and a small one's registers.
 _TILES = (
@@ -217,12 +238,14 @@ GPU_CANDIDATES: dict[str, tuple[Choice, ...]] = {
 
 def default_tuning(device: Device) -> Tuning:
     """The table for an adapter on which nothing was measured."""
-    on_cpu = device.info.type == "CPU"
-    base = DEFAULT_CPU if on_cpu else DEFAULT_GPU
     if "swiftshader" in f"{device.info.name} {device.info.driver}".lower():
-        base = DEFAULT_SWIFTSHADER
-    more = (_CPU_SUBGROUPS if on_cpu else _GPU_SUBGROUPS) if device.subgroup_size else {}
-    sized = {family: _sized(choice, device.subgroup_size) for family, choice in more.items()}
+        base, more = DEFAULT_SWIFTSHADER, {}
+    elif device.info.type == "CPU":
+        base, more = DEFAULT_CPU, _CPU_SUBGROUPS
+    else:
+        base, more = DEFAULT_GPU, _GPU_SUBGROUPS
+    size = device.subgroup_size
+    sized = {family: _sized(choice, size) for family, choice in more.items()} if size else {}
     return Tuning({**base.table, **sized}, base.origin)
 
 
@@ -251,7 +274,9 @@ def runs_on(choice: Choice, family: str, device: Device) -> bool:
     if kernel.params != base.params or set(kernel.slots) != set(base.slots):
         return False
     size = dict(choice.constants).get("SUBGROUP", device.subgroup_size)
-    return kernel.features <= device.features and size == device.subgroup_size
+    if size != device.subgroup_size or ("subgroups" in kernel.features and not size):
+        return False
+    return kernel.features <= device.features
 
 
 def fitted(tuning: Tuning, device: Device) -> Tuning:
@@ -267,7 +292,7 @@ def fitted(tuning: Tuning, device: Device) -> Tuning:
 
 def _sized(choice: Choice, subgroup_size: int) -> Choice:
     """The choice with the constant SUBGROUP of kernels that use subgroups."""
-    if "subgroups" not in load_kernel(choice.kernel).features:
+    if not subgroup_size or "subgroups" not in load_kernel(choice.kernel).features:
         return choice
     return Choice(choice.kernel, (*choice.constants, ("SUBGROUP", subgroup_size)))
 

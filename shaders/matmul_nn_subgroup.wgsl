@@ -1,0 +1,96 @@
+// dx (rows, K) = scale * dy (rows, N) W [+ dx] as matmul_nn, for small subgroups: each lane loads another
+// pack of W and hands it to the others. A load costs a software adapter tens of instructions a lane,
+// whatever it loads; here a subgroup loads, and decodes, what its tile needs once.
+// One invocation makes TILE_ROWS rows x TILE_PACKS packs (of WEIGHT_STEPS vec4s) in registers, a
+// workgroup is one subgroup, whose true size SUBGROUP must be. Rows and packs past the end repeat the
+// last one and are not stored; rows of W past N meet zeros, because padding columns of dy are zero.
+// Workgroups go along rows first, which keeps a panel of W in the cache.
+// use: step, weight=weight_f32
+// flops: 8 * rows * n * k4
+// grid: ceil_div(rows, TILE_ROWS * SUBGROUP), ceil_div(k4, TILE_COLS4)
+struct Params {
+  rows: u32,          // which of step.counts
+  n: u32,             // columns of dy, rows of W
+  k4: u32,            // vec4s in a row of dx
+  dy_stride: u32,     // vec4s in a row of dy
+  dy_column: u32,     // first vec4 of dy that is read
+  weight_row: u32,    // first row of W that is used
+  weight_stride: u32, // packs in a row of W
+  scale_stride: u32,  // words in a row of W's scales, quantised formats
+  scale: f32,
+}
+const SUBGROUP: u32 = 8u;
+// About 240 sums whatever the format: 5 rows x 48 columns of f32, f16 and Q8_0, 4 x 64 of Q4_0
+const TILE_PACKS: u32 = (12u + WEIGHT_STEPS - 1u) / WEIGHT_STEPS;
+const TILE_COLS4: u32 = TILE_PACKS * WEIGHT_STEPS;
+const TILE_ROWS: u32 = 64u / TILE_COLS4;
+const PACKS: u32 = 4u * TILE_PACKS; // of four rows of W
+const LOADS: u32 = (PACKS + SUBGROUP - 1u) / SUBGROUP; // of W by a lane
+const ADD: bool = false;
+
+@group(0) @binding(0) var<storage, read> dy: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read_write> dx: array<vec4<f32>>;
+@group(0) @binding(15) var<uniform> params: Params;
+
+@compute @workgroup_size(SUBGROUP)
+fn main(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) lane: u32,
+) {
+  let rows = step.counts[params.rows];
+  let row0 = (group.x * SUBGROUP + lane) * TILE_ROWS;
+  let pack0 = group.y * TILE_PACKS;
+  let last_pack = params.k4 / WEIGHT_STEPS - 1u;
+  let n4 = (params.n + 3u) / 4u;
+  var dy_row: array<u32, TILE_ROWS>;
+  for (var i = 0u; i < TILE_ROWS; i++) { // unroll
+    dy_row[i] = min(row0 + i, rows - 1u) * params.dy_stride + params.dy_column;
+  }
+  var sum: array<array<f32, 4u * TILE_COLS4>, TILE_ROWS>;
+  var a: array<vec4<f32>, TILE_ROWS>;
+  var w: array<array<vec4<f32>, WEIGHT_STEPS>, LOADS>;
+  var b: array<vec4<f32>, 4>;
+  for (var n = 0u; n < n4; n++) {
+    for (var l = 0u; l < LOADS; l++) { // unroll
+      let mine = l * SUBGROUP + lane;
+      let row = params.weight_row + min(4u * n + mine / TILE_PACKS, params.n - 1u);
+      let pack = weight_load(row, 0u, min(pack0 + mine % TILE_PACKS, last_pack));
+      for (var s = 0u; s < WEIGHT_STEPS; s++) { // unroll
+        w[l][s] = weight_at(pack, s);
+      }
+    }
+    for (var i = 0u; i < TILE_ROWS; i++) { // unroll
+      a[i] = dy[dy_row[i] + n];
+    }
+    for (var p = 0u; p < TILE_PACKS; p++) { // unroll
+      for (var s = 0u; s < WEIGHT_STEPS; s++) { // unroll
+        for (var r = 0u; r < 4u; r++) { // unroll
+          b[r] = subgroupBroadcast(
+            w[(r * TILE_PACKS + p) / SUBGROUP][s], (r * TILE_PACKS + p) % SUBGROUP);
+        }
+        let columns = transpose(mat4x4<f32>(b[0], b[1], b[2], b[3]));
+        for (var i = 0u; i < TILE_ROWS; i++) { // unroll
+          for (var c = 0u; c < 4u; c++) { // unroll
+            sum[i][4u * (p * WEIGHT_STEPS + s) + c] += dot(a[i], columns[c]);
+          }
+        }
+      }
+    }
+  }
+  for (var i = 0u; i < TILE_ROWS; i++) { // unroll
+    if (row0 + i < rows) {
+      for (var c = 0u; c < TILE_COLS4; c++) { // unroll
+        let col = pack0 * WEIGHT_STEPS + c;
+        if (col < params.k4) {
+          let at = (row0 + i) * params.k4 + col;
+          var out = params.scale * vec4<f32>(
+            sum[i][4u * c], sum[i][4u * c + 1u], sum[i][4u * c + 2u], sum[i][4u * c + 3u]);
+          if (ADD) {
+            out += dx[at];
+          }
+          dx[at] = out;
+        }
+      }
+    }
+  }
+}
