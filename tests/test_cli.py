@@ -409,6 +409,8 @@ def test_doctor_shows_which_kernels_run(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(doctor, "list_adapters", lambda: [first])
     said = wgtrain(capsys, "doctor")[1]
     assert "kernels: defaults of " in said and "not measured" in said
+    assert f"WGTRAIN_CACHE: folder of measured tables; now {tmp_path}" in said
+    assert "WGTRAIN_SHADER_CHECKS: all, or bounds" in said
     assert ("subgroups: not used" in said) == (not {"subgroup", "subgroups"} & set(first.features))
     for name, theirs in FEATURES.items():
         used = next(line for line in said.splitlines() if "used of these" in line)

@@ -13,7 +13,7 @@ import pytest
 
 from wgtrain import gpu
 from wgtrain.errors import DeviceError, DeviceLostError, OptionError, OutOfMemoryError
-from wgtrain.gpu import native
+from wgtrain.gpu import native, native_module
 
 pytestmark = pytest.mark.gpu
 VARIABLE = "WGTRAIN_ADAPTER_INDEX"
@@ -116,6 +116,29 @@ def test_adapter_index_of_the_environment_that_is_none(
 ) -> None:
     monkeypatch.setenv(VARIABLE, value)
     with pytest.raises(OptionError, match=rf"{VARIABLE} '{value}' is not one of: 0 = "):
+        gpu.run(gpu.open_device())
+
+
+@pytest.mark.parametrize("value", ["all", "bounds"])
+def test_shader_checks(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With and without bounded loops: the same results, the same errors."""
+    made: list[int | None] = []
+    create = native.create_shader_module
+
+    def watched(device: Any, code: str, label: str, flags: int | None) -> Any:
+        made.append(flags)
+        return create(device, code, label, flags)
+
+    monkeypatch.setattr(native, "create_shader_module", watched)
+    monkeypatch.setenv(native_module.VARIABLE, value)
+    for name in ("shader_errors_name_kernel_line_and_message", "dispatches_run_in_order"):
+        gpu.run(contract.CHECKS[name]())
+    assert set(made) == {None if value == "all" else 1}
+
+
+def test_shader_checks_that_there_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(native_module.VARIABLE, "none")
+    with pytest.raises(OptionError, match="WGTRAIN_SHADER_CHECKS is 'none': allowed is all or"):
         gpu.run(gpu.open_device())
 
 

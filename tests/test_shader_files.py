@@ -9,7 +9,14 @@ from kernel_check import nbytes, plain, workgroup
 from needs import ROOT
 
 from wgtrain.engine.graph import Graph
-from wgtrain.engine.kernel import Kernel, expand, kernel_names, load_kernel, read_shader
+from wgtrain.engine.kernel import (
+    Kernel,
+    expand,
+    kernel_names,
+    load_kernel,
+    read_shader,
+    shader_paths,
+)
 from wgtrain.engine.weight import FORMATS
 from wgtrain.errors import ShaderError
 from wgtrain.gpu import Device, Limits, Slot, run
@@ -66,6 +73,24 @@ def test_workgroup_limits(name: str) -> None:
 
 def test_workgroup_memory_is_counted() -> None:
     assert nbytes("array<array<vec4<f32>, N>, 2 * N>", {"N": 3}) == 3 * 6 * 16
+
+
+@pytest.mark.parametrize("path", shader_paths())
+def test_loops_end(path: str) -> None:
+    """Each steps through a range, since natively nothing else need bound it (gpu/native_module)."""
+    code = plain(read_shader(path))
+    assert not re.search(r"\b(while|loop)\b", code)
+    loops = re.findall(r"\bfor\s*\(([^{]*)\)\s*\{", code)
+    assert len(loops) == len(re.findall(r"\bfor\b", code))
+    for loop in loops:
+        start, condition, step = (part.strip() for part in loop.split(";"))
+        name = re.match(r"var (\w+) =", start)
+        assert name, loop
+        up = re.fullmatch(
+            rf"{name[1]} (\+\+|\+= .+)", step.replace(f"{name[1]}++", f"{name[1]} ++")
+        )
+        assert re.match(rf"{name[1]} <=? " if up else rf"{name[1]} >=? ", condition), loop
+        assert up or step == f"{name[1]} /= 2u", loop
 
 
 @pytest.mark.parametrize("name", kernel_names())

@@ -11,8 +11,10 @@ from wgtrain.engine.tuning import default_tuning
 from wgtrain.errors import DeviceError
 from wgtrain.gpu import INDEX_VARIABLE as VARIABLE
 from wgtrain.gpu import AdapterInfo, list_adapters, open_device, run
+from wgtrain.gpu.protocol import CHECKS_VARIABLE as CHECKS
 from wgtrain.sweep import Measured, as_text
-from wgtrain.tune import cache_file, load
+from wgtrain.tune import VARIABLE as CACHE
+from wgtrain.tune import cache_file, cache_folder, load
 
 PACKAGES = ("numpy", "wgpu", "tokenizers", "jinja2", "pyyaml", "click", "rich", "pygal")
 LIMITS = ("buffer-size", "buffer-binding-size", "storage-buffers", "compute")  # in their names
@@ -46,7 +48,7 @@ def report() -> tuple[str, bool]:
         return "\n".join(lines), False
     for adapter in adapters:
         lines += [*_described(adapter), ""]
-    return "\n".join([*lines, *_choice(adapters)]), True
+    return "\n".join([*lines, *_choice(adapters), *_variables()]), True
 
 
 def _described(adapter: AdapterInfo) -> list[str]:
@@ -104,6 +106,15 @@ def _choice(adapters: list[AdapterInfo]) -> list[str]:
         lines.append("It is software. If this machine has a GPU, its driver is missing:")
         lines.append(ADVICE.get(platform.system(), ""))
     return lines
+
+
+def _variables() -> list[str]:
+    """The other environment variables, and what they are set to."""
+    return [
+        f"{CACHE}: folder of measured tables; now {cache_folder()}.",
+        f"{CHECKS}: all, or bounds, which leaves out the counters that natively end loops; now "
+        f"{os.environ.get(CHECKS, 'all')}.",
+    ]
 
 
 def _version(package: str) -> str:

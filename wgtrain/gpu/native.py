@@ -20,6 +20,7 @@ from wgtrain.errors import DeviceError, DeviceLostError, OptionError, OutOfMemor
 from wgtrain.files.source import Source, read_range
 from wgtrain.gpu import native_timing
 from wgtrain.gpu.base import BindGroup, DeviceBase, Program, compile_message
+from wgtrain.gpu.native_module import checks, create_shader_module
 from wgtrain.gpu.protocol import (
     INDEX_VARIABLE,
     AdapterInfo,
@@ -121,6 +122,7 @@ class NativeDevice(DeviceBase):
             budget = _physical_memory()
         features = wanted_features(info, limits)
         super().__init__(info, granted, budget, features)
+        self._checks = checks()
         wanted = {
             "max-storage-buffer-binding-size": self.limits.binding,
             "max-buffer-size": self.limits.buffer,
@@ -221,7 +223,7 @@ class NativeDevice(DeviceBase):
             code = f"enable f16; {code}"
         try:
             with self._errors(f"compiling kernel '{name}'"):
-                module = self._device.create_shader_module(code=code, label=name)
+                module = create_shader_module(self._device, code, name, self._checks)
                 layout = self._device.create_bind_group_layout(entries=entries, label=name)
                 return self._device.create_compute_pipeline(
                     layout=self._device.create_pipeline_layout(bind_group_layouts=[layout]),

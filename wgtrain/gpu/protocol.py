@@ -17,6 +17,7 @@ import numpy as np
 from wgtrain.files.source import Source
 
 INDEX_VARIABLE = "WGTRAIN_ADAPTER_INDEX"  # environment, in place of an adapter index
+CHECKS_VARIABLE = "WGTRAIN_SHADER_CHECKS"  # environment: what is added to shaders natively
 # What a device is opened with where its adapter has it: our name, and those of adapters.
 FEATURES = {
     "subgroups": ("subgroup", "subgroups"),
