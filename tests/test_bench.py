@@ -341,7 +341,7 @@ def test_bad_options(capsys: Any, arguments: tuple[str, ...], says: str) -> None
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> None:
     """A rival whose numbers are those of ours, but for its time."""
-    kind = rivals.Kind("fake_rival", ("json",), 1e-3, warmup=2)
+    kind = rivals.Kind("fake_rival", ("json",), 1e-3, warmup=1)
     monkeypatch.setitem(rivals.RIVALS, "fake", kind)
     monkeypatch.syspath_prepend(Path(__file__).parent)
     monkeypatch.setenv("PYTHONPATH", f"{needs.ROOT}:{Path(__file__).parent}")

@@ -27,7 +27,7 @@ class Kind:
     module: str
     packages: tuple[str, ...]
     tolerance: float
-    warmup: int = 1
+    warmup: int = 2
     dtype: str = "float32"
     architectures: tuple[str, ...] = ("llama", "qwen2", "qwen3")
 
@@ -39,7 +39,7 @@ RIVALS = {
     "peft-bf16": Kind("wgtrain.bench.peft_step", _TORCH, 5e-2, dtype="bfloat16"),
     # Its JIT captures at the second step and replays from the third on.
     "tinygrad": Kind(
-        "wgtrain.bench.tinygrad_step", ("tinygrad", "pydawn"), 1e-4, 2, architectures=("llama",)
+        "wgtrain.bench.tinygrad_step", ("tinygrad", "pydawn"), 1e-4, architectures=("llama",)
     ),
 }
 

@@ -117,18 +117,21 @@ def measure_step(
         device, tuning = ours.model.device, ours.learner.tuning
         first = ours.steps(1)
         memory = ours.memory()  # before the sweep takes its own
-        others = []
+        others, counts = [], []
         for name in rivals:
             advance(f"{name}: starting, first steps")
-            others.append(stack.enter_context(Rival(name, shape)))
-            others[-1].about["difference"] = check_same(name, first, others[-1].steps(1))
-            for _ in range(others[-1].kind.warmup - 1):
-                others[-1].steps(1)
+            other = stack.enter_context(Rival(name, shape))
+            last = other.steps(1)
+            other.about["difference"] = check_same(name, first, last)
+            for _ in range(other.kind.warmup - 1):
+                last = other.steps(1)
+            others.append(other)
+            counts.append(steps_in(last["seconds"]))
         advance("ceiling")
         best = product_ceilings(device, tuning, [shape.type], rounds, lambda name: None)[shape.type]
         beside = stack.enter_context(Runner(best, device))
-        count = steps_in(ours.steps(1)["seconds"])
-        counts = [steps_in(other.steps(1)["seconds"]) for other in others]
+        # The first step compiles; it alone tells enough where steps are long.
+        count = steps_in(first["seconds"] if first["seconds"] > 5 else ours.steps(1)["seconds"])
         samples, ceilings, theirs = [], [], []
         for number in range(rounds):
             advance(f"round {number + 1}")
