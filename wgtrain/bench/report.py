@@ -23,7 +23,9 @@ token trained. Operations are counted by formula: two a multiply-add, products a
 not counted. A ceiling is the best product of a sweep over all kernel variants of that adapter and
 weight type, or a copy, measured in the same run. Ratios come from samples taken in turn; behind a
 figure stand its lowest and highest sample. Another trainer is timed only after its loss and its
-gradient norm agreed with ours on the same weights and rows.
+gradient norm agreed with ours on the same weights and rows. Where the speed of a machine itself
+changes within seconds, as that of shared ones does, a share can pass 100 %: it says how far to
+trust the figures around it.
 """
 
 
