@@ -4,7 +4,7 @@
 // invocation keeps TILE_ROWS x TILE_COLS4 vec4s of sums in registers.
 // What lies outside is read from the last row or column; dy is set to zero there while staging, so
 // that the inner loop has no branch. Rows of W past N meet zeros: padding columns of dy are zero.
-// use: step, weight=weight_f32
+// use: step, weight=weight_f32, tile=tile_f32
 // flops: 8 * rows * n * k4
 // grid: ceil_div(k4, GROUP_COLS4), ceil_div(rows, GROUP_ROWS)
 struct Params {
@@ -43,8 +43,8 @@ const W_STRIDE: u32 = GROUP_COLS4 + 1u - GROUP_COLS4 % 2u;
 @group(0) @binding(1) var<storage, read_write> dx: array<vec4<f32>>;
 @group(0) @binding(15) var<uniform> params: Params;
 
-var<workgroup> dy_tile: array<vec4<f32>, DY_LOADS>;
-var<workgroup> w_tile: array<vec4<f32>, W_ROWS * W_STRIDE>;
+var<workgroup> dy_tile: array<Left, DY_LOADS>;
+var<workgroup> w_tile: array<Right, W_ROWS * W_STRIDE>;
 
 @compute @workgroup_size(LANES)
 fn main(
@@ -58,14 +58,15 @@ fn main(
   let lane_row = (lane / LANE_COLS) * TILE_ROWS;
   let lane_col = lane % LANE_COLS;
   var sum: array<array<vec4<f32>, TILE_COLS4>, TILE_ROWS>;
-  var w: array<array<vec4<f32>, 4>, TILE_COLS4>;
+  var w: array<array<Right, 4>, TILE_COLS4>;
   for (var first = 0u; first < n4; first += TILE_N4) {
     for (var turn = 0u; turn < DY_TURNS; turn++) { // unroll
       let load = turn * LANES + lane;
       if (DY_LOADS % LANES == 0u || load < DY_LOADS) {
         let n = first + load % TILE_N4;
         let at = min(row0 + load / TILE_N4, rows - 1u) * params.dy_stride + params.dy_column;
-        dy_tile[load] = select(vec4<f32>(), dy[at + min(n, n4 - 1u)], n < n4);
+        let value = dy[at + min(n, n4 - 1u)];
+        dy_tile[load] = left(select(vec4<f32>(), value, n < n4));
       }
     }
     for (var turn = 0u; turn < W_TURNS; turn++) { // unroll
@@ -78,7 +79,7 @@ fn main(
         let w_row = params.weight_row + min(4u * first + row, params.n - 1u);
         let pack = weight_load(w_row, 0u, col / WEIGHT_STEPS);
         for (var s = 0u; s < W_STEPS; s++) { // unroll
-          w_tile[row * W_STRIDE + part + s] = weight_at(pack, (col0 + part) % WEIGHT_STEPS + s);
+          w_tile[row * W_STRIDE + part + s] = right(weight_at(pack, (col0 + part) % WEIGHT_STEPS + s));
         }
       }
     }
@@ -94,10 +95,7 @@ fn main(
       for (var i = 0u; i < TILE_ROWS; i++) { // unroll
         let a = dy_tile[(lane_row + i) * TILE_N4 + n];
         for (var c = 0u; c < TILE_COLS4; c++) { // unroll
-          sum[i][c] = fma(vec4<f32>(a.x), w[c][0], sum[i][c]);
-          sum[i][c] = fma(vec4<f32>(a.y), w[c][1], sum[i][c]);
-          sum[i][c] = fma(vec4<f32>(a.z), w[c][2], sum[i][c]);
-          sum[i][c] = fma(vec4<f32>(a.w), w[c][3], sum[i][c]);
+          sum[i][c] = multiply_add(a, w[c][0], w[c][1], w[c][2], w[c][3], sum[i][c]);
         }
       }
     }

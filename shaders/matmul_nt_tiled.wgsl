@@ -5,7 +5,7 @@
 // What lies outside is read from the last row or column and set to zero while staging, so that the
 // inner loop has no branch. Columns past N are stored as zero (they are padding).
 // K is a whole number of packs.
-// use: step, weight=weight_f32
+// use: step, weight=weight_f32, tile=tile_f32
 // flops: 8 * rows * n * k4
 // grid: ceil_div(n, 4 * GROUP_COLS4), ceil_div(rows, GROUP_ROWS)
 struct Params {
@@ -43,9 +43,9 @@ const W_STRIDE: u32 = TILE_K4 + 1u - TILE_K4 % 2u;
 @group(0) @binding(1) var<storage, read_write> y: array<vec4<f32>>;
 @group(0) @binding(15) var<uniform> params: Params;
 
-var<workgroup> x_tile: array<vec4<f32>, X_LOADS>;
+var<workgroup> x_tile: array<Left, X_LOADS>;
 // Column 4 q + c of the tile lies at c GROUP_COLS4 + q.
-var<workgroup> w_tile: array<vec4<f32>, 4u * GROUP_COLS4 * W_STRIDE>;
+var<workgroup> w_tile: array<Right, 4u * GROUP_COLS4 * W_STRIDE>;
 
 @compute @workgroup_size(LANES)
 fn main(
@@ -58,14 +58,15 @@ fn main(
   let lane_row = (lane / LANE_COLS) * TILE_ROWS;
   let lane_col = lane % LANE_COLS;
   var sum: array<array<vec4<f32>, TILE_COLS4>, TILE_ROWS>;
-  var w: array<array<vec4<f32>, 4>, TILE_COLS4>;
+  var w: array<array<Right, 4>, TILE_COLS4>;
   for (var first = 0u; first < params.k4; first += TILE_K4) {
     for (var turn = 0u; turn < X_TURNS; turn++) { // unroll
       let load = turn * LANES + lane;
       if (X_LOADS % LANES == 0u || load < X_LOADS) {
         let k = first + load % TILE_K4;
         let row = min(row0 + load / TILE_K4, rows - 1u);
-        x_tile[load] = select(vec4<f32>(), x[row * params.k4 + min(k, params.k4 - 1u)], k < params.k4);
+        let value = x[row * params.k4 + min(k, params.k4 - 1u)];
+        x_tile[load] = left(select(vec4<f32>(), value, k < params.k4));
       }
     }
     for (var turn = 0u; turn < W_TURNS; turn++) { // unroll
@@ -77,8 +78,8 @@ fn main(
         let row = min(col0 + 4u * (slot % GROUP_COLS4) + slot / GROUP_COLS4, params.n - 1u);
         let pack = weight_load(params.weight_row + row, 0u, min(k, params.k4 - 1u) / WEIGHT_STEPS);
         for (var s = 0u; s < W_STEPS; s++) { // unroll
-          w_tile[slot * W_STRIDE + part + s] =
-            select(vec4<f32>(), weight_at(pack, k % WEIGHT_STEPS + s), k < params.k4);
+          let value = weight_at(pack, k % WEIGHT_STEPS + s);
+          w_tile[slot * W_STRIDE + part + s] = right(select(vec4<f32>(), value, k < params.k4));
         }
       }
     }
@@ -90,18 +91,15 @@ fn main(
         let w1 = w_tile[at + GROUP_COLS4 * W_STRIDE];
         let w2 = w_tile[at + 2u * GROUP_COLS4 * W_STRIDE];
         let w3 = w_tile[at + 3u * GROUP_COLS4 * W_STRIDE];
-        w[c][0] = vec4<f32>(w0.x, w1.x, w2.x, w3.x);
-        w[c][1] = vec4<f32>(w0.y, w1.y, w2.y, w3.y);
-        w[c][2] = vec4<f32>(w0.z, w1.z, w2.z, w3.z);
-        w[c][3] = vec4<f32>(w0.w, w1.w, w2.w, w3.w);
+        w[c][0] = Right(w0.x, w1.x, w2.x, w3.x);
+        w[c][1] = Right(w0.y, w1.y, w2.y, w3.y);
+        w[c][2] = Right(w0.z, w1.z, w2.z, w3.z);
+        w[c][3] = Right(w0.w, w1.w, w2.w, w3.w);
       }
       for (var i = 0u; i < TILE_ROWS; i++) { // unroll
         let a = x_tile[(lane_row + i) * TILE_K4 + k];
         for (var c = 0u; c < TILE_COLS4; c++) { // unroll
-          sum[i][c] = fma(vec4<f32>(a.x), w[c][0], sum[i][c]);
-          sum[i][c] = fma(vec4<f32>(a.y), w[c][1], sum[i][c]);
-          sum[i][c] = fma(vec4<f32>(a.z), w[c][2], sum[i][c]);
-          sum[i][c] = fma(vec4<f32>(a.w), w[c][3], sum[i][c]);
+          sum[i][c] = multiply_add(a, w[c][0], w[c][1], w[c][2], w[c][3], sum[i][c]);
         }
       }
     }

@@ -38,8 +38,8 @@ class FakeModel:
         },
     )
 
-    def __init__(self, path="fake.gguf", adapter_index=None):
-        self.adapter_index = adapter_index
+    def __init__(self, path="fake.gguf", adapter_index=None, precision="f32"):
+        self.adapter_index, self.precision = adapter_index, precision
         if path != "fake.gguf":
             self.fingerprint = hashlib.sha256(read_file(path)).hexdigest()
 
@@ -239,7 +239,7 @@ def install(patch=setattr):
 
     patch(trainer, "Learner", FakeLearner)
     patch(trainer.Trainer, "choose_tuning", staticmethod(lambda learner, *_: learner.tuning))
-    patch(session, "load_model", lambda path, adapter_index=None: FakeModel(path, adapter_index))
+    patch(session, "load_model", FakeModel)
     patch(session, "load_dataset", fake_dataset)
 
 

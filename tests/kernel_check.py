@@ -43,6 +43,7 @@ DEFAULT_TOLERANCE = 8e-7
 
 
 SCALARS = {"f32": 4, "u32": 4, "i32": 4, "vec2<f32>": 8, "vec4<f32>": 16, "vec4<u32>": 16}
+SCALARS |= {"vec4<f16>": 8}
 
 
 def plain(code: str) -> str:
@@ -60,7 +61,10 @@ def nbytes(kind: str, constants: Mapping[str, float]) -> int:
 
 def workgroup(kernel: Kernel) -> tuple[int, int]:
     """(invocations of a workgroup, bytes of its memory)."""
-    declared = re.findall(r"var<workgroup>\s*\w+\s*:\s*([^;]+);", plain(kernel.code))
+    code = plain(kernel.code)
+    for alias, meaning in re.findall(r"alias\s+(\w+)\s*=\s*([^;]+);", code):
+        code = re.sub(rf"\b{alias}\b", meaning, code)
+    declared = re.findall(r"var<workgroup>\s*\w+\s*:\s*([^;]+);", code)
     memory = sum(nbytes(kind, kernel.constants) for kind in declared)
     (size,) = re.findall(r"@workgroup_size\((.*?)\)\n", kernel.code)
     sizes = [eval(part.replace("u", ""), {}, dict(kernel.constants)) for part in size.split(",")]
@@ -178,15 +182,28 @@ class Checker:
         constants: Mapping[str, Any] | None = None,
         tolerance: float | None = None,
         scale: float = 0.0,
+        libraries: Mapping[str, str] | None = None,
     ) -> dict[str, np.ndarray]:
-        """Compares everything the kernel writes with its oracle, and returns it."""
-        kernel, params = self._kernel(name, arrays, params, constants)
+        """Compares everything the kernel writes with its oracle, and returns it.
+
+        `libraries` by role, beside that of the weight.
+        """
+        kernel, params = self._kernel(name, arrays, params, constants, libraries)
         known = {**kernel.constants, **params, **(step or {}), **arrays}
         want = call_oracle(name, {n: as_float64(value) for n, value in known.items()})
         written = {slot.name for slot in kernel.slots if slot.access == "read_write"}
         assert set(want) == written, f"kernel '{name}' writes {written}, its oracle {set(want)}"
         shapes = {n: pad_rows(array) for n, array in want.items()}
-        got = self.run(name, arrays, params, shapes, rows=rows, step=step, constants=constants)
+        got = self.run(
+            name,
+            arrays,
+            params,
+            shapes,
+            rows=rows,
+            step=step,
+            constants=constants,
+            libraries=libraries,
+        )
         bound = TOLERANCES.get(name, DEFAULT_TOLERANCE) if tolerance is None else tolerance
         for output, expected in shapes.items():
             where = f"kernel '{name}', {output}, {dict(params)}, {dict(constants or {})}"
@@ -204,9 +221,10 @@ class Checker:
         rows: int = 0,
         step: Mapping[str, Any] | None = None,
         constants: Mapping[str, Any] | None = None,
+        libraries: Mapping[str, str] | None = None,
     ) -> dict[str, np.ndarray]:
         """Runs a kernel and reads back what has the shapes and types of `outputs`."""
-        kernel, params = self._kernel(name, arrays, params, constants)
+        kernel, params = self._kernel(name, arrays, params, constants, libraries)
         counts = {d: rows if params.get("rows") == d else 0 for d in ("T", "C")}
         block = np.zeros(1, STEP)
         block["counts"][0, :2] = counts["T"], counts["C"]
@@ -247,11 +265,12 @@ class Checker:
         arrays: Mapping[str, Any],
         params: Mapping[str, Any],
         constants: Mapping[str, Any] | None,
+        libraries: Mapping[str, str] | None,
     ) -> tuple[Kernel, dict[str, Any]]:
         weight = arrays.get("weight")
         if not isinstance(weight, Packed):
-            return load_kernel(name, constants), dict(params)
-        kernel = load_kernel(name, constants, weight.libraries)
+            return load_kernel(name, constants, libraries), dict(params)
+        kernel = load_kernel(name, constants, {**weight.libraries, **(libraries or {})})
         return kernel, {**params, **weight.shape.strides()}
 
     def _caller(self, kernel: Kernel) -> Caller:

@@ -419,6 +419,28 @@ def repack_f32(
 repack_16 = repack_f32  # both only pad rows to packs of sixteen bytes
 
 
+def repack_half(
+    raw: np.ndarray,
+    planes: np.ndarray,
+    overflow: np.ndarray,
+    slice_rows: int,
+    first_row: int,
+    packs: int,
+    raw_offset: int,
+    raw_row: int,
+    BF16: bool,
+) -> Outputs:
+    """The nearest f16, ties to even."""
+    planes = planes.copy()
+    rows = _blocks(raw, slice_rows, raw_offset, raw_row)
+    bits = rows.view("<u2").astype("<u4") << 16 if BF16 else rows.view("<u4")
+    values = bits.view("<f4")
+    beyond = np.abs(values) > 65504
+    half = np.where(beyond, np.copysign(np.inf, values), values).astype("<f2")
+    _write_rows(planes, half.view(np.uint8), first_row, 4 * packs)
+    return {"planes": planes, "overflow": overflow | beyond.any()}
+
+
 def repack_q8_0(
     raw: np.ndarray,
     planes: np.ndarray,

@@ -127,10 +127,11 @@ OPTIONS = {
     "save_total_limit": (["--save-total-limit", "1"], 1),
     "seed": (["--seed", "7"], 7),
     "shuffle": (["--no-shuffle"], False),
+    "precision": (["--precision", "f16"], "f16"),
 }
 # These change what is kept, looked at or demanded; the engine's are tested on the engine.
 SAME_NUMBERS = {"adapter_index", "method", "optimizer", "grad_checkpoint", "capture", "tuning"}
-SAME_NUMBERS |= {"eval_every", "save_every", "save_total_limit"}
+SAME_NUMBERS |= {"eval_every", "save_every", "save_total_limit", "precision"}
 
 
 def test_every_setting_is_an_option():
@@ -162,11 +163,12 @@ def test_engine_options_reach_the_engine(toy, capsys, monkeypatch):
     class Watched(FakeLearner):
         def __init__(self, model, lora, **options):
             super().__init__(model, lora, **options)
-            made.append((model.adapter_index, self.options))
+            made.append((model.adapter_index, model.precision, self.options))
 
     monkeypatch.setattr("wgtrain.train.trainer.Learner", Watched)
-    train(capsys, "--capture", "bf16", "--grad-checkpoint", "on", "--adapter-index", "3")
-    assert made == [(3, {"capture": "bf16", "grad_checkpoint": True})]
+    options = ["--capture", "bf16", "--grad-checkpoint", "on", "--adapter-index", "3"]
+    train(capsys, *options, "--precision", "f16")
+    assert made == [(3, "f16", {"capture": "bf16", "grad_checkpoint": True})]
 
 
 def test_saving_and_evaluating(toy, capsys):

@@ -87,6 +87,7 @@ def test_every_field_declares_itself(config):
         ("seed", [-1, 2**63, 0.5], [0, 2**63 - 1]),
         ("shuffle", ["on", 0], [False, "true"]),
         ("adapter_index", [-1, "a"], [0, "1"]),
+        ("precision", ["bf16", "F16", 16], ["f32", "f16"]),
     ],
 )
 def test_bounds(name, bad, good):

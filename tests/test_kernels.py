@@ -354,6 +354,38 @@ def test_repack(checker: Checker, type_: str) -> None:
     np.testing.assert_array_equal(got[:, :columns], exact[::-1])
 
 
+def half_rows(type_: str, values: np.ndarray) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(arrays, parameters) of `repack_half` for a matrix of F32 or BF16."""
+    raw = quants.quantize(values.astype(np.float32), GGMLQuantizationType[type_])
+    rows, columns = values.shape
+    packs = -(-columns // 8)
+    file = np.ascontiguousarray(raw).view(np.uint8).ravel()
+    arrays = {
+        "raw": np.append(file, np.zeros(-len(file) % 4, np.uint8)),
+        "planes": np.full(rows * packs * 4, POISON, np.uint32),
+        "overflow": np.zeros(1, np.uint32),
+    }
+    params = {"slice_rows": rows, "first_row": 0, "columns": columns, "packs": packs}
+    params |= {"scale_stride": 0, "scales_at": 0, "raw_offset": 0, "raw_row": raw.nbytes // rows}
+    return arrays, params
+
+
+@pytest.mark.parametrize("type_", ["F32", "BF16"])
+def test_repack_half(check: Any, type_: str) -> None:
+    """Ties, subnormals, the largest number; and a mark for what lies beyond it."""
+    constants = {"BF16": type_ == "BF16"}
+    most = 65504.0 if type_ == "F32" else 65280.0
+    edges = [0.0, -0.0, most, -most, 1 + 2**-11, 1 + 3 * 2**-11, 2.0**-24, 2.0**-15, 2.0**-25]
+    edges += [3 * 2.0**-25, 2.0**-14, 2.0**-14 - 2.0**-26, 1e-9]
+    values = np.concatenate([np.tile(edges, (5, 1)), normal(5, 62)], 1)
+    arrays, params = half_rows(type_, values)
+    assert check("repack_half", arrays, params, constants=constants)["overflow"][0] == 0
+    for beyond in (65536.0, -1e30):
+        values[2, 40] = beyond
+        arrays, params = half_rows(type_, values)
+        assert check("repack_half", arrays, params, constants=constants)["overflow"][0] == 1
+
+
 def test_capture_and_restore_bf16(check: Any) -> None:
     """Rounding to nearest even: ties, the ends of the range, subnormals, infinities."""
     edges = [0x3F808000, 0x3F818000, 0x3F807FFF, 0x3F808001, 0x7F7F7FFF, 0x7F7F8000, 0x7F7FFFFF]

@@ -114,12 +114,14 @@ async def load_model(
     source: AnyPath | AnyBytes | Source,
     adapter_index: int | None = None,
     limits: str | None = None,
+    precision: str = "f32",
 ) -> Model:
     """Opens a model on a GPU: the strongest, or number `adapter_index` of `list_adapters`.
 
     `source`: the path of a GGUF or of a Hugging Face folder, a GGUF's bytes, or an object with
     `size` and `read_range(offset, n)`. With `limits="default"` only what every WebGPU adapter
-    grants is asked for.
+    grants is asked for. `precision="f16"` multiplies with the weights in f16 and stores no wider
+    ones, on a GPU that can: docs/precision.md.
     """
 
     def read_adapter(adapter: Any) -> Adapter:
@@ -127,7 +129,11 @@ async def load_model(
 
     async def load(opened: Source | Folder) -> Model:
         return await open_model(
-            opened, adapter_index=adapter_index, limits=limits, read_adapter=read_adapter
+            opened,
+            adapter_index=adapter_index,
+            limits=limits,
+            precision=precision,
+            read_adapter=read_adapter,
         )
 
     if _is_folder(source):

@@ -81,7 +81,7 @@ def _open(
     tuning: Tuning | None = None,
 ) -> Iterator[Trainer]:
     """Model, rows and trainer of a run."""
-    model = load_model(paths.model, adapter_index=paths.adapter_index)
+    model = load_model(paths.model, adapter_index=paths.adapter_index, precision=paths.precision)
     try:
         rows = load_dataset(paths.data, model, config.seq_len, config.train_on, now)
         valid_file = _valid_file(paths, config)

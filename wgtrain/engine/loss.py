@@ -15,6 +15,7 @@ from wgtrain.engine.ops import (
     Parameter,
     accumulate,
     dropout,
+    launch_product,
     lora_input_gradient,
     nn_params,
     nt_params,
@@ -109,7 +110,7 @@ def _logits(
     params = {**nt_params(hidden, count), **head.strides(), "weight_row": first}
     params |= {"y_stride": padded(count) // 4, "y_column": 0}
     operands = {"x": hidden, "y": logits, **head.operands(segment)}
-    g.launch_tuned(f"nt/{head.library}", operands, params, libraries=head.libraries)
+    launch_product(g, "nt", head, operands, params)
     for lora, (_, z) in zip(loras, factors, strict=True):
         at = segment.first + first
         small_nt(g, z, lora.b, logits, columns=count, scale=lora.scale, first=at, add=True)
@@ -124,7 +125,7 @@ def head_logits(
         params = {**nt_params(hidden, segment.rows), **head.strides()}
         params |= {"y_stride": padded(head.rows) // 4, "y_column": segment.first // 4}
         operands = {"x": hidden, "y": result, **head.operands(segment)}
-        g.launch_tuned(f"nt/{head.library}", operands, params, libraries=head.libraries)
+        launch_product(g, "nt", head, operands, params)
     for lora in loras:
         _, z = _factor(g, hidden, lora)
         small_nt(g, z, lora.b, result, columns=head.rows, scale=lora.scale, add=True)
@@ -137,7 +138,7 @@ def _chunk_product(
     params = {**nn_params(dx, logits.cols), **head.strides(), "weight_row": first}
     params |= {"dy_stride": padded(logits.cols) // 4, "dy_column": 0}
     operands = {"dy": logits, "dx": dx, **head.operands(segment)}
-    g.launch_tuned(f"nn/{head.library}", operands, params, {"ADD": add}, head.libraries)
+    launch_product(g, "nn", head, operands, params, {"ADD": add})
 
 
 def _subtract_target(

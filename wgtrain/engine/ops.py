@@ -107,11 +107,29 @@ def rms_norm(
     return y
 
 
+def launch_product(
+    g: Graph,
+    product: str,  # "nt" or "nn"
+    weight: Weight,
+    operands: dict[str, Any],
+    params: dict[str, Any],
+    constants: dict[str, Any] | None = None,
+) -> None:
+    """Records a product with a part of a frozen weight, in the weight's precision."""
+    if weight.precision == "f32":
+        family, libraries = product, weight.libraries
+    else:
+        family, libraries = f"{product} f16", {**weight.libraries, "tile": "tile_f16"}
+    g.launch_tuned(f"{family}/{weight.library}", operands, params, constants, libraries)
+
+
 def _product(g: Graph, x: Tensor, weight: Weight, y: Tensor) -> None:
     """y = x W^T, segment by segment of W's rows."""
     for segment in weight.segments:
-        g.launch_tuned(
-            f"nt/{weight.library}",
+        launch_product(
+            g,
+            "nt",
+            weight,
             {"x": x, "y": y, **weight.operands(segment)},
             {
                 **nt_params(x, segment.rows),
@@ -119,15 +137,16 @@ def _product(g: Graph, x: Tensor, weight: Weight, y: Tensor) -> None:
                 "y_stride": padded(y.cols) // 4,
                 "y_column": segment.first // 4,
             },
-            libraries=weight.libraries,
         )
 
 
 def _product_backward(g: Graph, dy: Tensor, weight: Weight, dx: Tensor, add: bool) -> None:
     """dx = dy W, segment by segment of W's rows."""
     for segment in weight.segments:
-        g.launch_tuned(
-            f"nn/{weight.library}",
+        launch_product(
+            g,
+            "nn",
+            weight,
             {"dy": dy, "dx": dx, **weight.operands(segment)},
             {
                 **nn_params(dx, segment.rows),
@@ -135,8 +154,7 @@ def _product_backward(g: Graph, dy: Tensor, weight: Weight, dx: Tensor, add: boo
                 "dy_stride": padded(dy.cols) // 4,
                 "dy_column": segment.first // 4,
             },
-            constants={"ADD": add},
-            libraries=weight.libraries,
+            {"ADD": add},
         )
         add = True
 

@@ -45,6 +45,12 @@ def _choice(kernel: str, **constants: int) -> Choice:
     return Choice(kernel, tuple(constants.items()))
 
 
+def _tiled(kernel: str, rows: int, cols4: int, lane_rows: int, lane_cols: int, **k4: int) -> Choice:
+    """A workgroup of lane_rows x lane_cols invocations, rows x cols4 vec4s of sums each."""
+    tile = {"TILE_ROWS": rows, "TILE_COLS4": cols4, "LANE_ROWS": lane_rows, "LANE_COLS": lane_cols}
+    return _choice(kernel, **tile, **k4)
+
+
 def nt_small(columns: int) -> str:
     """The family of x P^T with an adapter matrix P of so many rows."""
     return _small("nt small", max(columns, 8))
@@ -95,6 +101,9 @@ _CPU = {
     "attention": _choice("attention"),
     "attention_backward_q": _choice("attention_backward_q"),
     "attention_backward_kv": _choice("attention_backward_kv"),
+    # Only tiled products have operands in f16; slower here than f32 ones.
+    "nt f16": _tiled("matmul_nt_tiled", 8, 1, 8, 8, TILE_K4=8),
+    "nn f16": _tiled("matmul_nn_tiled", 8, 1, 8, 8, TILE_N4=8),
     # One vector register's worth of invocations a row: what meets at a barrier costs there.
     "rms_norm": _choice("rms_norm", LANES=8),
     "rms_norm_backward": _choice("rms_norm_backward", LANES=8),
@@ -114,12 +123,6 @@ _SWIFTSHADER = {
     "tn 8x16": _choice("matmul_tn", TILE_ROWS=8, TILE_COLS4=4, LANES=4),
     "tn nx8": _choice("matmul_tn", TILE_ROWS=16, TILE_COLS4=2, LANES=4),
 }
-
-
-def _tiled(kernel: str, rows: int, cols4: int, lane_rows: int, lane_cols: int, **k4: int) -> Choice:
-    """A workgroup of lane_rows x lane_cols invocations, rows x cols4 vec4s of sums each."""
-    tile = {"TILE_ROWS": rows, "TILE_COLS4": cols4, "LANE_ROWS": lane_rows, "LANE_COLS": lane_cols}
-    return _choice(kernel, **tile, **k4)
 
 
 def _tn(rows: int, cols4: int, lane_rows: int, lane_cols: int, split: int) -> Choice:
@@ -193,21 +196,25 @@ _TILES = (
     (8, 2, 8, 8),
     (8, 2, 16, 8),
 )
+_NT = (
+    *(_tiled("matmul_nt_tiled", *tile) for tile in _TILES),
+    _tiled("matmul_nt_tiled", 4, 1, 8, 8, TILE_K4=8),
+    _tiled("matmul_nt_tiled", 8, 1, 8, 8, TILE_K4=8),
+    _tiled("matmul_nt_tiled", 8, 2, 8, 8, TILE_K4=2),
+    _tiled("matmul_nt_tiled", 8, 2, 16, 16, TILE_K4=2),
+)
+_NN = (
+    *(_tiled("matmul_nn_tiled", *tile) for tile in _TILES),
+    _tiled("matmul_nn_tiled", 4, 1, 8, 8, TILE_N4=8),
+    _tiled("matmul_nn_tiled", 8, 1, 8, 8, TILE_N4=8),
+    _tiled("matmul_nn_tiled", 8, 2, 8, 8, TILE_N4=2),
+    _tiled("matmul_nn_tiled", 8, 2, 16, 16, TILE_N4=2),
+)
 GPU_CANDIDATES: dict[str, tuple[Choice, ...]] = {
-    "nt": (
-        *(_tiled("matmul_nt_tiled", *tile) for tile in _TILES),
-        _tiled("matmul_nt_tiled", 4, 1, 8, 8, TILE_K4=8),
-        _tiled("matmul_nt_tiled", 8, 1, 8, 8, TILE_K4=8),
-        _tiled("matmul_nt_tiled", 8, 2, 8, 8, TILE_K4=2),
-        _tiled("matmul_nt_tiled", 8, 2, 16, 16, TILE_K4=2),
-    ),
-    "nn": (
-        *(_tiled("matmul_nn_tiled", *tile) for tile in _TILES),
-        _tiled("matmul_nn_tiled", 4, 1, 8, 8, TILE_N4=8),
-        _tiled("matmul_nn_tiled", 8, 1, 8, 8, TILE_N4=8),
-        _tiled("matmul_nn_tiled", 8, 2, 8, 8, TILE_N4=2),
-        _tiled("matmul_nn_tiled", 8, 2, 16, 16, TILE_N4=2),
-    ),
+    "nt": _NT,
+    "nt f16": _NT,
+    "nn": _NN,
+    "nn f16": _NN,
     **{
         f"nt small {columns}": (
             _choice("matmul_nt_split", TILE_ROWS=2),

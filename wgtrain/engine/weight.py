@@ -5,12 +5,14 @@ A format is one entry of `FORMATS`, one `shaders/lib/weight_*.wgsl` that reads i
 `shaders/repack_*.wgsl` that makes it from the file's bytes; nothing else knows it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from wgtrain.engine.graph import Storage, Tensor, Window, padded
 from wgtrain.errors import OutOfMemoryError
 from wgtrain.gpu import Limits
+
+PRECISIONS = ("f32", "f16")  # of the operands of products with weights
 
 
 @dataclass(frozen=True)
@@ -46,13 +48,17 @@ class Segment:
 
 @dataclass(frozen=True)
 class Weight:
-    """A matrix (rows, columns) = (outputs, inputs), row-major as in the file."""
+    """A matrix (rows, columns) = (outputs, inputs), row-major as in the file.
+
+    `precision`: the operands of products with it, "f32" or "f16".
+    """
 
     name: str
     type: str
     rows: int
     columns: int
     segments: tuple[Segment, ...]
+    precision: str = "f32"
 
     @property
     def packs(self) -> int:
@@ -92,9 +98,11 @@ class Weight:
         return {"weight_stride": self.packs, "scale_stride": self.scale_words}
 
 
-def plan_weight(name: str, type_: str, rows: int, columns: int, limits: Limits) -> Weight:
+def plan_weight(
+    name: str, type_: str, rows: int, columns: int, limits: Limits, precision: str = "f32"
+) -> Weight:
     """Lays a weight out in as few segments as the adapter's binding and buffer limits allow."""
-    shape = Weight(name, type_, rows, columns, ())
+    shape = Weight(name, type_, rows, columns, (), precision)
     row_bytes = shape.packs * 16 + shape.scale_words * 4
     # Readers bind quants and scales one by one, but a repack shader binds a segment whole.
     spare = 512 if shape.scale_words else 0
@@ -115,7 +123,7 @@ def plan_weight(name: str, type_: str, rows: int, columns: int, limits: Limits) 
             else count * shape.packs * 16
         )
         segments.append(Segment(Storage(name, "weights", size), first, count, scales_at))
-    return Weight(name, type_, rows, columns, tuple(segments))
+    return replace(shape, segments=tuple(segments))
 
 
 def dense_operands(matrix: Window | Tensor) -> dict[str, Any]:

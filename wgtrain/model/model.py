@@ -12,7 +12,8 @@ import numpy as np
 from wgtrain.aio import aio_view, dual, dual_iterator
 from wgtrain.data.tokenizer import Tokenizer, load_tokenizer
 from wgtrain.engine.probe import find_subgroup_size
-from wgtrain.errors import FileError, OptionError
+from wgtrain.engine.weight import PRECISIONS
+from wgtrain.errors import DeviceError, FileError, OptionError
 from wgtrain.files import GGUF, Adapter, adapter_fits, read_adapter_gguf, read_gguf, read_range
 from wgtrain.files.source import Source, shown, source_name
 from wgtrain.gpu import Device, open_device
@@ -30,7 +31,7 @@ class Model:
     """Frozen weights on a device. A context manager; `close` gives the GPU memory back.
 
     `fingerprint`: SHA-256, hex, of everything before the tensors, the file's size, and the first
-    and last MiB of tensor data.
+    and last MiB of tensor data. `precision`: "f32" or "f16", of products with its weights.
     """
 
     aio = aio_view()
@@ -44,9 +45,10 @@ class Model:
         fingerprint: str,
         read_adapter: Callable[[Any], Adapter],
         no_tokenizer: str | None = None,
+        precision: str = "f32",
     ):
         self.gguf, self.config, self.weights, self.device = gguf, config, weights, device
-        self.fingerprint = fingerprint
+        self.fingerprint, self.precision = fingerprint, precision
         self.name = gguf.name
         self.read_adapter = read_adapter
         self._no_tokenizer = no_tokenizer
@@ -217,9 +219,15 @@ async def open_model(
     adapter_index: int | None = None,
     limits: str | None = None,
     budget: int | None = None,
+    precision: str = "f32",
     read_adapter: Callable[[Any], Adapter] = adapter_from_bytes,
 ) -> Model:
-    """Puts a GGUF's or folder's weights on a GPU; `gpu.open_device` says more on the options."""
+    """Puts a GGUF's or folder's weights on a GPU; `gpu.open_device` says more on the options.
+
+    `precision`: the operands of products with weights; "f16" needs a GPU with shader-f16.
+    """
+    if precision not in PRECISIONS:
+        raise OptionError(f"precision = {precision}: allowed is {' or '.join(PRECISIONS)}")
     if not isinstance(opened, Folder):
         opened = Folder(opened, await read_gguf(opened), None)
     source, gguf = opened.source, opened.gguf
@@ -231,10 +239,17 @@ async def open_model(
     fingerprint = await _fingerprint(source, gguf)
     device = await open_device(adapter_index, limits=limits, budget=budget)
     try:
+        if precision == "f16" and "f16" not in device.features:
+            raise DeviceError(
+                f"precision = f16: {device.info.name} was not opened with shader-f16, or has none; "
+                "use precision = f32"
+            )
         await find_subgroup_size(device)
-        weights = plan_weights(gguf, config, device.limits)
+        weights = plan_weights(gguf, config, device.limits, precision)
         await load_weights(device, source, gguf, weights)
     except BaseException:
         device.close()
         raise
-    return Model(gguf, config, weights, device, fingerprint, read_adapter, opened.no_tokenizer)
+    return Model(
+        gguf, config, weights, device, fingerprint, read_adapter, opened.no_tokenizer, precision
+    )

@@ -5,20 +5,22 @@ No tensor is ever whole in main memory, and the staging buffer is gone when load
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from wgtrain.engine.dispatch import Caller
 from wgtrain.engine.graph import Storage, Window, padded
-from wgtrain.engine.kernel import load_kernel
+from wgtrain.engine.kernel import Kernel, load_kernel
 from wgtrain.engine.weight import FORMATS, Weight, plan_weight
-from wgtrain.errors import OutOfMemoryError
+from wgtrain.errors import OptionError, OutOfMemoryError
 from wgtrain.files import GGUF, TensorInfo, read_range
 from wgtrain.files.source import Source, source_name
 from wgtrain.gpu import Buffer, Device, Limits
 from wgtrain.model.config import ModelConfig
 
 STAGING = 2 << 20  # bytes; a longer row makes it larger
+_MARK = 256  # bytes between two words of `overflow`
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,16 @@ class Weights:
         return sum(max(storage.size, 4) for storage in self.storages)
 
 
-def plan_weights(gguf: GGUF, config: ModelConfig, limits: Limits) -> Weights:
-    """Decides where everything lies; allocates nothing."""
+def plan_weights(
+    gguf: GGUF, config: ModelConfig, limits: Limits, precision: str = "f32"
+) -> Weights:
+    """Decides where everything lies; allocates nothing. "f16" stores wider floats as F16."""
+
+    def stored(type_: str) -> str:
+        return "F16" if precision == "f16" and type_ in ("F32", "BF16") else type_
+
     matrices = {
-        name: plan_weight(name, gguf.tensors[name].type, rows, columns, limits)
+        name: plan_weight(name, stored(gguf.tensors[name].type), rows, columns, limits, precision)
         for name, (rows, columns) in config.matrices().items()
     }
     offsets, size = {}, 0
@@ -73,21 +81,41 @@ async def load_weights(device: Device, source: Source, gguf: GGUF, weights: Weig
             [min(STAGING, t.nbytes) for _, t in tensors] + [_row(t) + 4 for _, t in tensors]
         )
         staging = device.create_buffer(staging_size, "staging")
+        # A word for each tensor that f16 cannot hold, as far apart as bindings have to be.
+        marks = device.create_buffer(_MARK * len(tensors), "overflows")
         try:
-            for weight, tensor in tensors:
-                kernel = FORMATS[weight.type].repack
-                if kernel not in callers:
-                    callers[kernel] = await Caller.open(device, load_kernel(kernel))
-                await _load_matrix(device, source, weight, tensor, staging, callers[kernel])
-            await device.read(staging, 0, 4)
+            for number, (weight, tensor) in enumerate(tensors):
+                kernel = _repack(tensor.type, weight.type)
+                if kernel.code not in callers:
+                    callers[kernel.code] = await Caller.open(device, kernel)
+                places = {"raw": staging, "overflow": (marks, _MARK * number, 4)}
+                await _load_matrix(device, source, weight, tensor, places, callers[kernel.code])
+            found = np.frombuffer(await device.read(marks, 0, marks.size), np.uint32)
+            _check_overflow([weight.name for weight, _ in tensors], found[:: _MARK // 4])
         finally:
             device.free(staging)
+            device.free(marks)
             for caller in callers.values():
                 caller.close()
     except BaseException:
         for buffer in buffers:
             device.free(buffer)
         raise
+
+
+def _repack(type_: str, stored: str) -> Kernel:
+    """The kernel that makes the layout of `stored` from a file's tensor."""
+    if type_ == stored:
+        return load_kernel(FORMATS[stored].repack)
+    return load_kernel("repack_half", {"BF16": type_ == "BF16"})
+
+
+def _check_overflow(names: list[str], marks: np.ndarray) -> None:
+    if wrong := [name for name, mark in zip(names, marks, strict=True) if mark]:
+        raise OptionError(
+            f"precision = f16: {', '.join(wrong)}: values beyond 65504, which f16 cannot hold; "
+            "use precision = f32"
+        )
 
 
 def _row(tensor: TensorInfo) -> int:
@@ -115,10 +143,10 @@ async def _load_matrix(
     source: Source,
     weight: Weight,
     tensor: TensorInfo,
-    staging: Buffer,
+    buffers: dict[str, Any],
     repack: Caller,
 ) -> None:
-    row = _row(tensor)
+    row, staging = _row(tensor), buffers["raw"]
     most = min(staging.size // row, device.limits.workgroups)
     for segment in weight.segments:
         assert segment.storage.buffer is not None
@@ -127,7 +155,7 @@ async def _load_matrix(
             offset = tensor.offset + (segment.first + first) * row
             await device.write_from(source, offset, rows * row, staging, 0)
             repack(
-                {"raw": staging, "planes": segment.storage.buffer},
+                {**buffers, "planes": segment.storage.buffer},
                 {
                     "slice_rows": rows,
                     "first_row": first,

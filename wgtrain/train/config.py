@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from wgtrain.engine.weight import PRECISIONS
 from wgtrain.errors import OptionError
 from wgtrain.files.names import resolve_targets
 from wgtrain.train.settings import check, setting
@@ -228,6 +229,12 @@ class RunConfig:
     )
     adapter_index: int | None = setting(
         None, int, "GPU to use, as `wgtrain doctor` numbers them.", low=0
+    )
+    precision: str = setting(
+        "f32",
+        str,
+        "Operands of products with the base model's weights; f16 needs a GPU with shader-f16.",
+        choices=PRECISIONS,
     )
 
     def __post_init__(self) -> None:

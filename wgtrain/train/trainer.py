@@ -325,7 +325,7 @@ class Trainer:
             self._windows.position,
             self.tokens_seen,
             self.elapsed_seconds,
-            as_mapping(self.lora, self.config),
+            self._settings(),
             self._rows_hash,
             __version__,
             to_json(self.learner.tuning),
@@ -339,11 +339,11 @@ class Trainer:
         """
         saved = ckpt.unpack(files, name)
         state = saved.state
-        own = as_mapping(self.lora, self.config)
+        own, theirs = self._settings(), {"precision": "f32", **state.settings}
         problems = [
-            f"{key} = {own[key]}: {name} was made with {state.settings.get(key)}"
+            f"{key} = {own[key]}: {name} was made with {theirs.get(key)}"
             for key in own
-            if key not in FREE and own[key] != state.settings.get(key)
+            if key not in FREE and own[key] != theirs.get(key)
         ]
         if state.rows != self._rows_hash:
             problems.append(f"{self.rows.name}: {name} was made with other rows")
@@ -364,6 +364,10 @@ class Trainer:
         self.tokens_seen, self.elapsed_seconds = state.tokens_seen, state.elapsed_seconds
         self._unread, self.failure = [], None
         self._ready.clear()
+
+    def _settings(self) -> dict[str, Any]:
+        """All that the numbers of this run follow from, beside the rows."""
+        return as_mapping(self.lora, self.config) | {"precision": self.model.precision}
 
     def close(self) -> None:
         """Frees the GPU memory of the training plan, the adapter's too; the model stays open."""

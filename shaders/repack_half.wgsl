@@ -1,0 +1,34 @@
+// Raw F32 or BF16 rows -> f16 rows of eight, padded with zeros (lib/weight_f16). Where a value lies beyond
+// f16, overflow[0] becomes 1.
+// One invocation makes one pack of one row.
+// grid: ceil_div(packs, 64), slice_rows
+// use: raw, planes, pack_f16
+const BF16: bool = false;
+@group(0) @binding(2) var<storage, read_write> overflow: array<atomic<u32>>;
+
+fn value(row: u32, column: u32) -> f32 {
+  if column >= params.columns {
+    return 0.0;
+  }
+  if BF16 {
+    return bitcast<f32>(raw_u16(row + 2u * column) << 16u);
+  }
+  return bitcast<f32>(raw_u32(row + 4u * column));
+}
+
+@compute @workgroup_size(64)
+fn main(@builtin(global_invocation_id) id: vec3<u32>) {
+  if id.x >= params.packs {
+    return;
+  }
+  let row = params.raw_offset + id.y * params.raw_row;
+  let pack = ((params.first_row + id.y) * params.packs + id.x) * 4u;
+  for (var i = 0u; i < 4u; i++) {
+    let column = id.x * 8u + i * 2u;
+    let pair = vec2<f32>(value(row, column), value(row, column + 1u));
+    if any(abs(pair) > vec2<f32>(65504.0)) {
+      atomicMax(&overflow[0], 1u);
+    }
+    planes[pack + i] = f16_bits(pair.x) | (f16_bits(pair.y) << 16u);
+  }
+}
