@@ -286,10 +286,11 @@ def results(model: Model, targets: str) -> dict[str, Any]:
     learner = rm.learner(model, lora)
     learner.micro(batch)
     gradients = gpu.run(learner.gradients())
+    # Before the update: Adam's first step follows the sign even of what is only rounding.
+    loss, count = gpu.run(learner.evaluate([batch]))
     learner.update(step=1, learning_rate=1e-2, max_grad_norm=1.0)
     [report] = gpu.run(learner.reports())
     parameters = gpu.run(learner.parameters())
-    loss, count = gpu.run(learner.evaluate([batch]))
     segments = len(learner._arena.sizes)
     learner.close()
     logits = model.logits(batch.tokens[:20].tolist())
