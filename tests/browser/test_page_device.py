@@ -27,3 +27,21 @@ def test_subgroups_are_measured(tab: Any) -> None:
         found
     """)
     assert ("subgroups" in found[0]) == (found[1] > 1), found
+
+
+def test_f16_is_refused_by_name_where_there_is_none(tab: Any) -> None:
+    said = tab.python("""
+        import random_model
+        from wgtrain.errors import DeviceError
+        from wgtrain.files import BytesSource
+        from wgtrain.model.model import open_model
+
+        source = BytesSource(random_model.build(random_model.Shape()), "random.gguf")
+        try:
+            (await open_model(source, precision="f16")).close()
+            said = "opened"
+        except DeviceError as error:
+            said = str(error)
+        said
+    """)
+    assert said.startswith("precision = f16: ") and "shader-f16" in said
