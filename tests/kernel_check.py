@@ -204,7 +204,8 @@ class Checker:
             constants=constants,
             libraries=libraries,
         )
-        bound = TOLERANCES.get(name, DEFAULT_TOLERANCE) if tolerance is None else tolerance
+        allowed = TOLERANCES.get(name.removesuffix("_tiled"), DEFAULT_TOLERANCE)
+        bound = allowed if tolerance is None else tolerance
         for output, expected in shapes.items():
             where = f"kernel '{name}', {output}, {dict(params)}, {dict(constants or {})}"
             error = compare(got[output], expected, bound, where, scale)

@@ -259,6 +259,8 @@ def matmul_tn(a: np.ndarray, b: np.ndarray, scale: float, out: np.ndarray | floa
 matmul_nt_tiled = matmul_nt_split = matmul_nt_subgroup = matmul_nt
 matmul_nn_tiled = matmul_nn_split = matmul_nn_subgroup = matmul_nn
 matmul_tn_split = matmul_tn
+attention_tiled, attention_backward_q_tiled = attention, attention_backward_q
+attention_backward_kv_tiled = attention_backward_kv
 
 
 def cross_entropy_chunk(

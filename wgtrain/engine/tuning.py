@@ -151,6 +151,9 @@ _GPU = {
     "tn nx4": _tn(4, 1, 16, 1, 8),
     "tn nx8": _tn(4, 2, 16, 1, 8),
     "tn nx16": _tn(8, 1, 2, 8, 8),
+    "attention": _choice("attention_tiled"),
+    "attention_backward_q": _choice("attention_backward_q_tiled"),
+    "attention_backward_kv": _choice("attention_backward_kv_tiled"),
     "rms_norm": _choice("rms_norm", LANES=64),
     "rms_norm_backward": _choice("rms_norm_backward", LANES=64),
     "cross_entropy_chunk": _choice("cross_entropy_chunk", LANES=256),
@@ -236,6 +239,22 @@ GPU_CANDIDATES: dict[str, tuple[Choice, ...]] = {
     "tn 8x16": (_tn(8, 1, 1, 16, 4), _tn(8, 1, 1, 32, 4), _tn(8, 2, 1, 8, 8)),
     "tn nx8": (_tn(4, 2, 16, 1, 4), _tn(4, 2, 32, 1, 4), _tn(8, 2, 8, 1, 8)),
     "tn nx16": (_tn(8, 1, 4, 4, 8), _tn(8, 1, 2, 8, 4), _tn(8, 2, 2, 4, 8)),
+    # Fewer or more of the side a workgroup owns; the latter with thinner slices, for their memory.
+    "attention": (
+        _choice("attention_tiled", TILE_QUERIES=1),
+        _choice("attention_tiled", TILE_QUERIES=4, MOST_SLICE4=8),
+        _choice("attention_tiled", LANE_ROWS=4),
+    ),
+    "attention_backward_q": (
+        _choice("attention_backward_q_tiled", TILE_QUERIES=1),
+        _choice("attention_backward_q_tiled", TILE_QUERIES=4, MOST_SLICE4=4),
+        _choice("attention_backward_q_tiled", LANE_ROWS=4),
+    ),
+    "attention_backward_kv": (
+        _choice("attention_backward_kv_tiled", TILE_KEYS=1),
+        _choice("attention_backward_kv_tiled", TILE_KEYS=4, MOST_SLICE4=2),
+        _choice("attention_backward_kv_tiled", LANE_ROWS=4),
+    ),
     **{
         kernel: tuple(_choice(kernel, LANES=lanes) for lanes in (32, 64, 128, 256))
         for kernel in ("rms_norm", "rms_norm_backward", "cross_entropy_chunk")
