@@ -13,7 +13,7 @@ import pytest
 
 from wgtrain import gpu
 from wgtrain.errors import DeviceError, DeviceLostError, OptionError, OutOfMemoryError
-from wgtrain.gpu import native, native_module
+from wgtrain.gpu import native, native_module, native_pass
 
 pytestmark = pytest.mark.gpu
 VARIABLE = "WGTRAIN_ADAPTER_INDEX"
@@ -49,6 +49,18 @@ def test_dispatches_are_timed_without_timestamps() -> None:
             await contract.times_are_those_of_a_run(device)
 
     gpu.run(check())
+
+
+def test_a_wgpu_py_without_the_known_inner_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dispatches then go through its public calls, and do the same."""
+    assert native_pass._is_direct()
+    with monkeypatch.context() as patch:
+        patch.delattr(native_pass.wgpu_native, "lib")
+        assert not native_pass._is_direct()
+    monkeypatch.setattr(native_pass, "_DIRECT", False)
+    for name in contract.CHECKS:
+        if "dispatch" in name:
+            gpu.run(contract.CHECKS[name]())
 
 
 def test_contract_where_a_driver_may_abort() -> None:

@@ -211,7 +211,7 @@ def test_signature(shaders: dict[str, str]) -> None:
     values = {"rows": "C", "n": 9, "shift": -1, "scale": 1.0, "last": 0.0}
     words = "01000000 09000000 ffffffff 0000803f" + "00000000" * 4
     assert kernel.pack_params(values) == bytes.fromhex(words)
-    assert kernel.grid_function(values)(7, 5) == [5, 5, 1]
+    assert kernel.grid_function(values)(7, 5) == (5, 5, 1)
 
 
 UNROLLED = [

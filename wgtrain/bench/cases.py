@@ -14,7 +14,7 @@ from wgtrain.bench.shapes import Shape
 from wgtrain.engine import ops
 from wgtrain.engine.attention import attention, default_attention_scale, rope
 from wgtrain.engine.graph import Graph, Launch, Storage, Tensor, Window, padded
-from wgtrain.engine.inputs import InputBuffers
+from wgtrain.engine.inputs import InputBuffer
 from wgtrain.engine.loss import chunk_columns, cross_entropy
 from wgtrain.engine.tuning import Tuning
 from wgtrain.engine.weight import Weight, plan_weight
@@ -144,12 +144,9 @@ def attention_cases(s: Setting) -> list[Case]:
 def _inputs(s: Setting) -> tuple[ops.Inputs, dict[Storage, np.ndarray]]:
     """A step's inputs and what they hold."""
     batch, t = s.shape.batch(), s.shape.tokens
-    inputs = InputBuffers(t).inputs
-    return inputs, {
-        inputs.spans.storage: np.stack([batch.starts, batch.ends], 1).astype(np.uint32),
-        inputs.targets.storage: batch.targets.astype(np.uint32),
-        inputs.tokens.storage: batch.tokens,
-    }
+    buffer = InputBuffer(t)
+    content, _ = buffer.pack(batch.tokens, batch.starts, batch.ends, batch.targets)
+    return buffer.inputs, {buffer.storage: content}
 
 
 def loss_cases(s: Setting, types: Sequence[str]) -> list[Case]:

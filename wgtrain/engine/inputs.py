@@ -1,4 +1,4 @@
-"""The buffers a step's batch is written to, sized once for the longest stream."""
+"""The buffer a step's batch is written to, sized once for the longest stream."""
 
 import numpy as np
 
@@ -7,21 +7,44 @@ from wgtrain.engine.ops import Inputs
 from wgtrain.gpu import Device
 
 
-class InputBuffers:
+class InputBuffer:
     """Five small arrays for up to `max_tokens` tokens; see `ops.Inputs` for their meaning."""
 
     def __init__(self, max_tokens: int):
         sizes = {"tokens": 4, "spans": 8, "trained": 4, "where": 4, "targets": 4}
-        self._storages = {
-            name: Storage(name, "inputs", max(size * max_tokens, 16))
-            for name, size in sizes.items()
-        }
-        self.inputs = Inputs(**{name: storage.window() for name, storage in self._storages.items()})
+        self._offsets, end = {}, 0
+        for name, size in sizes.items():
+            self._offsets[name] = end
+            end += -(-max(size * max_tokens, 16) // 256) * 256
+        self.storage = Storage("batch", "inputs", end)
+        self._packed = np.zeros(end, np.uint8)
+        self.inputs = Inputs(
+            **{
+                name: self.storage.window(self._offsets[name], max(size * max_tokens, 16))
+                for name, size in sizes.items()
+            }
+        )
 
-    @property
-    def storages(self) -> list[Storage]:
-        """What a plan has to allocate."""
-        return list(self._storages.values())
+    def pack(
+        self, tokens: np.ndarray, starts: np.ndarray, ends: np.ndarray, targets: np.ndarray
+    ) -> tuple[np.ndarray, int]:
+        """The content for one stream: all (T,), `targets` -1 = not trained; and the number of
+        trained positions C. It is overwritten by the next call.
+        """
+        trained = np.flatnonzero(targets >= 0)
+        where = np.full(len(tokens), -1, np.int32)
+        where[trained] = np.arange(len(trained), dtype=np.int32)
+        arrays = {
+            "tokens": tokens.astype(np.uint32),
+            "spans": np.stack([starts, ends], 1).astype(np.uint32),
+            "trained": trained.astype(np.int32),
+            "where": where,
+            "targets": targets[trained].astype(np.uint32),
+        }
+        for name, array in arrays.items():
+            at = self._offsets[name]
+            self._packed[at : at + array.nbytes] = array.reshape(-1).view(np.uint8)
+        return self._packed, len(trained)
 
     def write(
         self,
@@ -31,23 +54,8 @@ class InputBuffers:
         ends: np.ndarray,
         targets: np.ndarray,
     ) -> int:
-        """Queues one stream: all (T,), `targets` -1 = not trained. Returns the number of trained
-        positions C.
-        """
-        trained = np.flatnonzero(targets >= 0)
-        where = np.full(len(tokens), -1, np.int32)
-        where[trained] = np.arange(len(trained), dtype=np.int32)
-        spans = np.stack([starts, ends], 1).astype(np.uint32)
-        arrays = {
-            "tokens": tokens.astype(np.uint32),
-            "spans": spans,
-            "trained": trained.astype(np.int32),
-            "where": where,
-            "targets": targets[trained].astype(np.uint32),
-        }
-        for name, array in arrays.items():
-            buffer = self._storages[name].buffer
-            assert buffer is not None
-            if array.size:
-                device.write(buffer, 0, np.ascontiguousarray(array))
-        return len(trained)
+        """Queues what `pack` makes of a stream; returns C."""
+        assert self.storage.buffer is not None
+        content, trained = self.pack(tokens, starts, ends, targets)
+        device.write(self.storage.buffer, 0, content)  # one write: each has its price
+        return trained

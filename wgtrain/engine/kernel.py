@@ -92,20 +92,17 @@ class Kernel:
         names = {**_FUNCTIONS, **self.constants, **values, "rows": tokens, "T": tokens, "C": tokens}
         return float(eval(_compile_expression(self.name, self.flops), {"__builtins__": {}}, names))
 
-    def grid_function(self, values: Mapping[str, Any]) -> Callable[[int, int], list[int]]:
+    def grid_function(self, values: Mapping[str, Any]) -> Callable[[int, int], tuple[int, ...]]:
         """Workgroup counts (x, y, z) as a function of T and C, for these parameter values."""
-        names: dict[str, Any] = {**self.constants, **values}
+        names = {**_FUNCTIONS, **self.constants, **values}
         dimension = names.get("rows")
-        code = [_compile_expression(self.name, text) for text in self.grid]
-
-        def counts(tokens: int, trained: int) -> list[int]:
-            names["T"], names["C"] = tokens, trained
-            if isinstance(dimension, str):
-                names["rows"] = names[dimension]
-            sizes = [int(eval(c, {"__builtins__": {}}, {**_FUNCTIONS, **names})) for c in code]
-            return sizes + [1] * (3 - len(sizes))
-
-        return counts
+        rows = dimension if isinstance(dimension, str) else "rows"
+        sizes = [re.sub(r"\brows\b", rows, text) for text in self.grid]
+        code = f"lambda T, C: ({', '.join(sizes + ['1'] * (3 - len(sizes)))})"
+        function: Callable[[int, int], tuple[int, ...]] = eval(
+            _compile_expression(self.name, code), {"__builtins__": {}, **names}
+        )
+        return function
 
 
 _WORKGROUP_WORK = 2000.0  # operations of a workgroup whose kernel does not say

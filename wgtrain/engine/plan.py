@@ -28,7 +28,7 @@ class Program:
     """One replayable list: what to dispatch, and how large each dispatch is for given T and C."""
 
     handle: Any
-    grids: list[Callable[[int, int], list[int]]]
+    grids: list[Callable[[int, int], tuple[int, ...]]]
     work: list[float]  # of each dispatch at the plan's largest T
 
     def counts(self, tokens: int, trained: int) -> np.ndarray:
@@ -39,6 +39,8 @@ class Program:
         """Where submits end so that each holds about `limit` work, when the step is `scale` of the
         largest.
         """
+        if sum(self.work) * scale <= limit:
+            return []
         cuts, sum_ = [], 0.0
         for index, work in enumerate(self.work):
             if sum_ > 0 and sum_ + work * scale > limit:
@@ -171,7 +173,7 @@ class Plan:
                 f"{device.allocated:,} in use; {device.budget:,} are allowed in all: {_SMALLER}"
             )
 
-    def _largest_grids(self) -> Iterable[list[int]]:
+    def _largest_grids(self) -> Iterable[tuple[int, ...]]:
         known = {(id(x.kernel), tuple(x.params.items())): x for x in self._all()}
         for launch in known.values():
             yield launch.kernel.grid_function(launch.params)(self.max_tokens, self.max_tokens)
@@ -212,7 +214,7 @@ class Plan:
         self, device: Device, launches: list[Launch], pipelines: dict[tuple[str, str], Any]
     ) -> Program:
         grids: dict[Any, int] = {}
-        functions: list[Callable[[int, int], list[int]]] = []
+        functions: list[Callable[[int, int], tuple[int, ...]]] = []
         dispatches = []
         for launch in launches:
             kernel = launch.kernel

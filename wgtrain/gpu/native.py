@@ -18,7 +18,7 @@ import wgpu
 
 from wgtrain.errors import DeviceError, DeviceLostError, OptionError, OutOfMemoryError, ShaderError
 from wgtrain.files.source import Source, read_range
-from wgtrain.gpu import native_timing
+from wgtrain.gpu import native_pass, native_timing
 from wgtrain.gpu.base import BindGroup, DeviceBase, Program, compile_message
 from wgtrain.gpu.native_module import checks, create_shader_module
 from wgtrain.gpu.protocol import (
@@ -254,8 +254,7 @@ class NativeDevice(DeviceBase):
         return BindGroup(handle, buffers)
 
     def program(self, dispatches: Sequence[Dispatch]) -> Any:
-        handle = tuple((d.pipeline, d.bind_group.handle, d.grid) for d in dispatches)
-        return Program(handle, dispatches)
+        return Program(native_pass.prepare(dispatches), dispatches)
 
     def run(self, program: Any, counts: np.ndarray, cuts: Sequence[int]) -> None:
         grids = self._grids(program, counts)
@@ -264,22 +263,13 @@ class NativeDevice(DeviceBase):
             with self._errors("running a plan"):
                 encoder = self._device.create_command_encoder()
                 compute = encoder.begin_compute_pass()
-                current = None
-                for pipeline, bind_group, grid in program.handle[start:end]:
-                    size = grids[grid]
-                    if size is None:
-                        continue
-                    if pipeline is not current:
-                        compute.set_pipeline(pipeline)
-                        current = pipeline
-                    compute.set_bind_group(0, bind_group)
-                    compute.dispatch_workgroups(*size)
+                native_pass.record(compute, program.handle[start:end], grids)
                 compute.end()
                 commands = encoder.finish()
                 self._queue.submit([commands])
             start = end
 
-    def _grids(self, program: Program, counts: np.ndarray) -> list[tuple[int, ...] | None]:
+    def _grids(self, program: Program, counts: np.ndarray) -> native_pass.Grids:
         """The workgroup counts of each row of `counts`, None = skipped; all buffers are alive."""
         with self._errors("running a plan"):
             self._check_program(program)
@@ -287,11 +277,10 @@ class NativeDevice(DeviceBase):
 
     async def profile(self, program: Any, counts: np.ndarray, cuts: Sequence[int]) -> list[float]:
         grids = self._grids(program, counts)
-        dispatches = [(p, group, grids[grid]) for p, group, grid in program.handle]
         with self._errors("timing a plan"):
             if "timestamp-query" in self.features:
-                return native_timing.by_timestamps(self._device, dispatches, cuts)
-            return native_timing.by_clock(self._device, dispatches)
+                return native_timing.by_timestamps(self._device, program.handle, grids, cuts)
+            return native_timing.by_clock(self._device, program.handle, grids)
 
     def flush(self) -> None:
         with self._errors("flushing"):

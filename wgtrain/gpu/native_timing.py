@@ -9,21 +9,26 @@ import numpy as np
 import wgpu
 from wgpu.backends.wgpu_native import lib
 
-Prepared = tuple[Any, Any, tuple[int, ...] | None]  # pipeline, bind group, workgroup counts
+from wgtrain.gpu.native_pass import Grids, Prepared, record
+
 _MOST_QUERIES = 4096  # in a set
 
 
-def by_timestamps(device: Any, dispatches: Sequence[Prepared], cuts: Sequence[int]) -> list[float]:
+def by_timestamps(
+    device: Any, dispatches: Sequence[Prepared], grids: Grids, cuts: Sequence[int]
+) -> list[float]:
     """Seconds of each dispatch, a pass each; submits also end at `cuts`."""
     period = 1e-9 * lib.wgpuQueueGetTimestampPeriod(device.queue._internal)
     count, most = len(dispatches), _MOST_QUERIES // 2
     seconds: list[float] = []
     for start, end in pairwise(sorted({0, *cuts, *range(0, count, most), count})):
-        seconds += _submit(device, dispatches[start:end], period)
+        seconds += _submit(device, dispatches[start:end], grids, period)
     return seconds
 
 
-def _submit(device: Any, dispatches: Sequence[Prepared], period: float) -> list[float]:
+def _submit(
+    device: Any, dispatches: Sequence[Prepared], grids: Grids, period: float
+) -> list[float]:
     size = 16 * len(dispatches)
     queries = device.create_query_set(type="timestamp", count=2 * len(dispatches))
     usage = wgpu.BufferUsage.QUERY_RESOLVE | wgpu.BufferUsage.COPY_SRC
@@ -35,7 +40,9 @@ def _submit(device: Any, dispatches: Sequence[Prepared], period: float) -> list[
             "beginning_of_pass_write_index": 2 * number,
             "end_of_pass_write_index": 2 * number + 1,
         }
-        _record(encoder.begin_compute_pass(timestamp_writes=writes), dispatch)
+        compute = encoder.begin_compute_pass(timestamp_writes=writes)
+        record(compute, [dispatch], grids)
+        compute.end()
     encoder.resolve_query_set(queries, 0, 2 * len(dispatches), resolved, 0)
     commands = encoder.finish()
     device.queue.submit([commands])
@@ -44,17 +51,19 @@ def _submit(device: Any, dispatches: Sequence[Prepared], period: float) -> list[
     queries.destroy()
     # A pass whose dispatch was skipped holds two stamps too; their difference is no work.
     times = (ticks[:, 1] - ticks[:, 0]).astype(np.int64).clip(0) * period
-    skipped = np.array([grid is None for _, _, grid in dispatches])
+    skipped = np.array([grids[grid] is None for _, _, grid, _ in dispatches])
     return [float(t) for t in np.where(skipped, 0.0, times)]
 
 
-def by_clock(device: Any, dispatches: Sequence[Prepared]) -> list[float]:
+def by_clock(device: Any, dispatches: Sequence[Prepared], grids: Grids) -> list[float]:
     """The same where there are no timestamps: each submitted alone, less an empty submit."""
     small = device.create_buffer(size=4, usage=wgpu.BufferUsage.COPY_SRC)
 
-    def wall(dispatch: Prepared) -> float:
+    def wall(part: Sequence[Prepared]) -> float:
         encoder = device.create_command_encoder()
-        _record(encoder.begin_compute_pass(), dispatch)
+        compute = encoder.begin_compute_pass()
+        record(compute, part, grids)
+        compute.end()
         commands = encoder.finish()
         device.queue.read_buffer(small)
         began = time.perf_counter()
@@ -62,16 +71,7 @@ def by_clock(device: Any, dispatches: Sequence[Prepared]) -> list[float]:
         device.queue.read_buffer(small)
         return time.perf_counter() - began
 
-    idle = min(wall((None, None, None)) for _ in range(5))
-    times = [max(wall(each) - idle, 0.0) if each[2] else 0.0 for each in dispatches]
+    idle = min(wall([]) for _ in range(5))
+    times = [max(wall([each]) - idle, 0.0) if grids[each[2]] else 0.0 for each in dispatches]
     small.destroy()
     return times
-
-
-def _record(compute: Any, dispatch: Prepared) -> None:
-    pipeline, bind_group, grid = dispatch
-    if grid is not None:
-        compute.set_pipeline(pipeline)
-        compute.set_bind_group(0, bind_group)
-        compute.dispatch_workgroups(*grid)
-    compute.end()

@@ -6,7 +6,7 @@ import numpy as np
 
 from wgtrain.engine.arena import Arena
 from wgtrain.engine.graph import Graph, Storage, padded
-from wgtrain.engine.inputs import InputBuffers
+from wgtrain.engine.inputs import InputBuffer
 from wgtrain.engine.loss import head_logits
 from wgtrain.engine.ops import Lora
 from wgtrain.engine.plan import Plan
@@ -37,7 +37,7 @@ class Session:
     ):
         self._device, self._config = device, config
         self.max_tokens = max_tokens
-        self._inputs = InputBuffers(max_tokens)
+        self._inputs = InputBuffer(max_tokens)
         self._rope = config.rope_table(max_tokens)
         self._arenas = [
             Arena(adapter_shapes(_bases(adapter), adapter.rank), device.limits)
@@ -76,7 +76,7 @@ class Session:
             head, picked, weights.matrices[name], loras.get(name, ()), self._logits.window()
         )
         storages = [
-            *self._inputs.storages,
+            self._inputs.storage,
             *(s for v in self._values for s in v),
             hidden,
             rope,
@@ -107,11 +107,11 @@ class Session:
         step = np.array([len(tokens), 0, 0, 0], np.uint32).tobytes()
         self.plan.run("body", step, len(tokens), 0)
         parts = []
-        index, logits = self._inputs.inputs.trained.storage.buffer, self._logits.buffer
-        assert index is not None and logits is not None
+        index, logits = self._inputs.inputs.trained, self._logits.buffer
+        assert index.storage.buffer is not None and logits is not None
         for first in range(0, len(wanted), self.rows):
             chosen = wanted[first : first + self.rows]
-            self._device.write(index, 0, chosen.astype(np.int32))
+            self._device.write(index.storage.buffer, index.offset, chosen.astype(np.int32))
             counts = np.array([len(tokens), len(chosen), 0, 0], np.uint32)
             self.plan.run("head", counts.tobytes(), len(tokens), len(chosen))
             width = padded(self._config.vocabulary)

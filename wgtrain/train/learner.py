@@ -15,7 +15,7 @@ import numpy as np
 from wgtrain.data.batches import Batch
 from wgtrain.engine.arena import Arena
 from wgtrain.engine.graph import Graph, Launch, Storage
-from wgtrain.engine.inputs import InputBuffers
+from wgtrain.engine.inputs import InputBuffer
 from wgtrain.engine.loss import chunk_columns, cross_entropy
 from wgtrain.engine.ops import gather
 from wgtrain.engine.plan import STEP_WORDS, Plan
@@ -74,7 +74,7 @@ class Learner:
         self._gradients = self._arena.storages("gradients", "gradients")
         self._first = self._arena.storages("first moments", "optimizer")
         self._second = self._arena.storages("second moments", "optimizer")
-        self._inputs = InputBuffers(max_tokens)
+        self._inputs = InputBuffer(max_tokens)
         self._rope = config.rope_table(max_row)
         self._rope_storage = Storage("rotary table", "inputs", self._rope.nbytes)
         segments = len(self._arena.sizes)
@@ -117,7 +117,7 @@ class Learner:
             *self._gradients,
             *self._first,
             *self._second,
-            *self._inputs.storages,
+            self._inputs.storage,
             self._rope_storage,
             *self._small.values(),
         ]
