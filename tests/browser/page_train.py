@@ -75,8 +75,8 @@ async def outcome(source: Any, rows: bytes) -> dict[str, Any]:
     return found
 
 
-async def speed(source: Any, lengths: list[int], steps: int) -> dict[str, Any]:
-    """Seconds of a step, after some to warm up, over rows of random tokens of these lengths."""
+async def speed(source: Any, lengths: list[int], steps: int, text: str = "") -> dict[str, Any]:
+    """Seconds of a step over rows of random tokens of these lengths; a text is encoded before."""
     import numpy as np
 
     from wgtrain.data import make_batch
@@ -84,6 +84,8 @@ async def speed(source: Any, lengths: list[int], steps: int) -> dict[str, Any]:
     from wgtrain.train.learner import Learner
 
     model = await wgtrain.aio.load_model(source, limits="default")
+    if text:
+        model.tokenizer.encode(text)
     rng = np.random.default_rng(5)
     rows = []
     for n in lengths:

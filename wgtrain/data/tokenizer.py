@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from wgtrain.data.library import open_library
-from wgtrain.data.tokenizer_json import SPACE, vocabulary_json
+from wgtrain.data.tokenizer_json import SPACE
 from wgtrain.data.vocabulary import (
     BYTE,
     CONTROL,
@@ -54,7 +54,7 @@ class Tokenizer:
         self._unk_id = vocabulary.unk_id
         self._ids = vocabulary.ids
         self._prefix = vocabulary.add_space_prefix
-        self._library = open_library(vocabulary_json(vocabulary, name), name)
+        self._library = open_library(vocabulary, name)
         spell = _sentencepiece_bytes if vocabulary.model == "llama" else _byte_level_bytes
         self._bytes = spell(vocabulary)
         self._sizes = np.array([len(text) for text in self._bytes], np.int64)

@@ -6,9 +6,12 @@ work of `wgtrain.data.tokenizer`, so that they follow llama.cpp's rules and no l
 """
 
 import json
+from array import array
 from typing import Any
 
-from wgtrain.data.vocabulary import PRE_TOKENIZERS, Vocabulary, read_vocabulary
+import numpy as np
+
+from wgtrain.data.vocabulary import PRE_TOKENIZERS, Vocabulary, pairs, read_vocabulary
 from wgtrain.errors import FileError
 from wgtrain.files.source import shown
 
@@ -23,12 +26,25 @@ def tokenizer_json(metadata: dict[str, Any], name: str = "model") -> str:
 
 def vocabulary_json(vocabulary: Vocabulary, name: str) -> str:
     """The `tokenizer.json` of a checked vocabulary."""
+    settings = library_settings(vocabulary)
+    pieces = vocabulary.pieces
+    merges = [(pieces[a], pieces[b]) for a, b in all_merges(vocabulary, name).tolist()]
+    settings["model"] |= {"vocab": vocabulary.ids, "merges": merges}
+    return json.dumps(settings, ensure_ascii=False)
+
+
+def all_merges(vocabulary: Vocabulary, name: str) -> np.ndarray:
+    """The merges of a vocabulary as `Vocabulary.merges`, where need be from its scores."""
+    if vocabulary.model == "llama" and not len(vocabulary.merges):
+        return merges_by_score(vocabulary, name)
+    return vocabulary.merges
+
+
+def library_settings(vocabulary: Vocabulary) -> dict[str, Any]:
+    """A `tokenizer.json` whose vocabulary and merges are empty."""
     spm = vocabulary.model == "llama"
-    merges = vocabulary.merges
-    if spm and not merges:
-        merges = merges_by_score(vocabulary, name)
     unknown = None if vocabulary.unk_id is None else vocabulary.pieces[vocabulary.unk_id]
-    model = {
+    model: dict[str, Any] = {
         "type": "BPE",
         "dropout": None,
         "unk_token": unknown if spm else None,
@@ -37,26 +53,23 @@ def vocabulary_json(vocabulary: Vocabulary, name: str) -> str:
         "fuse_unk": False,
         "byte_fallback": spm,
         "ignore_merges": vocabulary.whole_words,
-        "vocab": vocabulary.ids,
-        "merges": merges,
+        "vocab": {},
+        "merges": [],
     }
-    return json.dumps(
-        {
-            "version": "1.0",
-            "truncation": None,
-            "padding": None,
-            "added_tokens": [],
-            "normalizer": _replace_spaces() if spm else None,
-            "pre_tokenizer": None if spm else _words(vocabulary.pre),
-            "post_processor": None,
-            "decoder": None,
-            "model": model,
-        },
-        ensure_ascii=False,
-    )
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [],
+        "normalizer": _replace_spaces() if spm else None,
+        "pre_tokenizer": None if spm else _words(vocabulary.pre),
+        "post_processor": None,
+        "decoder": None,
+        "model": model,
+    }
 
 
-def merges_by_score(vocabulary: Vocabulary, name: str) -> list[tuple[str, str]]:
+def merges_by_score(vocabulary: Vocabulary, name: str) -> np.ndarray:
     """Every way to join two pieces into a third, in the order in which SentencePiece prefers
     them.
 
@@ -68,7 +81,7 @@ def merges_by_score(vocabulary: Vocabulary, name: str) -> list[tuple[str, str]]:
     """
     ids, scores = vocabulary.ids, vocabulary.scores.tolist()
     order = sorted(range(len(scores)), key=lambda i: (-scores[i], i))
-    merges: list[tuple[str, str]] = []
+    merges = array("i")
     size = 0
     for i in order:
         piece = vocabulary.pieces[i]
@@ -81,8 +94,10 @@ def merges_by_score(vocabulary: Vocabulary, name: str) -> list[tuple[str, str]]:
                 f"{name}: tokenizer.ggml.tokens[{i}] is {shown(piece)}: with it the ways to merge"
                 f" pieces take more than {MOST_MERGES} characters"
             )
-        merges += [(piece[:cut], piece[cut:]) for cut in cuts]
-    return merges
+        for cut in cuts:
+            merges.append(ids[piece[:cut]])
+            merges.append(ids[piece[cut:]])
+    return pairs(merges)
 
 
 def _overlap(piece: str, cut: int) -> int:

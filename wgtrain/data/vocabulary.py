@@ -2,6 +2,7 @@
 special ids.
 """
 
+from array import array
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,7 +77,8 @@ class Vocabulary:
     ids: dict[str, int]  # piece -> id
     types: np.ndarray  # (V,) int32
     scores: np.ndarray  # (V,) float32; of llama: the higher, the earlier a piece is merged
-    merges: list[tuple[str, str]]  # the earliest first; of llama empty where the scores say it
+    merges: np.ndarray  # (M, 2) int32 ids of pairs to join, the earliest first; of llama empty
+    # where the scores say it
     whole_words: bool
     bos_id: int | None
     eos_id: int | None
@@ -243,10 +245,10 @@ def _scores(get: _Getter, n: int) -> np.ndarray:
     return scores.astype(np.float32)
 
 
-def _merges(get: _Getter, ids: dict[str, int], key: str) -> list[tuple[str, str]]:
+def _merges(get: _Getter, ids: dict[str, int], key: str) -> np.ndarray:
     if key == EXACT_MERGES and key not in get.metadata:
-        return []
-    merges: dict[tuple[str, str], None] = {}  # of a merge listed twice the first counts
+        return pairs(array("i"))
+    merges = array("i")
     for i, text in enumerate(get.texts(key)):
         cut = text.find(" ", 1)
         left, right = text[:cut], text[cut + 1 :]
@@ -256,5 +258,20 @@ def _merges(get: _Getter, ids: dict[str, int], key: str) -> list[tuple[str, str]
             if piece not in ids:
                 expected = f"pieces of the vocabulary, and {shown(piece)} is none"
                 raise get.error(f"{key}[{i}]", shown(text), expected)
-        merges[left, right] = None
-    return list(merges)
+        merges.append(ids[left])
+        merges.append(ids[right])
+    found = pairs(merges)
+    first = np.unique(keys(found, len(ids)), return_index=True)[1]
+    return found[np.sort(first)]  # of a merge listed twice the first counts
+
+
+def pairs(flat: array) -> np.ndarray:
+    """Left and right ids that follow one another as (M, 2) int32."""
+    return np.array(flat, np.int32).reshape(-1, 2)
+
+
+def keys(merges: np.ndarray, vocab_size: int) -> np.ndarray:
+    """One number for each pair of ids: left * V + right, (M,) float64 and exact, as JavaScript's
+    numbers are.
+    """
+    return merges[:, 0] * float(vocab_size) + merges[:, 1]
