@@ -48,7 +48,7 @@ def main(folder: Path, figures: dict[str, Any]) -> None:
             memory(tabs, size, "", figures)
             memory(tabs, size, "Hello, world! " * 1000, figures)
         start(tabs, figures)
-        figures["bytes of the site"] = transferred(site)
+        figures["bytes of the site"] = transferred(tabs, site)
         step_time(tabs, site, figures)
     finally:
         driver.close()
@@ -144,15 +144,19 @@ exec(values.module, sys.modules["page_train"].__dict__)
     tab.close()
 
 
-def transferred(site: Path) -> list[dict[str, Any]]:
-    """What a page loads before it does anything."""
-    names = ["index.html", "page.js", "worker.js", "storage.js", "config.json"]
-    paths = [*(site / name for name in names), *(site / "pyodide").iterdir()]
-    paths += (site / "packages").iterdir()
-    sizes = {path.relative_to(site).as_posix(): path.stat().st_size for path in paths}
+def transferred(tabs: Any, site: Path) -> list[dict[str, Any]]:
+    """What a page asked for until Python was ready in it, by file."""
+    before = len(tabs.requested)
+    tab = tabs.open_site()
+    tab.python("0")
+    tab.close()
+    asked = {address.removeprefix(tabs.origin + "/") for address in tabs.requested[before:]}
+    sizes = {
+        name: (site / name).stat().st_size for name in sorted(asked) if (site / name).is_file()
+    }
     return [
         {"file": name, "bytes": f"{size:,}"}
-        for name, size in {**dict(sorted(sizes.items())), "sum": sum(sizes.values())}.items()
+        for name, size in {**sizes, "sum": sum(sizes.values())}.items()
     ]
 
 

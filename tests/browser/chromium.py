@@ -118,15 +118,20 @@ class Tab:
 
 
 class Tabs:
-    """Opens tabs that share one profile, and so one private file system."""
+    """Opens tabs that share one profile, and so one private file system.
+
+    `requested`: the addresses that they and their workers asked for, in order.
+    """
 
     def __init__(self, driver: Driver, origin: str):
         self._driver, self.origin = driver, origin
         self._context = driver.call(driver.browser.new_context)
         self.strangers: list[str] = []
+        self.requested: list[str] = []
         driver.call(self._context.on, "request", self._look)
 
     def _look(self, request: Any) -> None:
+        self.requested.append(request.url)
         if not request.url.startswith((self.origin + "/", "blob:", "data:")):
             self.strangers.append(request.url)
 

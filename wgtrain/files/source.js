@@ -5,7 +5,7 @@
 // the ways to open one: `blob` (a File), `url` (a server that knows ranges), `handle` (a sync access
 // handle of the private file system, in a worker).
 (() => {
-  const PIECE = 4 << 20;
+  const PIECE = 1 << 20; // the browser copies pieces aside; smaller ones pile up less
   const AHEAD = 64 << 20; // the longest request that is made for more than was asked for
 
   const failure = (message) => Object.assign(new Error(message), { kind: "file" });

@@ -5,7 +5,7 @@
 // or "device".
 (() => {
   const MOST_QUERIES = 4096; // in a set
-  const PIECE = 4 << 20; // larger writes go in pieces, so that staging memory stays small
+  const PIECE = 1 << 20; // larger writes go in pieces, so that staging memory stays small
   const MOST_PENDING = 16 << 20; // bytes on their way from a stream before the GPU is waited for
   const TYPES = { read: "read-only-storage", read_write: "storage", uniform: "uniform" };
   const SCOPES = { "out-of-memory": "memory", internal: "device", validation: "device" };
