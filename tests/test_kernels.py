@@ -314,7 +314,7 @@ def test_matmuls_that_add(check: Any, rows: int, n: int, k: int) -> None:
     common = {"rows": "T", "n": n, "k4": padded(k) // 4, "scale": 0.25, "weight_row": 0}
     params = {**common, "y_stride": padded(n) // 4, "y_column": 0}
     arrays = {"x": x, "weight": weight, "y": y}
-    for constants in tiles(nt_small(n)):
+    for constants in tiles(nt_small(n, k)):
         check("matmul_nt", arrays, params, rows=rows, constants={"ADD": True, **constants})
     params = {**common, "dy_stride": padded(n) // 4, "dy_column": 0}
     arrays = {"dy": dy, "weight": weight, "dx": normal(rows, k)}

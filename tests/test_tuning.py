@@ -58,7 +58,8 @@ def test_defaults_without_subgroups_need_nothing() -> None:
 def test_every_shape_has_a_family(columns: int) -> None:
     for rows in (1, 8, 9):
         assert DEFAULT_CPU.choice(tuning.tn_small(rows, columns))
-    assert DEFAULT_CPU.choice(tuning.nt_small(columns))
+    for inner in (8, 300):
+        assert DEFAULT_CPU.choice(tuning.nt_small(columns, inner))
     assert DEFAULT_CPU.choice(tuning.nn_small(columns))
 
 

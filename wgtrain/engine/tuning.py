@@ -51,9 +51,9 @@ def _tiled(kernel: str, rows: int, cols4: int, lane_rows: int, lane_cols: int, *
     return _choice(kernel, **tile, **k4)
 
 
-def nt_small(columns: int) -> str:
-    """The family of x P^T with an adapter matrix P of so many rows."""
-    return _small("nt small", max(columns, 8))
+def nt_small(columns: int, inner: int) -> str:
+    """The family of x P^T with an adapter matrix P of so many rows and (inner) columns."""
+    return _small("nt small", max(columns, 8)) + ("/short" if inner <= 16 else "")
 
 
 def nn_small(columns: int) -> str:
@@ -116,6 +116,9 @@ _SWIFTSHADER = {
     "nt small": _choice("matmul_nt", LANE_ROWS=2, LANE_COLS=2),
     "nt small 8": _choice("matmul_nt", TILE_ROWS=16, TILE_COLS=8, LANE_ROWS=4, LANE_COLS=1),
     "nt small 128": _choice("matmul_nt", LANE_ROWS=2, LANE_COLS=2),
+    # A kernel of their own, since they add; the large tile takes a second to compile in Chrome.
+    "nt small/short": _choice("matmul_nt", TILE_ROWS=8, TILE_COLS=8, LANE_ROWS=2, LANE_COLS=2),
+    "nt small 128/short": _choice("matmul_nt", TILE_ROWS=8, TILE_COLS=8, LANE_ROWS=2, LANE_COLS=2),
     "nn": _choice("matmul_nn", LANE_ROWS=2, LANE_COLS=2),
     "nn small": _choice("matmul_nn", LANE_ROWS=2, LANE_COLS=2),
     "nn small 8": _choice("matmul_nn", TILE_ROWS=8, TILE_PACKS=2, LANE_ROWS=4, LANE_COLS=1),
