@@ -15,6 +15,7 @@ struct Params {
   weight_stride: u32, // packs in a row of W
   scale_stride: u32,  // words in a row of W's scales, quantised formats
   scale: f32,
+  add: u32,           // 1 = onto what is there
 }
 // 64 vec4s of sums whatever the format: 16 x 4 of f32, f16 and Q8_0, 8 x 8 of Q4_0
 const TILE_PACKS: u32 = (WEIGHT_STEPS + 3u) / WEIGHT_STEPS;
@@ -22,7 +23,6 @@ const TILE_COLS4: u32 = TILE_PACKS * WEIGHT_STEPS;
 const TILE_ROWS: u32 = 64u / TILE_COLS4;
 const LANE_ROWS: u32 = 4u;
 const LANE_COLS: u32 = 2u;
-const ADD: bool = false;
 
 @group(0) @binding(0) var<storage, read> dy: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read_write> dx: array<vec4<f32>>;
@@ -71,7 +71,7 @@ fn main(
         if (col < params.k4) {
           let at = (row0 + i) * params.k4 + col;
           var out = params.scale * sum[i][c];
-          if (ADD) {
+          if (params.add != 0u) {
             out += dx[at];
           }
           dx[at] = out;

@@ -17,12 +17,12 @@ struct Params {
   weight_stride: u32, // packs in a row of W
   scale_stride: u32,  // words in a row of W's scales, quantised formats
   scale: f32,
+  add: u32,           // 1 = onto what is there
 }
 const TILE_PACKS: u32 = (WEIGHT_STEPS + 1u) / WEIGHT_STEPS; // 2 vec4s of f32, else one pack
 const TILE_COLS4: u32 = TILE_PACKS * WEIGHT_STEPS;
 const TILE_ROWS: u32 = 8u / TILE_COLS4;
 const LANES: u32 = 64u;
-const ADD: bool = false;
 
 const TILE: u32 = TILE_ROWS * TILE_COLS4;
 const PLACES: u32 = 1u;
@@ -72,7 +72,7 @@ fn main(
     if (row < rows && col < params.k4) {
       let at = row * params.k4 + col;
       var out = params.scale * partial[e * LANES];
-      if (ADD) {
+      if (params.add != 0u) {
         out += dx[at];
       }
       dx[at] = out;

@@ -18,6 +18,7 @@ struct Params {
   weight_stride: u32, // packs in a row of W
   scale_stride: u32,  // words in a row of W's scales, quantised formats
   scale: f32,
+  add: u32,           // 1 = onto what is there
 }
 const SUBGROUP: u32 = 8u;
 // About 240 sums whatever the format: 5 rows x 48 columns of f32, f16 and Q8_0, 4 x 64 of Q4_0
@@ -26,7 +27,6 @@ const TILE_COLS4: u32 = TILE_PACKS * WEIGHT_STEPS;
 const TILE_ROWS: u32 = 64u / TILE_COLS4;
 const PACKS: u32 = 4u * TILE_PACKS; // of four rows of W
 const LOADS: u32 = (PACKS + SUBGROUP - 1u) / SUBGROUP; // of W by a lane
-const ADD: bool = false;
 
 @group(0) @binding(0) var<storage, read> dy: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read_write> dx: array<vec4<f32>>;
@@ -85,7 +85,7 @@ fn main(
           let at = (row0 + i) * params.k4 + col;
           var out = params.scale * vec4<f32>(
             sum[i][4u * c], sum[i][4u * c + 1u], sum[i][4u * c + 2u], sum[i][4u * c + 3u]);
-          if (ADD) {
+          if (params.add != 0u) {
             out += dx[at];
           }
           dx[at] = out;

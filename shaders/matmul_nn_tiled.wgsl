@@ -17,13 +17,13 @@ struct Params {
   weight_stride: u32, // packs in a row of W
   scale_stride: u32,  // words in a row of W's scales, quantised formats
   scale: f32,
+  add: u32,           // 1 = onto what is there
 }
 const TILE_ROWS: u32 = 8u;
 const TILE_COLS4: u32 = 2u;
 const TILE_N4: u32 = 4u;
 const LANE_ROWS: u32 = 8u;
 const LANE_COLS: u32 = 8u;
-const ADD: bool = false;
 
 const LANES: u32 = LANE_ROWS * LANE_COLS;
 const GROUP_ROWS: u32 = TILE_ROWS * LANE_ROWS;
@@ -109,7 +109,7 @@ fn main(
         if (col < params.k4) {
           let at = row * params.k4 + col;
           var out = params.scale * sum[i][c];
-          if (ADD) {
+          if (params.add != 0u) {
             out += dx[at];
           }
           dx[at] = out;

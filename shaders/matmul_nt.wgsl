@@ -17,13 +17,13 @@ struct Params {
   weight_stride: u32, // packs in a row of W
   scale_stride: u32,  // words in a row of W's scales, quantised formats
   scale: f32,
+  add: u32,           // 1 = onto what is there
 }
 const TILE_ROWS: u32 = 16u;
 const TILE_COLS: u32 = 16u;
 const TILE_COLS4: u32 = TILE_COLS / 4u;
 const LANE_ROWS: u32 = 4u;
 const LANE_COLS: u32 = 2u;
-const ADD: bool = false;
 
 @group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read_write> y: array<vec4<f32>>;
@@ -67,7 +67,7 @@ fn main(
           let at = (row0 + i) * params.y_stride + params.y_column + col / 4u;
           var out = params.scale * vec4<f32>(
             sum[i][4u * j], sum[i][4u * j + 1u], sum[i][4u * j + 2u], sum[i][4u * j + 3u]);
-          if (ADD) {
+          if (params.add != 0u) {
             out += y[at];
           }
           y[at] = select(vec4<f32>(), out, vec4<u32>(col) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(params.n));

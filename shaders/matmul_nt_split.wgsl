@@ -16,11 +16,11 @@ struct Params {
   weight_stride: u32, // packs in a row of W
   scale_stride: u32,  // words in a row of W's scales, quantised formats
   scale: f32,
+  add: u32,           // 1 = onto what is there
 }
 const TILE_ROWS: u32 = 4u;
 const TILE_COLS4: u32 = 2u;
 const LANES: u32 = 64u;
-const ADD: bool = false;
 
 const TILE: u32 = TILE_ROWS * TILE_COLS4;
 const PLACES: u32 = 1u;
@@ -67,7 +67,7 @@ fn main(
     if (row < rows && col < params.n) {
       let at = row * params.y_stride + params.y_column + col / 4u;
       var out = params.scale * partial[e * LANES];
-      if (ADD) {
+      if (params.add != 0u) {
         out += y[at];
       }
       y[at] = select(vec4<f32>(), out, vec4<u32>(col) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(params.n));

@@ -18,13 +18,13 @@ struct Params {
   weight_stride: u32, // packs in a row of W
   scale_stride: u32,  // words in a row of W's scales, quantised formats
   scale: f32,
+  add: u32,           // 1 = onto what is there
 }
 const TILE_ROWS: u32 = 8u;
 const TILE_COLS4: u32 = 2u;
 const TILE_K4: u32 = 4u; // a power of two
 const LANE_ROWS: u32 = 8u;
 const LANE_COLS: u32 = 8u;
-const ADD: bool = false;
 
 const LANES: u32 = LANE_ROWS * LANE_COLS;
 const GROUP_ROWS: u32 = TILE_ROWS * LANE_ROWS;
@@ -113,7 +113,7 @@ fn main(
         if (col < params.n) {
           let at = row * params.y_stride + params.y_column + col / 4u;
           var out = params.scale * sum[i][c];
-          if (ADD) {
+          if (params.add != 0u) {
             out += y[at];
           }
           y[at] = select(vec4<f32>(), out, vec4<u32>(col) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(params.n));

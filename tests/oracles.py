@@ -226,13 +226,13 @@ def matmul_nt(
     y_column: int = 0,
     y_stride: int = 0,
     y: np.ndarray | None = None,
-    ADD: bool = False,
+    add: int = 0,
 ) -> Outputs:
     """y_column and y_stride in vec4s. Of y, the window's columns past n become zero."""
     whole = np.full((len(x), 4 * y_stride), np.nan) if y is None else y.copy()
     window = whole[:, 4 * y_column : 4 * (y_column + -(-n // 4))]
     product = scale * x @ weight[weight_row : weight_row + n].T
-    window[:, :n] = product + window[:, :n] if ADD else product
+    window[:, :n] = product + window[:, :n] if add else product
     window[:, n:] = 0.0
     return {"y": whole}
 
@@ -245,10 +245,12 @@ def matmul_nn(
     weight_row: int = 0,
     dy_column: int = 0,
     dx: np.ndarray | float = 0.0,
+    add: int = 0,
 ) -> Outputs:
     """dy_column in vec4s."""
     window = dy[:, 4 * dy_column : 4 * dy_column + n]
-    return {"dx": dx + scale * window @ weight[weight_row : weight_row + n]}
+    product = scale * window @ weight[weight_row : weight_row + n]
+    return {"dx": product + dx if add else product}
 
 
 def matmul_tn(a: np.ndarray, b: np.ndarray, scale: float, out: np.ndarray | float = 0.0) -> Outputs:

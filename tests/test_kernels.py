@@ -283,7 +283,8 @@ def test_matmul_nt(check: Any, type_: str) -> None:
         k = columns_of(type_, k)
         weight = random_weight(n + 5, k, type_)
         x = normal(rows, k)
-        params = {"rows": "T", "n": n, "k4": padded(k) // 4, "scale": 1.0, "weight_row": 0}
+        params = {"rows": "T", "n": n, "k4": padded(k) // 4, "scale": 1.0}
+        params |= {"weight_row": 0, "add": 0}
         params |= {"y_stride": padded(n) // 4, "y_column": 0}
         check("matmul_nt", {"x": x, "weight": weight}, params, rows=rows)
         window = {**params, "y_stride": padded(n) // 4 + 3, "y_column": 2, "weight_row": 5}
@@ -296,7 +297,8 @@ def test_matmul_nn(check: Any, type_: str) -> None:
         k = columns_of(type_, k)
         weight = random_weight(n + 5, k, type_)
         dy = normal(rows, n)
-        params = {"rows": "C", "n": n, "k4": padded(k) // 4, "scale": 1.0, "weight_row": 0}
+        params = {"rows": "C", "n": n, "k4": padded(k) // 4, "scale": 1.0}
+        params |= {"weight_row": 0, "add": 0}
         params |= {"dy_stride": padded(n) // 4, "dy_column": 0}
         check("matmul_nn", {"dy": dy, "weight": weight}, params, rows=rows)
         wide = np.full((rows, padded(n) + 12), np.nan)
@@ -311,15 +313,15 @@ def test_matmuls_that_add(check: Any, rows: int, n: int, k: int) -> None:
     """The LoRA products: dense, scaled, onto what is there, with tiles for few columns."""
     weight, x, dy = random_weight(n, k, "F32"), normal(rows, k), normal(rows, n)
     y = np.concatenate([normal(rows, n), np.zeros((rows, -n % 4))], 1)
-    common = {"rows": "T", "n": n, "k4": padded(k) // 4, "scale": 0.25, "weight_row": 0}
+    common = {"rows": "T", "n": n, "k4": padded(k) // 4, "scale": 0.25, "weight_row": 0, "add": 1}
     params = {**common, "y_stride": padded(n) // 4, "y_column": 0}
     arrays = {"x": x, "weight": weight, "y": y}
     for constants in tiles(nt_small(n, k)):
-        check("matmul_nt", arrays, params, rows=rows, constants={"ADD": True, **constants})
+        check("matmul_nt", arrays, params, rows=rows, constants=constants)
     params = {**common, "dy_stride": padded(n) // 4, "dy_column": 0}
     arrays = {"dy": dy, "weight": weight, "dx": normal(rows, k)}
     for constants in tiles(nn_small(k)):
-        check("matmul_nn", arrays, params, rows=rows, constants={"ADD": True, **constants})
+        check("matmul_nn", arrays, params, rows=rows, constants=constants)
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def test_products(checker: Checker, type_: str) -> None:
     """Both products in f16 tiles, at sizes around theirs: close, and not f32's result."""
     for rows, n, k in [(1, 7, 32), (9, 9, 32), (17, 70, 96)]:
         weight = pack_weight(np.random.standard_normal((n, k)), type_)
-        common = {"rows": "T", "n": n, "k4": k // 4, "scale": 0.5, "weight_row": 0}
+        common = {"rows": "T", "n": n, "k4": k // 4, "scale": 0.5, "weight_row": 0, "add": 0}
         for kernel, given, params in (
             ("matmul_nt_tiled", "x", {"y_stride": -(-n // 4), "y_column": 0}),
             ("matmul_nn_tiled", "dy", {"dy_stride": -(-n // 4), "dy_column": 0}),
@@ -81,7 +81,7 @@ def test_products(checker: Checker, type_: str) -> None:
 def test_any_size_of_activations_and_gradients_will_do(checker: Checker) -> None:
     """f16 itself has 11 bits only from 6e-5 on, and ends at 65504."""
     weight = pack_weight(np.random.standard_normal((33, 32)))
-    params = {"rows": "T", "n": 33, "k4": 8, "scale": 1.0, "weight_row": 0}
+    params = {"rows": "T", "n": 33, "k4": 8, "scale": 1.0, "weight_row": 0, "add": 0}
     params |= {"dy_stride": 9, "dy_column": 0}
     for size in (1e-30, 1e-6, 1.0, 1e6, 1e30):
         arrays = {"dy": size * np.random.standard_normal((5, 33)), "weight": weight}
@@ -100,7 +100,7 @@ def test_any_size_of_activations_and_gradients_will_do(checker: Checker) -> None
 def test_what_is_not_finite_stays_so(checker: Checker, bad: float) -> None:
     """Or nobody would notice."""
     weight = pack_weight(np.random.standard_normal((8, 32)))
-    params = {"rows": "T", "n": 8, "k4": 8, "scale": 1.0, "weight_row": 0}
+    params = {"rows": "T", "n": 8, "k4": 8, "scale": 1.0, "weight_row": 0, "add": 0}
     params |= {"y_stride": 2, "y_column": 0}
     x = np.random.standard_normal((3, 32)).astype(np.float32)
     x[1, 5] = bad

@@ -89,14 +89,14 @@ def check_nt(
     rows, n, k = shape
     k = columns_of(type_, k)
     x, weight = normal(rows, k), pack_weight(normal(n + 5, k), type_)
-    params = {"rows": "T", "n": n, "k4": padded(k) // 4, "scale": 1.0, "weight_row": 0}
+    params = {"rows": "T", "n": n, "k4": padded(k) // 4, "scale": 1.0, "weight_row": 0, "add": 0}
     params |= {"y_stride": padded(n) // 4, "y_column": 0}
     arrays = {"x": x, "weight": weight}
     checker.check(kernel, arrays, params, rows=rows, constants=constants)
     params |= {"scale": 0.25, "weight_row": 5, "y_stride": padded(n) // 4 + 3, "y_column": 2}
     checker.check(kernel, arrays, params, rows=rows, constants=constants)
-    arrays["y"] = normal(rows, padded(n) + 12)
-    checker.check(kernel, arrays, params, rows=rows, constants={**(constants or {}), "ADD": True})
+    arrays["y"], params["add"] = normal(rows, padded(n) + 12), 1
+    checker.check(kernel, arrays, params, rows=rows, constants=constants)
 
 
 def check_nn(
@@ -110,7 +110,7 @@ def check_nn(
     rows, n, k = shape
     k = columns_of(type_, k)
     weight = pack_weight(normal(n + 5, k), type_)
-    params = {"rows": "C", "n": n, "k4": padded(k) // 4, "scale": 1.0, "weight_row": 0}
+    params = {"rows": "C", "n": n, "k4": padded(k) // 4, "scale": 1.0, "weight_row": 0, "add": 0}
     params |= {"dy_stride": padded(n) // 4, "dy_column": 0}
     arrays = {"dy": normal(rows, n), "weight": weight}
     checker.check(kernel, arrays, params, rows=rows, constants=constants)
@@ -120,7 +120,8 @@ def check_nn(
     params |= {"scale": 0.25, "weight_row": 5, "dy_stride": padded(n) // 4 + 3, "dy_column": 2}
     checker.check(kernel, {**arrays, "dy": wide}, params, rows=rows, constants=constants)
     arrays |= {"dy": wide, "dx": normal(rows, k)}
-    checker.check(kernel, arrays, params, rows=rows, constants={**(constants or {}), "ADD": True})
+    params["add"] = 1
+    checker.check(kernel, arrays, params, rows=rows, constants=constants)
 
 
 @pytest.mark.parametrize("type_", TYPES)
@@ -186,7 +187,7 @@ def test_same_bits_every_time(checker: Checker, kernel: str) -> None:
         nt = kernel == "matmul_nt_tiled"
         weight = pack_weight(normal(n, k), "F32")
         arrays = {"x" if nt else "dy": normal(rows, k if nt else n), "weight": weight}
-        params = {"rows": "T", "n": n, "k4": k // 4, "scale": 0.5, "weight_row": 0}
+        params = {"rows": "T", "n": n, "k4": k // 4, "scale": 0.5, "weight_row": 0, "add": 0}
         place = ("y_stride", "y_column") if nt else ("dy_stride", "dy_column")
         params |= {place[0]: n // 4, place[1]: 0}
         output, like = ("y", np.zeros((rows, n))) if nt else ("dx", np.zeros((rows, k)))

@@ -136,9 +136,9 @@ def _chunk_product(
 ) -> None:
     """dx (+)= logits W over the chunk's rows of W."""
     params = {**nn_params(dx, logits.cols), **head.strides(), "weight_row": first}
-    params |= {"dy_stride": padded(logits.cols) // 4, "dy_column": 0}
+    params |= {"dy_stride": padded(logits.cols) // 4, "dy_column": 0, "add": int(add)}
     operands = {"dy": logits, "dx": dx, **head.operands(segment)}
-    launch_product(g, "nn", head, operands, params, {"ADD": add})
+    launch_product(g, "nn", head, operands, params)
 
 
 def _subtract_target(

@@ -113,14 +113,13 @@ def launch_product(
     weight: Weight,
     operands: dict[str, Any],
     params: dict[str, Any],
-    constants: dict[str, Any] | None = None,
 ) -> None:
     """Records a product with a part of a frozen weight, in the weight's precision."""
     if weight.precision == "f32":
         family, libraries = product, weight.libraries
     else:
         family, libraries = f"{product} f16", {**weight.libraries, "tile": "tile_f16"}
-    g.launch_tuned(f"{family}/{weight.library}", operands, params, constants, libraries)
+    g.launch_tuned(f"{family}/{weight.library}", operands, params, libraries=libraries)
 
 
 def _product(g: Graph, x: Tensor, weight: Weight, y: Tensor) -> None:
@@ -153,20 +152,23 @@ def _product_backward(g: Graph, dy: Tensor, weight: Weight, dx: Tensor, add: boo
                 **weight.strides(),
                 "dy_stride": padded(dy.cols) // 4,
                 "dy_column": segment.first // 4,
+                "add": int(add),
             },
-            {"ADD": add},
         )
         add = True
 
 
+_WHOLE = {"weight_row": 0, "scale": 1.0, "add": 0}  # all rows of W, written over what is there
+
+
 def nt_params(x: Tensor, n: int) -> dict[str, Any]:
     """Parameters of matmul_nt that do not depend on the weight: x (rows, K) -> n columns."""
-    return {"rows": x.rows, "n": n, "k4": padded(x.cols) // 4, "weight_row": 0, "scale": 1.0}
+    return {"rows": x.rows, "n": n, "k4": padded(x.cols) // 4, **_WHOLE}
 
 
 def nn_params(dx: Tensor, n: int) -> dict[str, Any]:
     """Parameters of matmul_nn that do not depend on the weight: n columns -> dx (rows, K)."""
-    return {"rows": dx.rows, "n": n, "k4": padded(dx.cols) // 4, "weight_row": 0, "scale": 1.0}
+    return {"rows": dx.rows, "n": n, "k4": padded(dx.cols) // 4, **_WHOLE}
 
 
 def small_nt(
@@ -186,10 +188,11 @@ def small_nt(
         **dense_strides(p.columns),
         "scale": scale,
         "weight_row": first,
+        "add": int(add),
     }
     params |= {"y_stride": padded(columns) // 4, "y_column": 0}
     operands = {"x": x, "y": y, **dense_operands(p.value)}
-    g.launch_tuned(nt_small(columns, x.cols), operands, params, {"ADD": add})
+    g.launch_tuned(nt_small(columns, x.cols), operands, params)
 
 
 def small_nn(
@@ -201,10 +204,11 @@ def small_nn(
         **dense_strides(p.columns),
         "scale": scale,
         "weight_row": first,
+        "add": int(add),
     }
     params |= {"dy_stride": padded(dy.cols) // 4, "dy_column": 0}
     operands = {"dy": dy, "dx": dx, **dense_operands(p.value)}
-    g.launch_tuned(nn_small(dx.cols), operands, params, {"ADD": add})
+    g.launch_tuned(nn_small(dx.cols), operands, params)
 
 
 def accumulate(g: Graph, a: Tensor, b: Tensor, gradient: Window, scale: float) -> None:
