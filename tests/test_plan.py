@@ -466,6 +466,26 @@ def test_cuts_change_no_bit(model: Model) -> None:
             np.testing.assert_array_equal(other[name], found[0][name])
 
 
+def test_waiting_for_work_makes_no_submit_shorter(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two equal steps leave the same limit, though the host did something else before each."""
+    now = [0.0]
+    monkeypatch.setattr("wgtrain.train.learner.time.perf_counter", lambda: now[0])
+    learner = rm.learner(model)
+    batch = rm.batch(np.random.default_rng(4), [13, 9], model.config.vocabulary)
+    limits = []
+    for step, pause in enumerate((1.0, 1000.0), 1):
+        now[0] += pause
+        learner.micro(batch)
+        learner.update(step=step, learning_rate=0.0)
+        now[0] += 0.5
+        gpu.run(learner.reports())
+        limits.append(learner.plan.work_limit)
+    assert limits[0] == limits[1]
+    learner.close()
+
+
 def test_a_large_step_takes_several_submits(device: Device) -> None:
     """Before anything was measured, the first estimate cuts a step of real size."""
     from wgtrain.engine.plan import FIRST_SUBMIT

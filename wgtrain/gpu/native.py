@@ -202,7 +202,8 @@ class NativeDevice(DeviceBase):
                 encoder.copy_buffer_to_buffer(buffer.handle, offset, target, 0, size)
                 commands = encoder.finish()
                 self._queue.submit([commands])
-                target.map_async("READ").sync_wait()
+                # Not "READ", which submits once more: the copy is what is waited for.
+                target.map_async("READ_NOSYNC").sync_wait()
                 return bytes(target.read_mapped(copy=False))
             finally:
                 target.destroy()

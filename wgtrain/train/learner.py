@@ -126,7 +126,7 @@ class Learner:
         self._pending: list[tuple[list[Storage], dict[str, np.ndarray]]] = []
         self._steps: list[int] = []
         self._slot = 0
-        self._work, self._since = 0.0, time.perf_counter()
+        self._work = self._since = 0.0
 
     def _update_graph(self) -> Graph:
         graph = Graph(training=False)
@@ -215,6 +215,8 @@ class Learner:
         self._queue("micro", batch, dropout_key)
 
     def _queue(self, program: str, batch: Batch, dropout_key: int = 0) -> None:
+        if not self._work:  # what passed before, without work, tells nothing of this adapter
+            self._since = time.perf_counter()
         self.plan.run(program, *self._write(batch, dropout_key))
         self._work += self.plan.total_work(program, len(batch.tokens))
 
@@ -293,7 +295,7 @@ class Learner:
         seconds = time.perf_counter() - self._since
         if self._work and seconds > 0:
             self.plan.work_limit = self._work / seconds * SUBMIT_SECONDS
-        self._work, self._since = 0.0, time.perf_counter()
+        self._work = 0.0
 
     async def evaluate(self, batches: Iterable[Batch]) -> tuple[float, int]:
         """(summed loss, trained tokens) of the batches, without dropout; changes nothing."""
@@ -307,7 +309,7 @@ class Learner:
             raw = np.frombuffer(await self.device.read(buffer, 0, 8), np.uint32)
             loss += float(raw.view(np.float32)[0])
             count += int(raw[1])
-        self._work, self._since = 0.0, time.perf_counter()
+        self._work = 0.0
         return loss, count
 
     def close(self) -> None:
