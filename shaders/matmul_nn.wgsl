@@ -23,6 +23,7 @@ const TILE_COLS4: u32 = TILE_PACKS * WEIGHT_STEPS;
 const TILE_ROWS: u32 = 64u / TILE_COLS4;
 const LANE_ROWS: u32 = 4u;
 const LANE_COLS: u32 = 2u;
+const UNROLL_ENDS: u32 = 64u; // turns of loops outside the sum that are unrolled at most
 
 @group(0) @binding(0) var<storage, read> dy: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read_write> dx: array<vec4<f32>>;
@@ -64,9 +65,9 @@ fn main(
       }
     }
   }
-  for (var i = 0u; i < TILE_ROWS; i++) { // unroll
+  for (var i = 0u; i < TILE_ROWS; i++) { // unroll UNROLL_ENDS
     if (row0 + i < rows) {
-      for (var c = 0u; c < TILE_COLS4; c++) { // unroll
+      for (var c = 0u; c < TILE_COLS4; c++) { // unroll UNROLL_ENDS
         let col = pack0 * WEIGHT_STEPS + c;
         if (col < params.k4) {
           let at = (row0 + i) * params.k4 + col;

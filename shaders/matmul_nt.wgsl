@@ -24,6 +24,7 @@ const TILE_COLS: u32 = 16u;
 const TILE_COLS4: u32 = TILE_COLS / 4u;
 const LANE_ROWS: u32 = 4u;
 const LANE_COLS: u32 = 2u;
+const UNROLL_ENDS: u32 = 64u; // turns of loops outside the sum that are unrolled at most
 
 @group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read_write> y: array<vec4<f32>>;
@@ -59,9 +60,9 @@ fn main(
       }
     }
   }
-    for (var i = 0u; i < TILE_ROWS; i++) { // unroll
+  for (var i = 0u; i < TILE_ROWS; i++) { // unroll UNROLL_ENDS
     if (row0 + i < rows) {
-      for (var j = 0u; j < TILE_COLS4; j++) { // unroll
+      for (var j = 0u; j < TILE_COLS4; j++) { // unroll UNROLL_ENDS
         let col = col0 + 4u * j;
         if (col < params.n) {
           let at = (row0 + i) * params.y_stride + params.y_column + col / 4u;

@@ -16,6 +16,7 @@ const TILE_ROWS: u32 = 8u; // a multiple of 4
 const TILE_ROWS4: u32 = TILE_ROWS / 4u;
 const TILE_COLS4: u32 = 4u;
 const LANES: u32 = 8u;
+const UNROLL_ENDS: u32 = 64u; // turns of loops outside the sum that are unrolled at most
 const ADD: bool = true;
 
 @group(0) @binding(0) var<storage, read> a: array<vec4<f32>>;
@@ -50,8 +51,8 @@ fn main(
       }
     }
   }
-  for (var i = 0u; i < TILE_ROWS; i++) { // unroll
-    for (var c = 0u; c < TILE_COLS4; c++) { // unroll
+  for (var i = 0u; i < TILE_ROWS; i++) { // unroll UNROLL_ENDS
+    for (var c = 0u; c < TILE_COLS4; c++) { // unroll UNROLL_ENDS
       partial[(i * TILE_COLS4 + c) * LANES + lane] = sum[i][c];
     }
   }

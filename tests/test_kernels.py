@@ -286,9 +286,11 @@ def test_matmul_nt(check: Any, type_: str) -> None:
         params = {"rows": "T", "n": n, "k4": padded(k) // 4, "scale": 1.0}
         params |= {"weight_row": 0, "add": 0}
         params |= {"y_stride": padded(n) // 4, "y_column": 0}
-        check("matmul_nt", {"x": x, "weight": weight}, params, rows=rows)
         window = {**params, "y_stride": padded(n) // 4 + 3, "y_column": 2, "weight_row": 5}
-        check("matmul_nt", {"x": x, "weight": weight}, window, rows=rows)
+        for constants in tiles("nt"):
+            arrays = {"x": x, "weight": weight}
+            check("matmul_nt", arrays, params, rows=rows, constants=constants)
+            check("matmul_nt", arrays, window, rows=rows, constants=constants)
 
 
 @pytest.mark.parametrize("type_", TYPES)
@@ -300,7 +302,9 @@ def test_matmul_nn(check: Any, type_: str) -> None:
         params = {"rows": "C", "n": n, "k4": padded(k) // 4, "scale": 1.0}
         params |= {"weight_row": 0, "add": 0}
         params |= {"dy_stride": padded(n) // 4, "dy_column": 0}
-        check("matmul_nn", {"dy": dy, "weight": weight}, params, rows=rows)
+        for constants in tiles("nn"):
+            arrays = {"dy": dy, "weight": weight}
+            check("matmul_nn", arrays, params, rows=rows, constants=constants)
         wide = np.full((rows, padded(n) + 12), np.nan)
         wide[:, 8 : 8 + padded(n)] = 0.0
         wide[:, 8 : 8 + n] = dy
@@ -316,7 +320,7 @@ def test_matmuls_that_add(check: Any, rows: int, n: int, k: int) -> None:
     common = {"rows": "T", "n": n, "k4": padded(k) // 4, "scale": 0.25, "weight_row": 0, "add": 1}
     params = {**common, "y_stride": padded(n) // 4, "y_column": 0}
     arrays = {"x": x, "weight": weight, "y": y}
-    for constants in tiles(nt_small(n, k)):
+    for constants in tiles(nt_small(n)):
         check("matmul_nt", arrays, params, rows=rows, constants=constants)
     params = {**common, "dy_stride": padded(n) // 4, "dy_column": 0}
     arrays = {"dy": dy, "weight": weight, "dx": normal(rows, k)}

@@ -261,6 +261,9 @@ def test_unroll_leaves_the_rest() -> None:
     inner = "for (var j = 0u; j < 1u; j++) { // unroll\na[i][j];\n}"
     assert expand(long % inner, {"N": 3}) == long % "{\na[i][0u];\n}"
     assert "for" not in expand(long % inner, {"N": 2})
+    named = long.replace("unroll 2", "unroll MOST")
+    assert expand(named % "a[i];", {"N": 3, "MOST": 2}) == named % "a[i];"
+    assert "for" not in expand(named % "a[i];", {"N": 2, "MOST": 2})
     none = "for (var i = 0u; i < N; i++) { // unroll\n  a[i];\n  b[i];\n}\nlast"
     assert expand(none, {"N": 0}) == "{\n\n\n}\nlast"
 

@@ -48,6 +48,16 @@ def test_chromes_software_adapter_has_a_table_of_its_own() -> None:
     assert table.choice("tn 8x16") != DEFAULT_CPU.choice("tn 8x16")
 
 
+@pytest.mark.parametrize("family", ["nt", "nt small", "nt small 8", "nn", "nn small 8", "tn 8x16"])
+def test_it_compiles_one_store_for_all_sums_of_a_tile(family: str) -> None:
+    store = {"nt": "y[at] = ", "nn": "dx[at] = ", "tn": "partial[("}[family[:2]]
+    counts = []
+    for table in (DEFAULT_SWIFTSHADER, DEFAULT_CPU):
+        choice = table.choice(family)
+        counts.append(load_kernel(choice.kernel, dict(choice.constants)).code.count(store))
+    assert counts[0] == 1 < counts[1]
+
+
 def test_defaults_without_subgroups_need_nothing() -> None:
     for table in (DEFAULT_CPU, DEFAULT_SWIFTSHADER, DEFAULT_GPU):
         for choice in table.table.values():
@@ -58,8 +68,7 @@ def test_defaults_without_subgroups_need_nothing() -> None:
 def test_every_shape_has_a_family(columns: int) -> None:
     for rows in (1, 8, 9):
         assert DEFAULT_CPU.choice(tuning.tn_small(rows, columns))
-    for inner in (8, 300):
-        assert DEFAULT_CPU.choice(tuning.nt_small(columns, inner))
+    assert DEFAULT_CPU.choice(tuning.nt_small(columns))
     assert DEFAULT_CPU.choice(tuning.nn_small(columns))
 
 

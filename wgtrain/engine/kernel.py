@@ -9,7 +9,8 @@ A kernel file is valid WGSL once the libraries its header names are appended. It
 
 Bindings and `struct Params` (u32, i32 and f32 scalars) are parsed from the code. Lines such as
 `const NAME: type = value;` are rewritten by name, and a `for` over a constant range marked
-`// unroll` is expanded textually; `// unroll N` only where it has at most N turns.
+`// unroll` is expanded textually; `// unroll N`, a number or a constant, only where it has at most
+N turns.
 """
 
 import re
@@ -32,7 +33,7 @@ _FIELD = re.compile(r"(\w+)\s*:\s*(u32|i32|f32)")
 _CONST = re.compile(r"^const\s+(\w+)\s*:\s*(\w+)\s*=\s*([^;]+);", re.MULTILINE)
 _UNROLL = re.compile(
     r"^\s*for\s*\(\s*var\s+(\w+)\s*=\s*(\w+)\s*;\s*\1\s*<\s*([^;]+?)\s*;\s*\1\+\+\s*\)"
-    r"\s*\{\s*//\s*unroll(?:\s+(\d+))?\s*$"
+    r"\s*\{\s*//\s*unroll(?:\s+(\w+))?\s*$"
 )
 _CODES = {"u32": "I", "i32": "i", "f32": "f"}
 DIMENSIONS = (
@@ -252,7 +253,7 @@ def expand(code: str, constants: Mapping[str, float]) -> str:
             continue
         variable, low, high, most = match.groups()
         turns = range(_evaluate(low, constants), _evaluate(high, constants))
-        if most and len(turns) > int(most):
+        if most and len(turns) > _evaluate(most, constants):
             out.append(lines[position])
             position += 1
             continue

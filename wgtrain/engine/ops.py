@@ -192,7 +192,7 @@ def small_nt(
     }
     params |= {"y_stride": padded(columns) // 4, "y_column": 0}
     operands = {"x": x, "y": y, **dense_operands(p.value)}
-    g.launch_tuned(nt_small(columns, x.cols), operands, params)
+    g.launch_tuned(nt_small(columns), operands, params)
 
 
 def small_nn(

@@ -51,9 +51,9 @@ def _tiled(kernel: str, rows: int, cols4: int, lane_rows: int, lane_cols: int, *
     return _choice(kernel, **tile, **k4)
 
 
-def nt_small(columns: int, inner: int) -> str:
-    """The family of x P^T with an adapter matrix P of so many rows and (inner) columns."""
-    return _small("nt small", max(columns, 8)) + ("/short" if inner <= 16 else "")
+def nt_small(columns: int) -> str:
+    """The family of x P^T with an adapter matrix P of so many rows."""
+    return _small("nt small", max(columns, 8))
 
 
 def nn_small(columns: int) -> str:
@@ -116,9 +116,6 @@ _SWIFTSHADER = {
     "nt small": _choice("matmul_nt", LANE_ROWS=2, LANE_COLS=2),
     "nt small 8": _choice("matmul_nt", TILE_ROWS=16, TILE_COLS=8, LANE_ROWS=4, LANE_COLS=1),
     "nt small 128": _choice("matmul_nt", LANE_ROWS=2, LANE_COLS=2),
-    # A kernel of their own, since they add; the large tile takes a second to compile in Chrome.
-    "nt small/short": _choice("matmul_nt", TILE_ROWS=8, TILE_COLS=8, LANE_ROWS=2, LANE_COLS=2),
-    "nt small 128/short": _choice("matmul_nt", TILE_ROWS=8, TILE_COLS=8, LANE_ROWS=2, LANE_COLS=2),
     "nn": _choice("matmul_nn", LANE_ROWS=2, LANE_COLS=2),
     "nn small": _choice("matmul_nn", LANE_ROWS=2, LANE_COLS=2),
     "nn small 8": _choice("matmul_nn", TILE_ROWS=8, TILE_PACKS=2, LANE_ROWS=4, LANE_COLS=1),
@@ -126,6 +123,15 @@ _SWIFTSHADER = {
     "tn 8x16": _choice("matmul_tn", TILE_ROWS=8, TILE_COLS4=4, LANES=4),
     "tn nx8": _choice("matmul_tn", TILE_ROWS=16, TILE_COLS4=2, LANES=4),
 }
+
+
+def _rolled(choice: Choice) -> Choice:
+    """The choice with the loops that store its sums left as loops: they took three quarters of the
+    compiling, and SwiftShader keeps arrays in memory anyway.
+    """
+    if choice.kernel not in ("matmul_nt", "matmul_nn", "matmul_tn"):
+        return choice
+    return Choice(choice.kernel, (*choice.constants, ("UNROLL_ENDS", 0)))
 
 
 def _tn(rows: int, cols4: int, lane_rows: int, lane_cols: int, split: int) -> Choice:
@@ -170,7 +176,10 @@ _CPU_SUBGROUPS: dict[str, Choice] = {
 _GPU_SUBGROUPS: dict[str, Choice] = {}
 
 DEFAULT_CPU = Tuning(_CPU, "defaults of CPU adapters: not measured here")
-DEFAULT_SWIFTSHADER = Tuning({**_CPU, **_SWIFTSHADER}, "defaults of SwiftShader: not measured here")
+DEFAULT_SWIFTSHADER = Tuning(
+    {family: _rolled(choice) for family, choice in {**_CPU, **_SWIFTSHADER}.items()},
+    "defaults of SwiftShader: not measured here",
+)
 DEFAULT_GPU = Tuning({**_CPU, **_GPU}, "defaults of GPUs: not measured here")
 
 # What a sweep tries for a family, beside the default: by family, else by what stands before "/".
