@@ -24,6 +24,7 @@ from wgtrain.bench.weights import RandomWeights
 from wgtrain.engine.tuning import Choice
 from wgtrain.errors import FileError, OptionError, WgtrainError
 from wgtrain.files import read_gguf
+from wgtrain.gpu import protocol
 from wgtrain.model.config import MATRIX_TYPES, read_config
 from wgtrain.sweep import Measured
 
@@ -169,6 +170,24 @@ def test_numbers_for_people() -> None:
     assert [tables.number(v) for v in values] == wanted
 
 
+def test_a_spread_says_what_it_is_worth() -> None:
+    assert tables.with_spread(spread([1.0, 1.1, 1.25])) == "1.10 (1.00 - 1.25)"
+    assert tables.with_spread(spread([1.0, 1.1, 1.4])) == "1.10 (1.00 - 1.40, unsteady)"
+    assert tables.with_spread(spread([1.1])) == "1.10 (one round)"
+
+
+def test_a_sample_begins_untimed_where_steps_are_short() -> None:
+    class Trainer:
+        def steps(self, count: int) -> dict[str, float]:
+            asked.append(count)
+            return {"seconds": 0.1}
+
+    asked: list[int] = []
+    assert step._sample(Trainer(), 0.1) == {"seconds": 0.1}  # type: ignore[arg-type]
+    step._sample(Trainer(), 6.0)  # type: ignore[arg-type]
+    assert asked == [1, 2, 1]
+
+
 def test_progress_says_what_is_left(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -212,6 +231,44 @@ def test_a_step(quick: None, capsys: Any, tmp_path: Path) -> None:
     assert found["host_seconds_per_step"]["median"] > 0
     assert found["machine"]["cores"] and found["adapter"]["name"]
     assert b"<svg" in svg.read_bytes() and b"<script" not in svg.read_bytes()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("what", ["step", "kernels"])
+def test_precision_changes_what_runs(quick: None, capsys: Any, what: str) -> None:
+    common = (what, "--shape", "tiny", "--type", "F32", "--rounds", 1)
+    device = open_device(None)
+    has = "f16" in device.features
+    device.close()
+    if not has:
+        pytest.skip("no shader-f16 here")
+    wide, half = record_of(capsys, *common), record_of(capsys, *common, "--precision", "f16")
+    assert (wide["precision"], half["precision"]) == ("f32", "f16")
+    assert half["command"].endswith("--precision f16 --rounds 1")
+    (shown, *_) = [t.title for t in tables.tables(half) if "tiny" in t.title]
+    assert "f16" in shown
+    if what == "kernels":
+        assert {row["type"] for row in half["kernels"]} == {"F16", ""}
+        (ceiling, *_) = half["ceilings"]
+        assert ceiling["group"] in ("nt f16/weight_f16", "nn f16/weight_f16")
+        return
+    assert half["memory"]["weights"] < wide["memory"]["weights"]
+    names = {row["kernel"] for row in half["kernels"]}
+    assert {"matmul_nt_tiled", "matmul_nn_tiled"} <= names
+    assert not names & {"matmul_nt_subgroup", "matmul_nn_subgroup"}
+    assert half["first_step"]["loss"] != wide["first_step"]["loss"]
+    assert half["first_step"]["loss"] == pytest.approx(wide["first_step"]["loss"], rel=1e-3)
+    assert "f16" in half["ceiling"]["group"] and half["ceiling"]["type"] == "F16"
+
+
+@pytest.mark.gpu
+def test_f16_is_refused_where_there_is_none(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(protocol.FEATURES, "f16", ())
+    for what in ("step", "kernels"):
+        code, out, error = wgtrain(
+            capsys, "bench", what, "--shape", "tiny", "--precision", "f16", "--rounds", "1"
+        )
+        assert (code, out) == (3, "") and "has none; use precision = f32" in error
 
 
 @pytest.mark.gpu
@@ -326,6 +383,7 @@ def test_the_table_of_a_step(quick: None, capsys: Any) -> None:
         (("step", "--out", "no/such/x.json"), "out = 'no/such/x.json': that folder does not exist"),
         (("report", "--out", "x.md"), "report: no JSON file is named"),
         (("report", "none.json", "--out", "x.md"), "none.json: No such file"),
+        (("step", "--precision", "f8"), "'f8' is not one of 'f32', 'f16'"),
         (("step", "--rows", "two"), "'two' is not a valid integer"),
         (("stepp",), "No such command 'stepp'"),
     ],
@@ -402,6 +460,14 @@ def test_rivals_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
         OptionError, match="is of architecture qwen3; tinygrad is written for llama"
     ):
         rivals.check_rivals(("tinygrad",), SHAPES["Qwen3-1.7B-Q8_0"])
+
+
+def test_f16_agrees_within_its_own_bound() -> None:
+    one, other = {"loss": 1.0, "grad_norm": 1.0}, {"loss": 1.0, "grad_norm": 1.005}
+    assert rivals.check_same("peft", one, other, "f16")["grad_norm"] == pytest.approx(0.005)
+    for precision in ("f32", "f16"):
+        with pytest.raises(WgtrainError, match="does not do the same work"):
+            rivals.check_same("peft", one, {**one, "grad_norm": 1.02}, precision)
 
 
 def test_nan_is_no_agreement() -> None:

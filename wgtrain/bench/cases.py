@@ -19,6 +19,7 @@ from wgtrain.engine.loss import chunk_columns, cross_entropy
 from wgtrain.engine.tuning import Tuning
 from wgtrain.engine.weight import Weight, plan_weight
 from wgtrain.gpu import Limits
+from wgtrain.model.weights import stored_type
 
 Record = Callable[[Graph], Tensor]
 
@@ -49,6 +50,7 @@ class Setting:
     shape: Shape
     limits: Limits
     tuning: Tuning
+    precision: str = "f32"
 
     def record(self, record: Record) -> tuple[list[Launch], list[Launch]]:
         """The launches of an operation and of its backward pass."""
@@ -65,8 +67,9 @@ class Setting:
         return Tensor(name, "T", columns, trains=True)
 
     def weight(self, rows: int, columns: int, type_: str) -> Weight:
-        """A frozen matrix."""
-        return plan_weight("weight", type_, rows, columns, self.limits)
+        """A frozen matrix of a type in the file."""
+        stored = stored_type(type_, self.precision)
+        return plan_weight("weight", stored, rows, columns, self.limits, self.precision)
 
 
 def matrices(shape: Shape) -> dict[str, tuple[int, int]]:

@@ -15,6 +15,7 @@ from wgtrain.engine.tuning import Choice, Tuning, candidates
 from wgtrain.engine.weight import FORMATS
 from wgtrain.errors import ShaderError
 from wgtrain.gpu import Device
+from wgtrain.model.weights import stored_type
 
 _EDGES = (512, 1024, 2048, 4096)
 _LONG_ENOUGH = 0.02  # seconds of one product: short ones measure what surrounds them
@@ -27,15 +28,19 @@ def product_ceilings(
     device: Device,
     tuning: Tuning,
     types: Sequence[str],
+    precision: str,
     rounds: int,
     advance: Callable[[str], None],
 ) -> dict[str, Case]:
-    """The fastest product of each weight type on this adapter, as a case to be timed again."""
-    edge = _edge(device, tuning)
+    """The fastest product of each weight type on this adapter, as a case to be timed again.
+
+    `types` are those in GPU memory.
+    """
+    edge = _edge(device, tuning, precision)
     found = {}
     for type_ in types:
         advance(f"ceiling of {type_}")
-        cases = _variants(device, tuning, type_, edge)
+        cases = _variants(device, tuning, type_, precision, edge)
         once = [_once(case, device) for case in cases]
         fast = [c for c, s in zip(cases, once, strict=True) if s < _SLOW * min(once)]
         seconds = interleaved(fast, device, rounds)
@@ -52,27 +57,29 @@ def _once(case: Case, device: Device) -> float:
         return math.inf
 
 
-def _edge(device: Device, tuning: Tuning) -> int:
+def _edge(device: Device, tuning: Tuning, precision: str) -> int:
     """The smallest edge at which a product takes long enough, or the largest."""
     for edge in _EDGES[:-1]:
-        (case,) = _variants(device, tuning, "F32", edge)[:1]
+        (case,) = _variants(device, tuning, stored_type("F32", precision), precision, edge)[:1]
         with Runner(case, device) as runner:
             if runner.sample() >= _LONG_ENOUGH:
                 return edge
     return _EDGES[-1]
 
 
-def _variants(device: Device, tuning: Tuning, type_: str, edge: int) -> list[Case]:
+def _variants(device: Device, tuning: Tuning, type_: str, precision: str, edge: int) -> list[Case]:
     """Square products of one weight type: every candidate of both directions."""
     found = []
     shape = _square(edge)
+    setting = Setting(shape, device.limits, tuning, precision)
     library = FORMATS[type_].library
+    operands = "" if precision == "f32" else f" {precision}"
     for direction, number in (("nt", 0), ("nn", 1)):
-        family = f"{direction}/{library}"
+        family = f"{direction}{operands}/{library}"
         choices = [tuning.choice(family), *candidates(family, device)]
         for choice in dict.fromkeys(choices):
             only = Tuning({**tuning.table, family: choice}, tuning.origin)
-            groups = list(product_cases(Setting(shape, device.limits, only), [type_]))
+            groups = list(product_cases(replace(setting, tuning=only), [type_]))
             (case,) = groups[number]
             found.append(replace(case, group=family, what=_described(choice, edge)))
     return found

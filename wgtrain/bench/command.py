@@ -12,6 +12,7 @@ from wgtrain.bench import charts, report, tables
 from wgtrain.bench.measure import Record
 from wgtrain.bench.progress import progress
 from wgtrain.bench.shapes import SHAPES, find_shape
+from wgtrain.engine.weight import PRECISIONS
 from wgtrain.errors import OptionError
 
 _STEP_SHAPE, _KERNEL_SHAPES = "stories15M", ("stories260K", "stories15M", "SmolLM2-135M")
@@ -39,6 +40,14 @@ def _outputs(rounds: int) -> Callable[[Any], Any]:
         return command
 
     return decorate
+
+
+_precision = click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    default=PRECISIONS[0],
+    help=f"Operands of products with the weights; f16 needs shader-f16.  [{PRECISIONS[0]}]",
+)
 
 
 @click.group(
@@ -74,14 +83,17 @@ def _tune() -> None:
 @bench.command()
 @click.option("--shape", "shapes", multiple=True, metavar="NAME", help="Sizes; repeatable.")
 @click.option("--type", "types", multiple=True, metavar="TYPE", help="Weight types; repeatable.")
+@_precision
 @_outputs(3)
-def kernels(shapes: tuple[str, ...], types: tuple[str, ...], **options: Any) -> None:
+def kernels(
+    shapes: tuple[str, ...], types: tuple[str, ...], precision: str, **options: Any
+) -> None:
     """Products, attention, loss, norms and AdamW, beside the best product and a copy."""
     from wgtrain.bench.kernels import measure_kernels, parts
 
     found = [find_shape(name) for name in shapes or _KERNEL_SHAPES]
-    run = _Run(options, parts(found, types))
-    run(lambda **common: measure_kernels(found, types, **common))
+    run = _Run(options, parts(found, types, precision))
+    run(lambda **common: measure_kernels(found, types, precision=precision, **common))
 
 
 @bench.command()
@@ -98,22 +110,23 @@ def kernels(shapes: tuple[str, ...], types: tuple[str, ...], **options: Any) -> 
     metavar="NAME",
     help="Time peft, peft-bf16 or tinygrad in turn with ours; repeatable. Needs the extra `bench`.",
 )
+@_precision
 @_outputs(5)
-def step(shape: str, vs: tuple[str, ...], **options: Any) -> None:
+def step(shape: str, vs: tuple[str, ...], precision: str, **options: Any) -> None:
     """A whole training step: time, tokens, share of the ceiling, time by kernel, memory."""
     from wgtrain.bench.step import measure_step
 
     changed = {name: options.pop(name) for name in ("type", "rows", "length", "rank")}
     found = find_shape(shape, **changed)
     run = _Run(options, 2 + len(vs) + options["rounds"])
-    run(lambda **common: measure_step(found, rivals=vs, **common))
+    run(lambda **common: measure_step(found, rivals=vs, precision=precision, **common))
 
 
 @bench.command()
 @click.option("--shape", default=_STEP_SHAPE, metavar="NAME", help=f"The rest.  [{_STEP_SHAPE}]")
 @click.option("--axis", "axes", multiple=True, metavar="NAME", help="What grows; repeatable.")
 @click.option("--most", type=int, metavar="N", help="Leave out larger values of an axis.")
-@_outputs(2)
+@_outputs(3)
 def scaling(shape: str, axes: tuple[str, ...], most: int | None, **options: Any) -> None:
     """Time and memory of a step as tokens, a row, rank, layers, rows or the vocabulary grow."""
     from wgtrain.bench.scaling import check_axes, measure_scaling, points

@@ -11,24 +11,31 @@ from wgtrain.bench.measure import Record, record, spread
 from wgtrain.bench.runner import interleaved
 from wgtrain.bench.shapes import Shape, find_shape
 from wgtrain.bench.tuned import AUTO, open_device, tuning_of
-from wgtrain.engine.tuning import Tuning, default_tuning, to_json
+from wgtrain.engine.tuning import default_tuning, to_json
 from wgtrain.files import BLOCKS
 from wgtrain.gpu import Device
 from wgtrain.model.config import MATRIX_TYPES
+from wgtrain.model.weights import check_precision, stored_type
 
 Advance = Callable[[str], None]
 
 
-def parts(shapes: Sequence[Shape], types: Sequence[str]) -> int:
+def kinds(types: Sequence[str], precision: str) -> list[str]:
+    """The weight types as which these, or all where there are none, lie on the GPU."""
+    return list(dict.fromkeys(stored_type(type_, precision) for type_ in types or MATRIX_TYPES))
+
+
+def parts(shapes: Sequence[Shape], types: Sequence[str], precision: str) -> int:
     """How often `measure_kernels` advances."""
     groups = [3 * len(cases.matrices(shape)) + 3 for shape in shapes]
-    return len(types or MATRIX_TYPES) + sum(groups)
+    return len(kinds(types, precision)) + sum(groups)
 
 
 def measure_kernels(
     shapes: Sequence[Shape],
     types: Sequence[str],
     *,
+    precision: str = "f32",
     command: str,
     rounds: int,
     adapter_index: int | None = None,
@@ -39,19 +46,21 @@ def measure_kernels(
     for shape in shapes:
         for type_ in types:
             find_shape(shape.name, type=type_)  # refuses what its rows cannot be
-    types = types or MATRIX_TYPES
+    types = kinds(types, precision)
     device = open_device(adapter_index)
     try:
-        best = product_ceilings(device, default_tuning(device), types, rounds, advance)
-        found = record("kernels", command, device)
+        check_precision(precision, device)
+        best = product_ceilings(device, default_tuning(device), types, precision, rounds, advance)
+        found = {**record("kernels", command, device), "precision": precision}
         ceilings: dict[str, list[float]] = {name: [] for name in (*types, "copy")}
         best["copy"] = copy_ceiling(device)
         rows, tunings = [], {}
         for shape in shapes:
             fitting = [t for t in types if not any(n % BLOCKS[t].size for n in _lengths(shape))]
-            tuning = tuning_of(shape, fitting, device, mode)
+            tuning = tuning_of(shape, fitting, device, mode, precision)
+            setting = cases.Setting(shape, device.limits, tuning, precision)
             tunings[shape.name] = {"origin": tuning.origin, "table": to_json(tuning)}
-            rows += _shape_rows(shape, fitting, device, tuning, best, ceilings, rounds, advance)
+            rows += _shape_rows(setting, fitting, device, best, ceilings, rounds, advance)
         found["ceilings"] = [
             facts(case, ceilings[name]) for name, case in best.items() if ceilings[name]
         ]
@@ -63,16 +72,15 @@ def measure_kernels(
 
 
 def _shape_rows(
-    shape: Shape,
+    setting: cases.Setting,
     types: Sequence[str],
     device: Device,
-    tuning: Tuning,
     best: dict[str, cases.Case],
     ceilings: dict[str, list[float]],
     rounds: int,
     advance: Advance,
 ) -> list[Record]:
-    setting = cases.Setting(shape, device.limits, tuning)
+    shape = setting.shape
     groups = [
         *cases.product_cases(setting, types),
         *cases.lora_cases(setting),
@@ -96,7 +104,7 @@ def _shape_rows(
 
 def _ceiling_of(case: cases.Case, types: Sequence[str]) -> str:
     """What bounds a case: the copy, or the best product of its weight type, of float32 where it has
-    none.
+    none, or of the first.
     """
     if case.nbytes:
         return "copy"

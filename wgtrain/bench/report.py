@@ -6,7 +6,7 @@ from pathlib import Path
 
 from wgtrain.bench.charts import draw
 from wgtrain.bench.measure import FORMAT, Record
-from wgtrain.bench.tables import Table, mib, number, percent, tables, with_spread
+from wgtrain.bench.tables import Table, mib, named, number, percent, tables, with_spread
 from wgtrain.errors import FileError, OptionError
 
 _ORDER = ("step", "kernels", "scaling")
@@ -23,9 +23,12 @@ token trained. Operations are counted by formula: two a multiply-add, products a
 not counted. A ceiling is the best product of a sweep over all kernel variants of that adapter and
 weight type, or a copy, measured in the same run. Ratios come from samples taken in turn; behind a
 figure stand its lowest and highest sample. Another trainer is timed only after its loss and its
-gradient norm agreed with ours on the same weights and rows. Where the speed of a machine itself
-changes within seconds, as that of shared ones does, a share can pass 100 %: it says how far to
-trust the figures around it.
+gradient norm agreed with ours on the same weights and rows; a sample of either begins with a step
+that is not timed, unless steps take more than five seconds. "Unsteady" is a figure whose slowest
+round took more than 1.3 times its fastest. Host time is the CPU time of the thread that queues a
+step and reads its loss; on a software adapter a part of it is the driver's work on that thread.
+Where the speed of a machine itself changes within seconds, as that of shared ones does, a share can
+pass 100 %: it says how far to trust the figures around it.
 """
 
 
@@ -113,7 +116,7 @@ def _summary(records: Sequence[Record]) -> Table:
         shape = r["shape"]
         rows.append(
             (
-                f"{shape['name']}, {shape['rows']} x {shape['length']}",
+                f"{named(r)}, {shape['rows']} x {shape['length']}",
                 with_spread(r["seconds"]),
                 number(r["tokens_per_second"]),
                 percent(r["share_of_ceiling"]),

@@ -20,9 +20,11 @@ _POOL = np.random.default_rng(0).standard_normal(1 << 18, np.float32)
 
 
 class Runner:
-    """One case on a device. A context manager, which frees its buffers."""
+    """One case on a device, a sample of which takes about so many seconds. A context manager, which
+    frees its buffers.
+    """
 
-    def __init__(self, case: Case, device: Device):
+    def __init__(self, case: Case, device: Device, sample_seconds: float = SAMPLE_SECONDS):
         self.case = standalone(case)
         self._device = device
         graph = Graph(training=False)
@@ -42,7 +44,7 @@ class Runner:
         self._plan.work_limit = (
             self._plan.total_work("case", max(case.tokens, 1)) / seconds * SUBMIT_SECONDS
         )
-        self._repeats = max(math.ceil(SAMPLE_SECONDS / seconds), 1)
+        self._repeats = max(math.ceil(sample_seconds / seconds), 1)
 
     def _fill(self, storage: Storage) -> None:
         content = self.case.contents.get(storage)
@@ -64,7 +66,8 @@ class Runner:
         return time.perf_counter() - began
 
     def sample(self) -> float:
-        """Seconds of one replay, over as many as a sample holds."""
+        """Seconds of one replay, over as many as a sample holds, after one that is not timed."""
+        self._replay(1)
         return self._replay(self._repeats) / self._repeats
 
     def close(self) -> None:
@@ -93,6 +96,6 @@ def _patterns(type_: str) -> np.ndarray:
 def interleaved(cases: Sequence[Case], device: Device, rounds: int) -> list[list[float]]:
     """Seconds of each case's replays, `rounds` samples of each, taken in turn."""
     with ExitStack() as stack:
-        runners = [stack.enter_context(Runner(case, device)) for case in cases]
+        runners = [stack.enter_context(Runner(case, device, SAMPLE_SECONDS)) for case in cases]
         samples = [[runner.sample() for runner in runners] for _ in range(rounds)]
     return [list(column) for column in zip(*samples, strict=True)]

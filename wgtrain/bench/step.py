@@ -22,18 +22,29 @@ from wgtrain.bench.tuned import AUTO, make_learner
 from wgtrain.bench.weights import RandomWeights
 from wgtrain.engine.tuning import to_json
 from wgtrain.model.model import Model, open_model
+from wgtrain.model.weights import stored_type
 from wgtrain.train.learner import RING
 
 SAMPLE_SECONDS = 0.2  # a sample is as many steps as take this long
+_LONG = 5.0  # seconds of a step from which on what went before does not show in it
 Advance = Callable[[str], None]
 
 
 class Stepper:
     """Our side: a model of random weights on the GPU and a learner. A context manager."""
 
-    def __init__(self, shape: Shape, adapter_index: int | None = None, mode: str = AUTO):
+    def __init__(
+        self,
+        shape: Shape,
+        adapter_index: int | None = None,
+        mode: str = AUTO,
+        precision: str = "f32",
+    ):
         self.shape = shape
-        self.model: Model = gpu.run(open_model(RandomWeights(shape), adapter_index=adapter_index))
+        source = RandomWeights(shape)
+        self.model: Model = gpu.run(
+            open_model(source, adapter_index=adapter_index, precision=precision)
+        )
         try:
             self.learner = make_learner(self.model, shape, mode)
             self.learner.set_parameters(
@@ -52,7 +63,11 @@ class Stepper:
         self._host: list[float] = []
 
     def steps(self, count: int) -> dict[str, float]:
-        """As `child.Stepper.steps`."""
+        """As `child.Stepper.steps`, and "host": what a step takes of this thread's CPU time, from
+        packing the batch to the report of its loss, with recording, submitting and waiting.
+
+        A driver that runs on the CPU adds the work that it does on the thread that submits.
+        """
         began, busy = time.perf_counter(), time.thread_time()
         for _ in range(count):
             self._step += 1
@@ -60,8 +75,8 @@ class Stepper:
             self.learner.update(
                 step=self._step, learning_rate=LEARNING_RATE, max_grad_norm=MAX_GRAD_NORM
             )
-        busy = time.thread_time() - busy
         reports = gpu.run(self.learner.reports())
+        busy = time.thread_time() - busy
         seconds = (time.perf_counter() - began) / count
         first = reports[0]
         return {
@@ -105,6 +120,7 @@ def measure_step(
     command: str,
     rounds: int,
     rivals: Sequence[str] = (),
+    precision: str = "f32",
     adapter_index: int | None = None,
     mode: str = AUTO,
     advance: Advance,
@@ -113,41 +129,45 @@ def measure_step(
     check_rivals(tuple(rivals), shape)
     with ExitStack() as stack:
         advance("loading and compiling")
-        ours = stack.enter_context(Stepper(shape, adapter_index, mode))
+        ours = stack.enter_context(Stepper(shape, adapter_index, mode, precision))
         device, tuning = ours.model.device, ours.learner.tuning
         first = ours.steps(1)
         memory = ours.memory()  # before the sweep takes its own
-        others, counts = [], []
+        others, alone = [], []
         for name in rivals:
             advance(f"{name}: starting, first steps")
             other = stack.enter_context(Rival(name, shape))
             last = other.steps(1)
-            other.about["difference"] = check_same(name, first, last)
+            other.about["difference"] = check_same(name, first, last, precision)
             for _ in range(other.kind.warmup - 1):
                 last = other.steps(1)
             others.append(other)
-            counts.append(steps_in(last["seconds"]))
+            alone.append(last["seconds"])
         advance("ceiling")
-        best = product_ceilings(device, tuning, [shape.type], rounds, lambda name: None)[shape.type]
-        beside = stack.enter_context(Runner(best, device))
+        type_ = stored_type(shape.type, precision)
+        (best,) = product_ceilings(
+            device, tuning, [type_], precision, rounds, lambda name: None
+        ).values()
+        beside = stack.enter_context(Runner(best, device, SAMPLE_SECONDS))
         # The first step compiles; it alone tells enough where steps are long.
-        count = steps_in(first["seconds"] if first["seconds"] > 5 else ours.steps(1)["seconds"])
+        ours_alone = first["seconds"] if first["seconds"] > _LONG else ours.steps(1)["seconds"]
         samples, ceilings, theirs = [], [], []
         for number in range(rounds):
             advance(f"round {number + 1}")
-            samples.append(ours.steps(count))
+            samples.append(_sample(ours, ours_alone))
             ceilings.append(beside.sample())
-            theirs.append([x.steps(n)["seconds"] for x, n in zip(others, counts, strict=True)])
+            theirs.append([_sample(x, s)["seconds"] for x, s in zip(others, alone, strict=True)])
         seconds = [sample["seconds"] for sample in samples]
         return {
             **record("step", command, device),
             "shape": shape.facts(),
+            "precision": precision,
             **_speed(shape, seconds, best, ceilings),
             "host_seconds_per_step": (host := spread([sample["host"] for sample in samples])),
             "dispatches": ours.dispatches,
             "host_seconds_per_dispatch": host["median"] / ours.dispatches,
             "compile_seconds": ours.compile_seconds,
-            "steps_of_a_sample": count,
+            "steps_of_a_sample": steps_in(ours_alone),
             "first_step": {n: first[n] for n in ("seconds", "loss", "grad_norm")},
             "memory": memory,
             "tuning": {"origin": tuning.origin, "table": to_json(tuning)},
@@ -159,10 +179,13 @@ def measure_step(
                     **other.about,
                     "seconds_per_step": spread(column)["median"],
                     "seconds": spread(column),
+                    "steps_of_a_sample": steps_in(each),
                     "ratio": ratios(seconds, column),
                     "process_peak": other.peak_memory,
                 }
-                for other, column in zip(others, zip(*theirs, strict=True), strict=True)
+                for other, each, column in zip(
+                    others, alone, zip(*theirs, strict=True), strict=True
+                )
             ],
         }
 
@@ -170,6 +193,17 @@ def measure_step(
 def steps_in(seconds: float) -> int:
     """Steps of a sample, no more than the ring of reports holds."""
     return min(max(math.ceil(SAMPLE_SECONDS / seconds), 1), RING)
+
+
+def _sample(trainer: Stepper | Rival, seconds: float) -> dict[str, float]:
+    """As many steps, of so many seconds each, as a sample has.
+
+    One that is not timed goes before: the first after another trainer's finds the processor's
+    caches full of that one's data, and can take twice as long.
+    """
+    if seconds < _LONG:
+        trainer.steps(1)
+    return trainer.steps(steps_in(seconds))
 
 
 def _speed(shape: Shape, seconds: Sequence[float], best: Case, ceilings: Sequence[float]) -> Record:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from wgtrain.bench.measure import Record
 from wgtrain.sweep import Measured, as_text
 
+UNSTEADY = 1.3  # times the fastest round that the slowest took
+
 
 @dataclass(frozen=True)
 class Table:
@@ -50,10 +52,13 @@ def number(value: float) -> str:
     return f"{value:.{digits if abs(value) < 10 else 1}f}"
 
 
-def with_spread(found: Record, factor: float = 1.0) -> str:
-    """A median with its extremes: 1.23 (1.20 - 1.31)."""
-    median, low, high = (number(found[n] * factor) for n in ("median", "low", "high"))
-    return f"{median} ({low} - {high})"
+def with_spread(found: Record) -> str:
+    """A median with its extremes: 1.23 (1.20 - 1.31), or what it lacks: rounds or steadiness."""
+    median, low, high = (number(found[n]) for n in ("median", "low", "high"))
+    if len(found["samples"]) == 1:
+        return f"{median} (one round)"
+    unsteady = ", unsteady" if found["high"] > UNSTEADY * found["low"] else ""
+    return f"{median} ({low} - {high}{unsteady})"
 
 
 def percent(share: float) -> str:
@@ -70,12 +75,13 @@ def _step_tables(record: Record) -> Iterator[Table]:
     shape, best = record["shape"], record["ceiling"]
     memory = record["memory"]
     title = (
-        f"{shape['name']}, {shape['type']}: {shape['rows']} x {shape['length']} tokens, "
+        f"{named(record)}, {shape['type']}: {shape['rows']} x {shape['length']} tokens, "
         f"LoRA rank {shape['rank']} on {len(shape['targets'])} modules"
     )
     host = record["host_seconds_per_step"]["median"]
     rows = [
         ("seconds per step", with_spread(record["seconds"])),
+        ("rounds x steps of each", _rounds(record)),
         ("tokens per second", number(record["tokens_per_second"])),
         ("GFLOP per step", number(record["flops_per_step"] / 1e9)),
         ("GFLOP/s", number(record["flops_per_second"] / 1e9)),
@@ -114,6 +120,17 @@ def _step_tables(record: Record) -> Iterator[Table]:
     )
 
 
+def named(record: Record) -> str:
+    """The shape of a step, and its precision where that is not f32."""
+    name: str = record["shape"]["name"]
+    return name if record["precision"] == "f32" else f"{name} in {record['precision']}"
+
+
+def _rounds(side: Record) -> str:
+    """How many samples there are of one trainer, and how many steps in each."""
+    return f"{len(side['seconds']['samples'])} x {side['steps_of_a_sample']}"
+
+
 def _rivals(record: Record) -> Table:
     rows = []
     for other in record["vs"]:
@@ -122,11 +139,18 @@ def _rivals(record: Record) -> Table:
             (
                 f"{other['name']} ({versions}; {other['device']}, {other['dtype']})",
                 with_spread(other["seconds"]),
+                _rounds(other),
                 with_spread(other["ratio"]),
                 ", ".join(f"{other['difference'][x]:.0e}" for x in ("loss", "grad_norm")),
             )
         )
-    columns = ("beside", "seconds per step", "our time / theirs", "loss, gradient norm differ by")
+    columns = (
+        "beside",
+        "seconds per step",
+        "rounds x steps",
+        "our time / theirs",
+        "loss, gradient norm differ by",
+    )
     return Table("The same step elsewhere, in turn", columns, rows)
 
 
@@ -143,8 +167,9 @@ def _kernel_tables(record: Record) -> Iterator[Table]:
     yield Table("Ceilings of this adapter", ("of", "rate", "unit", "by"), rows)
     for shape in dict.fromkeys(row["shape"] for row in record["kernels"]):
         found = [row for row in record["kernels"] if row["shape"] == shape]
+        precision = "" if record["precision"] == "f32" else f", {record['precision']}"
         yield Table(
-            shape,
+            f"{shape}{precision}",
             ("kernel", "size", "weight", "rate", "unit", "of the ceiling"),
             [
                 (

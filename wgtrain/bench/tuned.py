@@ -14,7 +14,7 @@ from wgtrain.engine.weight import FORMATS
 from wgtrain.files import read_gguf
 from wgtrain.gpu import Device
 from wgtrain.model.config import ModelConfig
-from wgtrain.model.weights import Weights, plan_weights
+from wgtrain.model.weights import Weights, plan_weights, stored_type
 from wgtrain.sweep import Measured
 from wgtrain.train.config import LoraConfig
 from wgtrain.train.learner import Learner
@@ -39,10 +39,11 @@ def open_device(adapter_index: int | None) -> Device:
     return device
 
 
-def planned(shape: Shape, device: Device) -> Planned:
+def planned(shape: Shape, device: Device, precision: str = "f32") -> Planned:
     """A shape's model, laid out."""
     gguf = gpu.run(read_gguf(RandomWeights(shape)))
-    return Planned(shape.config, plan_weights(gguf, shape.config, device.limits), device)
+    weights = plan_weights(gguf, shape.config, device.limits, precision)
+    return Planned(shape.config, weights, device)
 
 
 def make_learner(model: Any, shape: Shape, mode: str, steps: int = RUN) -> Learner:
@@ -58,14 +59,16 @@ def make_learner(model: Any, shape: Shape, mode: str, steps: int = RUN) -> Learn
     return learner
 
 
-def tuning_of(shape: Shape, types: Sequence[str], device: Device, mode: str) -> Tuning:
+def tuning_of(
+    shape: Shape, types: Sequence[str], device: Device, mode: str, precision: str
+) -> Tuning:
     """The tuning of a shape with weights of several types: what is known of each, or measured."""
     table: dict[str, Choice] = {}
     origins = []
     for type_ in types:
-        model = planned(replace(shape, type=type_), device)
+        model = planned(replace(shape, type=type_), device, precision)
         found = make_learner(model, replace(shape, type=type_), mode, 0).tuning
-        library = f"/{FORMATS[type_].library}"
+        library = f"/{FORMATS[stored_type(type_, precision)].library}"
         table.update({f: c for f, c in found.table.items() if not table or f.endswith(library)})
         origins.append(found.origin)
     return Tuning(table, "; ".join(dict.fromkeys(origins)))

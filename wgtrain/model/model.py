@@ -13,7 +13,7 @@ from wgtrain.aio import aio_view, dual, dual_iterator
 from wgtrain.data.tokenizer import Tokenizer, load_tokenizer
 from wgtrain.engine.probe import find_subgroup_size
 from wgtrain.engine.weight import PRECISIONS
-from wgtrain.errors import DeviceError, FileError, OptionError
+from wgtrain.errors import FileError, OptionError
 from wgtrain.files import GGUF, Adapter, adapter_fits, read_adapter_gguf, read_gguf, read_range
 from wgtrain.files.source import Source, shown, source_name
 from wgtrain.gpu import Device, open_device
@@ -21,7 +21,7 @@ from wgtrain.model.config import ModelConfig, read_config
 from wgtrain.model.decode import greedy
 from wgtrain.model.folder import Folder
 from wgtrain.model.session import Session
-from wgtrain.model.weights import Weights, load_weights, plan_weights
+from wgtrain.model.weights import Weights, check_precision, load_weights, plan_weights
 
 AdapterLike = Any  # an Adapter, the bytes of an adapter GGUF, or what the face's reader takes
 _SAMPLE = 1 << 20  # bytes of tensor data at either end that the fingerprint covers
@@ -239,11 +239,7 @@ async def open_model(
     fingerprint = await _fingerprint(source, gguf)
     device = await open_device(adapter_index, limits=limits, budget=budget)
     try:
-        if precision == "f16" and "f16" not in device.features:
-            raise DeviceError(
-                f"precision = f16: {device.info.name} was not opened with shader-f16, or has none; "
-                "use precision = f32"
-            )
+        check_precision(precision, device)
         await find_subgroup_size(device)
         weights = plan_weights(gguf, config, device.limits, precision)
         await load_weights(device, source, gguf, weights)

@@ -13,7 +13,7 @@ from wgtrain.engine.dispatch import Caller
 from wgtrain.engine.graph import Storage, Window, padded
 from wgtrain.engine.kernel import Kernel, load_kernel
 from wgtrain.engine.weight import FORMATS, Weight, plan_weight
-from wgtrain.errors import OptionError, OutOfMemoryError
+from wgtrain.errors import DeviceError, OptionError, OutOfMemoryError
 from wgtrain.files import GGUF, TensorInfo, read_range
 from wgtrain.files.source import Source, source_name
 from wgtrain.gpu import Buffer, Device, Limits
@@ -42,16 +42,27 @@ class Weights:
         return sum(max(storage.size, 4) for storage in self.storages)
 
 
+def check_precision(precision: str, device: Device) -> None:
+    """DeviceError for f16 on a device without it."""
+    if precision == "f16" and "f16" not in device.features:
+        raise DeviceError(
+            f"precision = f16: {device.info.name} was not opened with shader-f16, or has none; "
+            "use precision = f32"
+        )
+
+
+def stored_type(type_: str, precision: str) -> str:
+    """The type in which a file's matrix lies on the GPU: "f16" stores wider floats as F16."""
+    return "F16" if precision == "f16" and type_ in ("F32", "BF16") else type_
+
+
 def plan_weights(
     gguf: GGUF, config: ModelConfig, limits: Limits, precision: str = "f32"
 ) -> Weights:
-    """Decides where everything lies; allocates nothing. "f16" stores wider floats as F16."""
-
-    def stored(type_: str) -> str:
-        return "F16" if precision == "f16" and type_ in ("F32", "BF16") else type_
-
+    """Decides where everything lies; allocates nothing."""
+    types = {name: stored_type(gguf.tensors[name].type, precision) for name in config.matrices()}
     matrices = {
-        name: plan_weight(name, stored(gguf.tensors[name].type), rows, columns, limits, precision)
+        name: plan_weight(name, types[name], rows, columns, limits, precision)
         for name, (rows, columns) in config.matrices().items()
     }
     offsets, size = {}, 0
