@@ -156,6 +156,15 @@ class Graph:
         tuned = Tuned(family, constants or {}, libraries or {})
         self._record(tuned.kernel(self.tuning.choice(family)), operands, params, tuned)
 
+    def kernel(
+        self,
+        family: str,
+        constants: Mapping[str, Any] | None = None,
+        libraries: Mapping[str, str] | None = None,
+    ) -> Kernel:
+        """What `launch_tuned` would record."""
+        return Tuned(family, constants or {}, libraries or {}).kernel(self.tuning.choice(family))
+
     def _record(
         self,
         kernel: Kernel,

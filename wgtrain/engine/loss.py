@@ -15,7 +15,8 @@ from wgtrain.engine.ops import (
     Parameter,
     accumulate,
     dropout,
-    launch_product,
+    launch_nn,
+    launch_nt,
     lora_input_gradient,
     nn_params,
     nt_params,
@@ -110,7 +111,7 @@ def _logits(
     params = {**nt_params(hidden, count), **head.strides(), "weight_row": first}
     params |= {"y_stride": padded(count) // 4, "y_column": 0}
     operands = {"x": hidden, "y": logits, **head.operands(segment)}
-    launch_product(g, "nt", head, operands, params)
+    launch_nt(g, head, operands, params)
     for lora, (_, z) in zip(loras, factors, strict=True):
         at = segment.first + first
         small_nt(g, z, lora.b, logits, columns=count, scale=lora.scale, first=at, add=True)
@@ -125,7 +126,7 @@ def head_logits(
         params = {**nt_params(hidden, segment.rows), **head.strides()}
         params |= {"y_stride": padded(head.rows) // 4, "y_column": segment.first // 4}
         operands = {"x": hidden, "y": result, **head.operands(segment)}
-        launch_product(g, "nt", head, operands, params)
+        launch_nt(g, head, operands, params)
     for lora in loras:
         _, z = _factor(g, hidden, lora)
         small_nt(g, z, lora.b, result, columns=head.rows, scale=lora.scale, add=True)
@@ -138,7 +139,7 @@ def _chunk_product(
     params = {**nn_params(dx, logits.cols), **head.strides(), "weight_row": first}
     params |= {"dy_stride": padded(logits.cols) // 4, "dy_column": 0, "add": int(add)}
     operands = {"dy": logits, "dx": dx, **head.operands(segment)}
-    launch_product(g, "nn", head, operands, params)
+    launch_nn(g, head, operands, params)
 
 
 def _subtract_target(

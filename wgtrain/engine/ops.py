@@ -107,27 +107,40 @@ def rms_norm(
     return y
 
 
-def launch_product(
-    g: Graph,
-    product: str,  # "nt" or "nn"
-    weight: Weight,
-    operands: dict[str, Any],
-    params: dict[str, Any],
-) -> None:
-    """Records a product with a part of a frozen weight, in the weight's precision."""
+def launch_nt(g: Graph, weight: Weight, operands: dict[str, Any], params: dict[str, Any]) -> None:
+    """Records x W^T with a part of a frozen weight, in the weight's precision."""
+    family, libraries = _family("nt", weight)
+    g.launch_tuned(family, operands, params, libraries=libraries)
+
+
+def launch_nn(g: Graph, weight: Weight, operands: dict[str, Any], params: dict[str, Any]) -> None:
+    """Records dy W with a part of a frozen weight, in the weight's precision; as several launches
+    where the kernel names the most rows of W that one should take.
+    """
+    family, libraries = _family("nn", weight)
+    most = g.kernel(family, libraries=libraries).constants.get("MOST_N", params["n"])
+    for first in range(0, params["n"], int(most)):
+        part = {
+            "n": min(most, params["n"] - first),
+            "weight_row": params["weight_row"] + first,
+            "dy_column": params["dy_column"] + first // 4,
+            "add": int(params["add"] or first > 0),
+        }
+        g.launch_tuned(family, operands, {**params, **part}, libraries=libraries)
+
+
+def _family(product: str, weight: Weight) -> tuple[str, dict[str, str]]:
+    """What is tuned as one, and the libraries of the kernel."""
     if weight.precision == "f32":
-        family, libraries = product, weight.libraries
-    else:
-        family, libraries = f"{product} f16", {**weight.libraries, "tile": "tile_f16"}
-    g.launch_tuned(f"{family}/{weight.library}", operands, params, libraries=libraries)
+        return f"{product}/{weight.library}", weight.libraries
+    return f"{product} f16/{weight.library}", {**weight.libraries, "tile": "tile_f16"}
 
 
 def _product(g: Graph, x: Tensor, weight: Weight, y: Tensor) -> None:
     """y = x W^T, segment by segment of W's rows."""
     for segment in weight.segments:
-        launch_product(
+        launch_nt(
             g,
-            "nt",
             weight,
             {"x": x, "y": y, **weight.operands(segment)},
             {
@@ -142,9 +155,8 @@ def _product(g: Graph, x: Tensor, weight: Weight, y: Tensor) -> None:
 def _product_backward(g: Graph, dy: Tensor, weight: Weight, dx: Tensor, add: bool) -> None:
     """dx = dy W, segment by segment of W's rows."""
     for segment in weight.segments:
-        launch_product(
+        launch_nn(
             g,
-            "nn",
             weight,
             {"dy": dy, "dx": dx, **weight.operands(segment)},
             {
