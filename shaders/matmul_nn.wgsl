@@ -1,33 +1,18 @@
-// dx (rows, K) = scale * dy (rows, N) W [+ dx], W (N, K) in any weight format, as matmul_nt reads it.
+// dx (rows, K) = scale * (dy (rows, N) W + s u A) [+ dx], W (N, K) in any weight format, as matmul_nt
+// reads it; u A is an adapter's part, where there is one.
 // One invocation makes TILE_ROWS rows x TILE_PACKS packs (of WEIGHT_STEPS vec4s) in registers, a
 // workgroup LANE_ROWS x LANE_COLS such tiles; nothing is shared. Four rows of W a turn; rows of W
 // past N meet zeros, because padding columns of dy are zero.
-// use: step, weight=weight_f32
+// use: step, product_nn, weight=weight_f32, lora=lora_none
 // flops: 8 * rows * n * k4
 // grid: ceil_div(k4, TILE_PACKS * WEIGHT_STEPS * LANE_COLS), ceil_div(rows, TILE_ROWS * LANE_ROWS)
-struct Params {
-  rows: u32,          // which of step.counts
-  n: u32,             // columns of dy, rows of W
-  k4: u32,            // vec4s in a row of dx
-  dy_stride: u32,     // vec4s in a row of dy
-  dy_column: u32,     // first vec4 of dy that is read
-  weight_row: u32,    // first row of W that is used
-  weight_stride: u32, // packs in a row of W
-  scale_stride: u32,  // words in a row of W's scales, quantised formats
-  scale: f32,
-  add: u32,           // 1 = onto what is there
-}
 // 64 vec4s of sums whatever the format: 16 x 4 of f32, f16 and Q8_0, 8 x 8 of Q4_0
 const TILE_PACKS: u32 = (WEIGHT_STEPS + 3u) / WEIGHT_STEPS;
 const TILE_COLS4: u32 = TILE_PACKS * WEIGHT_STEPS;
 const TILE_ROWS: u32 = 64u / TILE_COLS4;
 const LANE_ROWS: u32 = 4u;
 const LANE_COLS: u32 = 2u;
-const UNROLL_ENDS: u32 = 64u; // turns of loops outside the sum that are unrolled at most
-
-@group(0) @binding(0) var<storage, read> dy: array<vec4<f32>>;
-@group(0) @binding(1) var<storage, read_write> dx: array<vec4<f32>>;
-@group(0) @binding(15) var<uniform> params: Params;
+const UNROLL_ENDS: u32 = 64u; // turns of loops outside the long sum that are unrolled at most
 
 @compute @workgroup_size(LANE_ROWS * LANE_COLS)
 fn main(
@@ -65,18 +50,25 @@ fn main(
       }
     }
   }
+  let r4 = LORA * ((params.lora_rank + 3u) / 4u);
+  for (var r = 0u; r < r4; r++) {
+    for (var e = 0u; e < 4u; e++) { // unroll UNROLL_ENDS
+      for (var c = 0u; c < TILE_COLS4; c++) { // unroll UNROLL_ENDS
+        w[e][c] = lora_weight(
+          min(4u * r + e, params.lora_rank - 1u), params.k4, min(pack0 * WEIGHT_STEPS + c, params.k4 - 1u));
+      }
+    }
+    for (var i = 0u; i < TILE_ROWS; i++) { // unroll UNROLL_ENDS
+      let a = lora_input(min(row0 + i, rows - 1u), r);
+      for (var c = 0u; c < TILE_COLS4; c++) { // unroll UNROLL_ENDS
+        sum[i][c] += a.x * w[0][c] + a.y * w[1][c] + a.z * w[2][c] + a.w * w[3][c];
+      }
+    }
+  }
   for (var i = 0u; i < TILE_ROWS; i++) { // unroll UNROLL_ENDS
     if (row0 + i < rows) {
       for (var c = 0u; c < TILE_COLS4; c++) { // unroll UNROLL_ENDS
-        let col = pack0 * WEIGHT_STEPS + c;
-        if (col < params.k4) {
-          let at = (row0 + i) * params.k4 + col;
-          var out = params.scale * sum[i][c];
-          if (params.add != 0u) {
-            out += dx[at];
-          }
-          dx[at] = out;
-        }
+        store(row0 + i, pack0 * WEIGHT_STEPS + c, sum[i][c]);
       }
     }
   }

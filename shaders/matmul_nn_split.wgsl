@@ -4,21 +4,9 @@
 // along N, so that neighbours read neighbours, and their sums are added up in a fixed order.
 // Rows and packs outside are read from the last one; rows of W past N meet zeros, because padding
 // columns of dy are zero.
-// use: step, fold, weight=weight_f32
+// use: step, product_nn, fold, weight=weight_f32
 // flops: 8 * rows * n * k4
 // grid: ceil_div(k4, TILE_COLS4), ceil_div(rows, TILE_ROWS)
-struct Params {
-  rows: u32,          // which of step.counts
-  n: u32,             // columns of dy, rows of W
-  k4: u32,            // vec4s in a row of dx
-  dy_stride: u32,     // vec4s in a row of dy
-  dy_column: u32,     // first vec4 of dy that is read
-  weight_row: u32,    // first row of W that is used
-  weight_stride: u32, // packs in a row of W
-  scale_stride: u32,  // words in a row of W's scales, quantised formats
-  scale: f32,
-  add: u32,           // 1 = onto what is there
-}
 const TILE_PACKS: u32 = (WEIGHT_STEPS + 1u) / WEIGHT_STEPS; // 2 vec4s of f32, else one pack
 const TILE_COLS4: u32 = TILE_PACKS * WEIGHT_STEPS;
 const TILE_ROWS: u32 = 8u / TILE_COLS4;
@@ -26,10 +14,6 @@ const LANES: u32 = 64u;
 
 const TILE: u32 = TILE_ROWS * TILE_COLS4;
 const PLACES: u32 = 1u;
-
-@group(0) @binding(0) var<storage, read> dy: array<vec4<f32>>;
-@group(0) @binding(1) var<storage, read_write> dx: array<vec4<f32>>;
-@group(0) @binding(15) var<uniform> params: Params;
 
 @compute @workgroup_size(LANES)
 fn main(
@@ -69,13 +53,8 @@ fn main(
   for (var e = lane; e < TILE; e += LANES) {
     let row = row0 + e / TILE_COLS4;
     let col = pack0 * WEIGHT_STEPS + e % TILE_COLS4;
-    if (row < rows && col < params.k4) {
-      let at = row * params.k4 + col;
-      var out = params.scale * partial[e * LANES];
-      if (params.add != 0u) {
-        out += dx[at];
-      }
-      dx[at] = out;
+    if (row < rows) {
+      store(row, col, partial[e * LANES]);
     }
   }
 }

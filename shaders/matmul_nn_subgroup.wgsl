@@ -1,25 +1,13 @@
-// dx (rows, K) = scale * dy (rows, N) W [+ dx] as matmul_nn, for small subgroups: each lane loads another
-// pack of W and hands it to the others. A load costs a software adapter tens of instructions a lane,
-// whatever it loads; here a subgroup loads, and decodes, what its tile needs once.
+// dx (rows, K) = scale * (dy (rows, N) W + s u A) [+ dx] as matmul_nn, for small subgroups: each lane
+// loads another pack of W and hands it to the others. A load costs a software adapter tens of
+// instructions a lane, whatever it loads; here a subgroup loads, and decodes, what its tile needs once.
 // One invocation makes TILE_ROWS rows x TILE_PACKS packs (of WEIGHT_STEPS vec4s) in registers, a
 // workgroup is one subgroup, whose true size SUBGROUP must be. Rows and packs past the end repeat the
 // last one and are not stored; rows of W past N meet zeros, because padding columns of dy are zero.
 // Workgroups go along rows first, which keeps a panel of W in the cache.
-// use: step, weight=weight_f32
+// use: step, product_nn, weight=weight_f32, lora=lora_none
 // flops: 8 * rows * n * k4
 // grid: ceil_div(rows, TILE_ROWS * SUBGROUP), ceil_div(k4, TILE_COLS4)
-struct Params {
-  rows: u32,          // which of step.counts
-  n: u32,             // columns of dy, rows of W
-  k4: u32,            // vec4s in a row of dx
-  dy_stride: u32,     // vec4s in a row of dy
-  dy_column: u32,     // first vec4 of dy that is read
-  weight_row: u32,    // first row of W that is used
-  weight_stride: u32, // packs in a row of W
-  scale_stride: u32,  // words in a row of W's scales, quantised formats
-  scale: f32,
-  add: u32,           // 1 = onto what is there
-}
 const SUBGROUP: u32 = 8u;
 const MOST_N: u32 = 1024u; // that a launch should take: its panels of W and dy stay in a core's L2 cache
 // About 240 sums whatever the format: 5 rows x 48 columns of f32, f16 and Q8_0, 4 x 64 of Q4_0
@@ -29,9 +17,28 @@ const TILE_ROWS: u32 = 64u / TILE_COLS4;
 const PACKS: u32 = 4u * TILE_PACKS; // of four rows of W
 const LOADS: u32 = (PACKS + SUBGROUP - 1u) / SUBGROUP; // of W by a lane
 
-@group(0) @binding(0) var<storage, read> dy: array<vec4<f32>>;
-@group(0) @binding(1) var<storage, read_write> dx: array<vec4<f32>>;
-@group(0) @binding(15) var<uniform> params: Params;
+// Four rows of W; w: a pack of one of them by lane, LOADS times.
+fn multiply_add(
+  sum: ptr<function, array<array<f32, 4u * TILE_COLS4>, TILE_ROWS>>,
+  a: ptr<function, array<vec4<f32>, TILE_ROWS>>,
+  w: ptr<function, array<array<vec4<f32>, WEIGHT_STEPS>, LOADS>>,
+) {
+  var b: array<vec4<f32>, 4>;
+  for (var p = 0u; p < TILE_PACKS; p++) { // unroll
+    for (var s = 0u; s < WEIGHT_STEPS; s++) { // unroll
+      for (var r = 0u; r < 4u; r++) { // unroll
+        b[r] = subgroupBroadcast(
+          (*w)[(r * TILE_PACKS + p) / SUBGROUP][s], (r * TILE_PACKS + p) % SUBGROUP);
+      }
+      let columns = transpose(mat4x4<f32>(b[0], b[1], b[2], b[3]));
+      for (var i = 0u; i < TILE_ROWS; i++) { // unroll
+        for (var c = 0u; c < 4u; c++) { // unroll
+          (*sum)[i][4u * (p * WEIGHT_STEPS + s) + c] += dot((*a)[i], columns[c]);
+        }
+      }
+    }
+  }
+}
 
 @compute @workgroup_size(SUBGROUP)
 fn main(
@@ -43,54 +50,47 @@ fn main(
   let pack0 = group.y * TILE_PACKS;
   let last_pack = params.k4 / WEIGHT_STEPS - 1u;
   let n4 = (params.n + 3u) / 4u;
-  var dy_row: array<u32, TILE_ROWS>;
+  var row: array<u32, TILE_ROWS>;
   for (var i = 0u; i < TILE_ROWS; i++) { // unroll
-    dy_row[i] = min(row0 + i, rows - 1u) * params.dy_stride + params.dy_column;
+    row[i] = min(row0 + i, rows - 1u);
   }
   var sum: array<array<f32, 4u * TILE_COLS4>, TILE_ROWS>;
   var a: array<vec4<f32>, TILE_ROWS>;
   var w: array<array<vec4<f32>, WEIGHT_STEPS>, LOADS>;
-  var b: array<vec4<f32>, 4>;
   for (var n = 0u; n < n4; n++) {
     for (var l = 0u; l < LOADS; l++) { // unroll
       let mine = l * SUBGROUP + lane;
-      let row = params.weight_row + min(4u * n + mine / TILE_PACKS, params.n - 1u);
-      let pack = weight_load(row, 0u, min(pack0 + mine % TILE_PACKS, last_pack));
+      let w_row = params.weight_row + min(4u * n + mine / TILE_PACKS, params.n - 1u);
+      let pack = weight_load(w_row, 0u, min(pack0 + mine % TILE_PACKS, last_pack));
       for (var s = 0u; s < WEIGHT_STEPS; s++) { // unroll
         w[l][s] = weight_at(pack, s);
       }
     }
     for (var i = 0u; i < TILE_ROWS; i++) { // unroll
-      a[i] = dy[dy_row[i] + n];
+      a[i] = dy[row[i] * params.dy_stride + params.dy_column + n];
     }
-    for (var p = 0u; p < TILE_PACKS; p++) { // unroll
+    multiply_add(&sum, &a, &w);
+  }
+  let r4 = LORA * ((params.lora_rank + 3u) / 4u);
+  for (var r = 0u; r < r4; r++) {
+    for (var l = 0u; l < LOADS; l++) { // unroll
+      let mine = l * SUBGROUP + lane;
+      let a_row = min(4u * r + mine / TILE_PACKS, params.lora_rank - 1u);
+      let pack = min(pack0 + mine % TILE_PACKS, last_pack);
       for (var s = 0u; s < WEIGHT_STEPS; s++) { // unroll
-        for (var r = 0u; r < 4u; r++) { // unroll
-          b[r] = subgroupBroadcast(
-            w[(r * TILE_PACKS + p) / SUBGROUP][s], (r * TILE_PACKS + p) % SUBGROUP);
-        }
-        let columns = transpose(mat4x4<f32>(b[0], b[1], b[2], b[3]));
-        for (var i = 0u; i < TILE_ROWS; i++) { // unroll
-          for (var c = 0u; c < 4u; c++) { // unroll
-            sum[i][4u * (p * WEIGHT_STEPS + s) + c] += dot(a[i], columns[c]);
-          }
-        }
+        w[l][s] = lora_weight(a_row, params.k4, pack * WEIGHT_STEPS + s);
       }
     }
+    for (var i = 0u; i < TILE_ROWS; i++) { // unroll
+      a[i] = lora_input(row[i], r);
+    }
+    multiply_add(&sum, &a, &w);
   }
   for (var i = 0u; i < TILE_ROWS; i++) { // unroll
     if (row0 + i < rows) {
       for (var c = 0u; c < TILE_COLS4; c++) { // unroll
-        let col = pack0 * WEIGHT_STEPS + c;
-        if (col < params.k4) {
-          let at = (row0 + i) * params.k4 + col;
-          var out = params.scale * vec4<f32>(
-            sum[i][4u * c], sum[i][4u * c + 1u], sum[i][4u * c + 2u], sum[i][4u * c + 3u]);
-          if (params.add != 0u) {
-            out += dx[at];
-          }
-          dx[at] = out;
-        }
+        store(row0 + i, pack0 * WEIGHT_STEPS + c, vec4<f32>(
+          sum[i][4u * c], sum[i][4u * c + 1u], sum[i][4u * c + 2u], sum[i][4u * c + 3u]));
       }
     }
   }

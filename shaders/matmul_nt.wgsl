@@ -1,34 +1,19 @@
-// y (rows, N) = scale * x (rows, K) W^T [+ y], W (N, K) in any weight format.
+// y (rows, N) = scale * (x (rows, K) W^T + s z B^T) [+ y], W (N, K) in any weight format; z B^T is an
+// adapter's part, where there is one.
 // One invocation makes TILE_ROWS x TILE_COLS numbers in registers, a workgroup LANE_ROWS x LANE_COLS
 // such tiles; nothing is shared, so any subgroup size is right. Rows past the end read whatever lies
 // there and are not stored; columns past N are stored as zero (they are padding).
 // Dots over whole vec4s of K: padding columns of x and of W must be zero.
 // K is a whole number of packs.
-// use: step, weight=weight_f32
+// use: step, product_nt, weight=weight_f32, lora=lora_none
 // flops: 8 * rows * n * k4
 // grid: ceil_div(n, TILE_COLS * LANE_COLS), ceil_div(rows, TILE_ROWS * LANE_ROWS)
-struct Params {
-  rows: u32,          // which of step.counts
-  n: u32,             // outputs
-  k4: u32,            // vec4s in a row of x
-  y_stride: u32,      // vec4s in a row of y
-  y_column: u32,      // first vec4 of y that is written
-  weight_row: u32,    // first row of W that is used
-  weight_stride: u32, // packs in a row of W
-  scale_stride: u32,  // words in a row of W's scales, quantised formats
-  scale: f32,
-  add: u32,           // 1 = onto what is there
-}
 const TILE_ROWS: u32 = 16u;
 const TILE_COLS: u32 = 16u;
 const TILE_COLS4: u32 = TILE_COLS / 4u;
 const LANE_ROWS: u32 = 4u;
 const LANE_COLS: u32 = 2u;
-const UNROLL_ENDS: u32 = 64u; // turns of loops outside the sum that are unrolled at most
-
-@group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
-@group(0) @binding(1) var<storage, read_write> y: array<vec4<f32>>;
-@group(0) @binding(15) var<uniform> params: Params;
+const UNROLL_ENDS: u32 = 64u; // turns of loops outside the long sum that are unrolled at most
 
 @compute @workgroup_size(LANE_ROWS * LANE_COLS)
 fn main(
@@ -60,19 +45,23 @@ fn main(
       }
     }
   }
+  let r4 = LORA * ((params.lora_rank + 3u) / 4u);
+  for (var r = 0u; r < r4; r++) {
+    for (var j = 0u; j < TILE_COLS; j++) { // unroll UNROLL_ENDS
+      w[j] = lora_weight(params.lora_row + col0 + j, r4, r);
+    }
+    for (var i = 0u; i < TILE_ROWS; i++) { // unroll UNROLL_ENDS
+      let a = lora_input(row0 + i, r);
+      for (var j = 0u; j < TILE_COLS; j++) { // unroll UNROLL_ENDS
+        sum[i][j] += dot(a, w[j]);
+      }
+    }
+  }
   for (var i = 0u; i < TILE_ROWS; i++) { // unroll UNROLL_ENDS
     if (row0 + i < rows) {
       for (var j = 0u; j < TILE_COLS4; j++) { // unroll UNROLL_ENDS
-        let col = col0 + 4u * j;
-        if (col < params.n) {
-          let at = (row0 + i) * params.y_stride + params.y_column + col / 4u;
-          var out = params.scale * vec4<f32>(
-            sum[i][4u * j], sum[i][4u * j + 1u], sum[i][4u * j + 2u], sum[i][4u * j + 3u]);
-          if (params.add != 0u) {
-            out += y[at];
-          }
-          y[at] = select(vec4<f32>(), out, vec4<u32>(col) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(params.n));
-        }
+        store(row0 + i, col0 + 4u * j, vec4<f32>(
+          sum[i][4u * j], sum[i][4u * j + 1u], sum[i][4u * j + 2u], sum[i][4u * j + 3u]));
       }
     }
   }

@@ -3,21 +3,9 @@
 // One workgroup makes TILE_ROWS x 4 TILE_COLS4 numbers: its LANES invocations take every LANES-th pack
 // along K, so that neighbours read neighbours, and their sums are added up in a fixed order.
 // Rows and columns outside are read from the last one; columns past N are stored as zero.
-// use: step, fold, weight=weight_f32
+// use: step, product_nt, fold, weight=weight_f32
 // flops: 8 * rows * n * k4
 // grid: ceil_div(n, 4 * TILE_COLS4), ceil_div(rows, TILE_ROWS)
-struct Params {
-  rows: u32,          // which of step.counts
-  n: u32,             // outputs
-  k4: u32,            // vec4s in a row of x
-  y_stride: u32,      // vec4s in a row of y
-  y_column: u32,      // first vec4 of y that is written
-  weight_row: u32,    // first row of W that is used
-  weight_stride: u32, // packs in a row of W
-  scale_stride: u32,  // words in a row of W's scales, quantised formats
-  scale: f32,
-  add: u32,           // 1 = onto what is there
-}
 const TILE_ROWS: u32 = 4u;
 const TILE_COLS4: u32 = 2u;
 const LANES: u32 = 64u;
@@ -25,10 +13,6 @@ const LANES: u32 = 64u;
 const TILE: u32 = TILE_ROWS * TILE_COLS4;
 const PLACES: u32 = 1u;
 const TILE_COLS: u32 = 4u * TILE_COLS4;
-
-@group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
-@group(0) @binding(1) var<storage, read_write> y: array<vec4<f32>>;
-@group(0) @binding(15) var<uniform> params: Params;
 
 @compute @workgroup_size(LANES)
 fn main(
@@ -64,13 +48,8 @@ fn main(
   for (var e = lane; e < TILE; e += LANES) {
     let row = row0 + e / TILE_COLS4;
     let col = col0 + 4u * (e % TILE_COLS4);
-    if (row < rows && col < params.n) {
-      let at = row * params.y_stride + params.y_column + col / 4u;
-      var out = params.scale * partial[e * LANES];
-      if (params.add != 0u) {
-        out += y[at];
-      }
-      y[at] = select(vec4<f32>(), out, vec4<u32>(col) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(params.n));
+    if (row < rows) {
+      store(row, col, partial[e * LANES]);
     }
   }
 }

@@ -40,6 +40,7 @@ TOLERANCES = {
     **dict.fromkeys(("add", "add_bias", "scale_rows"), 1e-7),
 }
 DEFAULT_TOLERANCE = 8e-7
+NO_ADAPTER = {"lora_rank": 0, "lora_row": 0, "lora_scale": 0.0}  # where a product's test names none
 
 
 SCALARS = {"f32": 4, "u32": 4, "i32": 4, "vec2<f32>": 8, "vec4<f32>": 16, "vec4<u32>": 16}
@@ -269,10 +270,12 @@ class Checker:
         libraries: Mapping[str, str] | None,
     ) -> tuple[Kernel, dict[str, Any]]:
         weight = arrays.get("weight")
-        if not isinstance(weight, Packed):
-            return load_kernel(name, constants, libraries), dict(params)
-        kernel = load_kernel(name, constants, {**weight.libraries, **(libraries or {})})
-        return kernel, {**params, **weight.shape.strides()}
+        if isinstance(weight, Packed):
+            libraries = {**weight.libraries, **(libraries or {})}
+            params = {**params, **weight.shape.strides()}
+        kernel = load_kernel(name, constants, libraries)
+        absent = {n: v for n, v in NO_ADAPTER.items() if n in dict(kernel.params)}
+        return kernel, {**absent, **params}
 
     def _caller(self, kernel: Kernel) -> Caller:
         found = self._callers.get(id(kernel))

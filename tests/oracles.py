@@ -227,11 +227,17 @@ def matmul_nt(
     y_stride: int = 0,
     y: np.ndarray | None = None,
     add: int = 0,
+    lora: np.ndarray | None = None,
+    lora_matrix: np.ndarray | None = None,
+    lora_row: int = 0,
+    lora_scale: float = 0.0,
 ) -> Outputs:
     """y_column and y_stride in vec4s. Of y, the window's columns past n become zero."""
     whole = np.full((len(x), 4 * y_stride), np.nan) if y is None else y.copy()
     window = whole[:, 4 * y_column : 4 * (y_column + -(-n // 4))]
     product = scale * x @ weight[weight_row : weight_row + n].T
+    if lora is not None and lora_matrix is not None:
+        product += scale * lora_scale * lora @ lora_matrix[lora_row : lora_row + n].T
     window[:, :n] = product + window[:, :n] if add else product
     window[:, n:] = 0.0
     return {"y": whole}
@@ -246,10 +252,15 @@ def matmul_nn(
     dy_column: int = 0,
     dx: np.ndarray | float = 0.0,
     add: int = 0,
+    lora: np.ndarray | None = None,
+    lora_matrix: np.ndarray | None = None,
+    lora_scale: float = 0.0,
 ) -> Outputs:
     """dy_column in vec4s."""
     window = dy[:, 4 * dy_column : 4 * dy_column + n]
     product = scale * window @ weight[weight_row : weight_row + n]
+    if lora is not None and lora_matrix is not None:
+        product += scale * lora_scale * lora @ lora_matrix
     return {"dx": product + dx if add else product}
 
 

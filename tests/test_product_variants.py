@@ -35,6 +35,8 @@ NN = {
     "matmul_nn_split": {"TILE_ROWS": 2, "LANES": 4},
     "matmul_nn_subgroup": {"TILE_ROWS": 1, "TILE_PACKS": 3},
 }  # fmt: skip
+SMALL_NT = {"TILE_ROWS": 4, "TILE_COLS": 8, "LANE_ROWS": 2, "LANE_COLS": 2}
+SMALL_NN = {"TILE_ROWS": 4, "TILE_PACKS": 1, "LANE_ROWS": 2, "LANE_COLS": 2}
 TN = [
     {"TILE_ROWS": 8, "TILE_COLS4": 1, "LANE_ROWS": 1, "LANE_COLS": 4, "SPLIT": 4},
     {"TILE_ROWS": 4, "TILE_COLS4": 2, "LANE_ROWS": 4, "LANE_COLS": 1, "SPLIT": 2},
@@ -141,6 +143,44 @@ def test_nn(checkers: tuple[Checker, Checker], kernel: str, type_: str) -> None:
     checker, constants = fit(checkers, kernel, given)
     for shape in SHAPES:
         check_nn(checker, kernel, shape, type_, constants)
+
+
+@pytest.mark.parametrize("rank", [1, 5, 8, 33])
+@pytest.mark.parametrize("kernel", ["matmul_nt", *sorted(set(NT) - {"matmul_nt_split"})])
+def test_nt_with_an_adapter(checkers: tuple[Checker, Checker], kernel: str, rank: int) -> None:
+    """s z B^T in the same sums, from row 3 of B on."""
+    checker, constants = fit(checkers, kernel, NT.get(kernel, SMALL_NT))
+    for type_ in TYPES:
+        for rows, n, k in SHAPES:
+            k = columns_of(type_, k)
+            params = {"rows": "T", "n": n, "k4": padded(k) // 4, "scale": 0.5, "weight_row": 0}
+            params |= {"y_stride": padded(n) // 4, "y_column": 0, "add": 1}
+            params |= {"lora_rank": rank, "lora_row": 3, "lora_scale": 0.25}
+            arrays = {"x": normal(rows, k), "weight": pack_weight(normal(n, k), type_)}
+            arrays |= {"lora": normal(rows, rank), "lora_matrix": normal(n + 4, rank)}
+            arrays["y"] = normal(rows, padded(n))
+            checker.check(
+                kernel, arrays, params, rows=rows, constants=constants, libraries={"lora": "lora"}
+            )
+
+
+@pytest.mark.parametrize("rank", [1, 5, 8, 33])
+@pytest.mark.parametrize("kernel", ["matmul_nn", *sorted(set(NN) - {"matmul_nn_split"})])
+def test_nn_with_an_adapter(checkers: tuple[Checker, Checker], kernel: str, rank: int) -> None:
+    """s u A in the same sums."""
+    checker, given = fit(checkers, kernel, NN.get(kernel, SMALL_NN))
+    for type_ in TYPES:
+        for rows, n, k in SHAPES:
+            k = columns_of(type_, k)
+            params = {"rows": "C", "n": n, "k4": padded(k) // 4, "scale": 0.5, "weight_row": 0}
+            params |= {"dy_stride": padded(n) // 4, "dy_column": 0, "add": 1}
+            params |= {"lora_rank": rank, "lora_scale": 0.25}
+            arrays = {"dy": normal(rows, n), "weight": pack_weight(normal(n, k), type_)}
+            arrays |= {"lora": normal(rows, rank), "lora_matrix": normal(rank, k)}
+            arrays["dx"] = normal(rows, k)
+            checker.check(
+                kernel, arrays, params, rows=rows, constants=given, libraries={"lora": "lora"}
+            )
 
 
 @pytest.mark.parametrize("constants", TN)

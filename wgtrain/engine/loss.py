@@ -14,9 +14,10 @@ from wgtrain.engine.ops import (
     Lora,
     Parameter,
     accumulate,
-    dropout,
+    fuses,
     launch_nn,
     launch_nt,
+    lora_factor,
     lora_input_gradient,
     nn_params,
     nt_params,
@@ -52,7 +53,7 @@ def cross_entropy(
     """Adds the loss of hidden (C, D) to `totals` and begins the backward pass with its gradient."""
     running = g.tensor("running", "C", 4)
     trained_head = g.training and any(lora.trains for lora in loras)
-    factors = [_factor(g, hidden, lora) for lora in loras]
+    factors = [lora_factor(g, hidden, lora, "head.z") for lora in loras]
     wants_gradient = hidden.trains and not trained_head
     gradient = g.gradient(hidden)[0] if hidden.trains else None
     for segment, first, count in _chunks(head, columns):
@@ -82,14 +83,6 @@ def cross_entropy(
         _trained_head(g, hidden, head, loras, factors, inputs, running, gradient, columns)
 
 
-def _factor(g: Graph, hidden: Tensor, lora: Lora) -> tuple[Tensor, Tensor]:
-    """(what A multiplies, z = its product with A)."""
-    source = dropout(g, hidden, lora.dropout, lora.site) if lora.dropout else hidden
-    z = g.tensor("head.z", "C", lora.rank)
-    small_nt(g, source, lora.a, z, columns=lora.rank, add=False)
-    return source, z
-
-
 def _chunks(head: Weight, columns: int) -> Iterator[tuple[Segment, int, int]]:
     """(segment, first row within it, rows) of every chunk; none crosses a segment."""
     for segment in head.segments:
@@ -111,9 +104,11 @@ def _logits(
     params = {**nt_params(hidden, count), **head.strides(), "weight_row": first}
     params |= {"y_stride": padded(count) // 4, "y_column": 0}
     operands = {"x": hidden, "y": logits, **head.operands(segment)}
-    launch_nt(g, head, operands, params)
-    for lora, (_, z) in zip(loras, factors, strict=True):
-        at = segment.first + first
+    at = segment.first + first
+    adapters = [(lora, z) for lora, (_, z) in zip(loras, factors, strict=True)]
+    fused = adapters[:1] if fuses(head) else []
+    launch_nt(g, head, operands, params, fused, at)
+    for lora, z in adapters[len(fused) :]:
         small_nt(g, z, lora.b, logits, columns=count, scale=lora.scale, first=at, add=True)
     return logits
 
@@ -122,13 +117,14 @@ def head_logits(
     g: Graph, hidden: Tensor, head: Weight, loras: tuple[Lora, ...], result: Window
 ) -> None:
     """All logits of hidden (C, D) into `result` (C, V), rows padded; for inference."""
+    adapters = [(lora, lora_factor(g, hidden, lora, "head.z")[1]) for lora in loras]
+    fused = adapters[:1] if fuses(head) else []
     for segment in head.segments:
         params = {**nt_params(hidden, segment.rows), **head.strides()}
         params |= {"y_stride": padded(head.rows) // 4, "y_column": segment.first // 4}
         operands = {"x": hidden, "y": result, **head.operands(segment)}
-        launch_nt(g, head, operands, params)
-    for lora in loras:
-        _, z = _factor(g, hidden, lora)
+        launch_nt(g, head, operands, params, fused, segment.first)
+    for lora, z in adapters[len(fused) :]:
         small_nt(g, z, lora.b, result, columns=head.rows, scale=lora.scale, add=True)
 
 

@@ -5,6 +5,7 @@ rank. An operation records launches on a graph and returns the tensor it made; a
 gradient of that tensor and records what flows on to those inputs that train.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,26 +108,72 @@ def rms_norm(
     return y
 
 
-def launch_nt(g: Graph, weight: Weight, operands: dict[str, Any], params: dict[str, Any]) -> None:
-    """Records x W^T with a part of a frozen weight, in the weight's precision."""
+def fuses(weight: Weight) -> bool:
+    """Whether products with a weight take an adapter's part along. Tiles of f16 do not: what an
+    adapter adds stays f32.
+    """
+    return weight.precision == "f32"
+
+
+def launch_nt(
+    g: Graph,
+    weight: Weight,
+    operands: dict[str, Any],
+    params: dict[str, Any],
+    fused: Sequence[tuple[Lora, Tensor]] = (),
+    first: int = 0,
+) -> None:
+    """Records x W^T with a part of a frozen weight, in the weight's precision; `fused`: none, or
+    one (adapter, z), whose s z B^T from row `first` of B on is added.
+    """
     family, libraries = _family("nt", weight)
+    for lora, z in fused:
+        operands, params, libraries = _with(lora, z, lora.b, operands, params, libraries)
+        params["lora_row"] = first
     g.launch_tuned(family, operands, params, libraries=libraries)
 
 
-def launch_nn(g: Graph, weight: Weight, operands: dict[str, Any], params: dict[str, Any]) -> None:
+def launch_nn(
+    g: Graph,
+    weight: Weight,
+    operands: dict[str, Any],
+    params: dict[str, Any],
+    fused: Sequence[tuple[Lora, Tensor]] = (),
+) -> None:
     """Records dy W with a part of a frozen weight, in the weight's precision; as several launches
-    where the kernel names the most rows of W that one should take.
+    where the kernel names the most rows of W that one should take. `fused`: none, or one (adapter,
+    u), whose s u A is added.
     """
     family, libraries = _family("nn", weight)
-    most = g.kernel(family, libraries=libraries).constants.get("MOST_N", params["n"])
-    for first in range(0, params["n"], int(most)):
+    most = int(g.kernel(family, libraries=libraries).constants.get("MOST_N", params["n"]))
+    for first in range(0, params["n"], most):
         part = {
+            **params,
             "n": min(most, params["n"] - first),
             "weight_row": params["weight_row"] + first,
             "dy_column": params["dy_column"] + first // 4,
             "add": int(params["add"] or first > 0),
         }
-        g.launch_tuned(family, operands, {**params, **part}, libraries=libraries)
+        taken = operands, part, libraries
+        for lora, u in fused if first == 0 else ():
+            taken = _with(lora, u, lora.a, *taken)
+        g.launch_tuned(family, taken[0], taken[1], libraries=taken[2])
+
+
+def _with(
+    lora: Lora,
+    factor: Tensor,  # z or u
+    matrix: Parameter,
+    operands: dict[str, Any],
+    params: dict[str, Any],
+    libraries: dict[str, str],
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
+    """What launches a base product, with an adapter beside it."""
+    return (
+        {**operands, "lora": factor, "lora_matrix": matrix.value},
+        {**params, "lora_rank": lora.rank, "lora_scale": lora.scale},
+        {**libraries, "lora": "lora"},
+    )
 
 
 def _family(product: str, weight: Weight) -> tuple[str, dict[str, str]]:
@@ -136,8 +183,10 @@ def _family(product: str, weight: Weight) -> tuple[str, dict[str, str]]:
     return f"{product} f16/{weight.library}", {**weight.libraries, "tile": "tile_f16"}
 
 
-def _product(g: Graph, x: Tensor, weight: Weight, y: Tensor) -> None:
-    """y = x W^T, segment by segment of W's rows."""
+def _product(
+    g: Graph, x: Tensor, weight: Weight, y: Tensor, fused: Sequence[tuple[Lora, Tensor]]
+) -> None:
+    """y = x W^T, segment by segment of W's rows; `fused` as in `launch_nt`."""
     for segment in weight.segments:
         launch_nt(
             g,
@@ -149,11 +198,20 @@ def _product(g: Graph, x: Tensor, weight: Weight, y: Tensor) -> None:
                 "y_stride": padded(y.cols) // 4,
                 "y_column": segment.first // 4,
             },
+            fused,
+            segment.first,
         )
 
 
-def _product_backward(g: Graph, dy: Tensor, weight: Weight, dx: Tensor, add: bool) -> None:
-    """dx = dy W, segment by segment of W's rows."""
+def _product_backward(
+    g: Graph,
+    dy: Tensor,
+    weight: Weight,
+    dx: Tensor,
+    add: bool,
+    fused: Sequence[tuple[Lora, Tensor]],
+) -> None:
+    """dx = dy W, segment by segment of W's rows; `fused` as in `launch_nn`."""
     for segment in weight.segments:
         launch_nn(
             g,
@@ -166,16 +224,18 @@ def _product_backward(g: Graph, dy: Tensor, weight: Weight, dx: Tensor, add: boo
                 "dy_column": segment.first // 4,
                 "add": int(add),
             },
+            fused if segment.first == 0 else (),
         )
         add = True
 
 
-_WHOLE = {"weight_row": 0, "scale": 1.0, "add": 0}  # all rows of W, written over what is there
+# All rows of W, no adapter, written over what is there
+_WHOLE = {"weight_row": 0, "scale": 1.0, "add": 0, "lora_rank": 0, "lora_scale": 0.0}
 
 
 def nt_params(x: Tensor, n: int) -> dict[str, Any]:
     """Parameters of matmul_nt that do not depend on the weight: x (rows, K) -> n columns."""
-    return {"rows": x.rows, "n": n, "k4": padded(x.cols) // 4, **_WHOLE}
+    return {"rows": x.rows, "n": n, "k4": padded(x.cols) // 4, **_WHOLE, "lora_row": 0}
 
 
 def nn_params(dx: Tensor, n: int) -> dict[str, Any]:
@@ -250,48 +310,55 @@ def linear(
     """x W^T + b + sum of LoRA corrections; (T, inputs) -> (T, outputs)."""
     trains = x.trains or any(lora.trains for lora in loras)
     y = g.tensor(name, x.rows, weight.rows, trains=trains)
-    _product(g, x, weight, y)
+    factors = [(lora, lora_factor(g, x, lora, f"{name}.z")[1]) for lora in loras]
+    fused = factors[:1] if fuses(weight) else []
+    _product(g, x, weight, y, fused)
     if bias is not None:
         g.launch("add_bias", {"bias": bias, "y": y}, _elementwise(y))
-    kept = [_lora(g, x, y, lora, name) for lora in loras]
+    for lora, z in factors[len(fused) :]:
+        small_nt(g, z, lora.b, y, columns=y.cols, scale=lora.scale, add=True)
     saved = g.save(x) if any(lora.trains for lora in loras) else None
 
     def vjp(dy: Tensor) -> None:
+        products = [(lora, g.tensor(f"{name}.u", x.rows, lora.rank)) for lora in loras]
+        for lora, u in products:
+            small_nn(g, dy, lora.b, u, add=False)
         if x.trains:
-            dx, add = g.gradient(x)
-            _product_backward(g, dy, weight, dx, add)
-        for lora, z in zip(loras, kept, strict=True):
-            _lora_backward(g, x, saved() if saved else x, dy, lora, z, name)
+            _input_gradient(g, x, dy, weight, products)
+        for (lora, z), (_, u) in zip(factors, products, strict=True):
+            if lora.trains:
+                _lora_gradients(g, saved() if saved else x, dy, u, lora, z)
 
     g.on_backward(y, vjp)
     return y
 
 
-def _lora(g: Graph, x: Tensor, y: Tensor, lora: Lora, name: str) -> Tensor:
-    """y += s z B^T with z = dropout(x) A^T; returns z (T, R)."""
+def lora_factor(g: Graph, x: Tensor, lora: Lora, name: str) -> tuple[Tensor, Tensor]:
+    """(dropout(x), z = its product with A^T (T, R)): the adapter's part of x W^T is s z B^T."""
     source = dropout(g, x, lora.dropout, lora.site) if lora.dropout else x
-    z = g.tensor(f"{name}.z", x.rows, lora.rank)
+    z = g.tensor(name, x.rows, lora.rank)
     small_nt(g, source, lora.a, z, columns=lora.rank, add=False)
-    small_nt(g, z, lora.b, y, columns=y.cols, scale=lora.scale, add=True)
-    return z
+    return source, z
 
 
-def _lora_backward(
-    g: Graph, x: Tensor, kept: Tensor, dy: Tensor, lora: Lora, z: Tensor, name: str
+def _input_gradient(
+    g: Graph, x: Tensor, dy: Tensor, weight: Weight, products: list[tuple[Lora, Tensor]]
 ) -> None:
-    """With u = dy B: dB += s dy^T z, dA += s u^T dropout(x), dx += s dropout'(u A)."""
-    u = g.tensor(f"{name}.u", x.rows, lora.rank)
-    small_nn(g, dy, lora.b, u, add=False)
-    _lora_gradients(g, kept, dy, u, lora, z)
-    lora_input_gradient(g, x, u, lora)
+    """dx = dy W + sum of s dropout'(u A), with u = dy B; a mask keeps the latter apart."""
+    dx, add = g.gradient(x)
+    fused = [(lora, u) for lora, u in products if fuses(weight) and not lora.dropout][:1]
+    _product_backward(g, dy, weight, dx, add, fused)
+    for lora, u in products:
+        if (lora, u) not in fused:
+            lora_input_gradient(g, x, u, lora)
 
 
 def _lora_gradients(g: Graph, kept: Tensor, dy: Tensor, u: Tensor, lora: Lora, z: Tensor) -> None:
-    if lora.trains:
-        assert lora.a.gradient is not None and lora.b.gradient is not None
-        accumulate(g, dy, z, lora.b.gradient, lora.scale)
-        source = dropout(g, kept, lora.dropout, lora.site) if lora.dropout else kept
-        accumulate(g, u, source, lora.a.gradient, lora.scale)
+    """dB += s dy^T z, dA += s u^T dropout(x)."""
+    assert lora.a.gradient is not None and lora.b.gradient is not None
+    accumulate(g, dy, z, lora.b.gradient, lora.scale)
+    source = dropout(g, kept, lora.dropout, lora.site) if lora.dropout else kept
+    accumulate(g, u, source, lora.a.gradient, lora.scale)
 
 
 def lora_input_gradient(g: Graph, x: Tensor, u: Tensor, lora: Lora) -> None:
