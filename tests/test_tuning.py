@@ -50,7 +50,7 @@ def test_chromes_software_adapter_has_a_table_of_its_own() -> None:
 
 @pytest.mark.parametrize("family", ["nt", "nt small", "nt small 8", "nn", "nn small 8", "tn 8x16"])
 def test_it_compiles_one_store_for_all_sums_of_a_tile(family: str) -> None:
-    store = {"nt": "y[at] = ", "nn": "dx[at] = ", "tn": "partial[("}[family[:2]]
+    store = {"nt": "store(row0", "nn": "store(row0", "tn": "partial[("}[family[:2]]
     counts = []
     for table in (DEFAULT_SWIFTSHADER, DEFAULT_CPU):
         choice = table.choice(family)
