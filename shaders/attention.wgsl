@@ -2,24 +2,10 @@
 // Keeps stats[t,h].x = log sum_s exp(scale Q . K) for the backward pass; no T x T matrix exists.
 // One invocation owns QUERIES neighbouring queries of one head and walks their keys with a running
 // maximum. Neighbouring invocations are heads, which walk the same keys.
-// use: step
+// use: step, attention_io
 // grid: ceil_div(ceil_div(rows, QUERIES) * heads, WORKGROUP)
-struct Params {
-  rows: u32,
-  heads: u32,
-  kv_heads: u32,
-  scale: f32,
-}
-const E4: u32 = 2u; // head size / 4
 const QUERIES: u32 = min(max(64u / E4, 2u), 8u);
 const WORKGROUP: u32 = 8u;
-@group(0) @binding(0) var<storage, read> q: array<vec4<f32>>;
-@group(0) @binding(1) var<storage, read> k: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> v: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read> spans: array<vec2<u32>>;
-@group(0) @binding(4) var<storage, read_write> o: array<vec4<f32>>;
-@group(0) @binding(5) var<storage, read_write> stats: array<vec2<f32>>;
-@group(0) @binding(15) var<uniform> params: Params;
 
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(global_invocation_id) id: vec3<u32>) {

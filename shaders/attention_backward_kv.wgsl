@@ -3,26 +3,10 @@
 // that shares this key head; P is recomputed from the kept log-sum-exp.
 // One invocation owns KEYS neighbouring keys of one key-value head and walks their queries. Neighbouring
 // invocations are heads, which walk the same queries.
-// use: step
+// use: step, attention_backward_kv_io
 // grid: ceil_div(ceil_div(rows, KEYS) * kv_heads, WORKGROUP)
-struct Params {
-  rows: u32,
-  heads: u32,
-  kv_heads: u32,
-  scale: f32,
-}
-const E4: u32 = 2u; // head size / 4
 const KEYS: u32 = min(max(48u / E4, 2u), 8u);
 const WORKGROUP: u32 = 8u;
-@group(0) @binding(0) var<storage, read> q: array<vec4<f32>>;
-@group(0) @binding(1) var<storage, read> k: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> v: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read> dout: array<vec4<f32>>;
-@group(0) @binding(4) var<storage, read> stats: array<vec2<f32>>; // log-sum-exp, delta
-@group(0) @binding(5) var<storage, read> spans: array<vec2<u32>>;
-@group(0) @binding(6) var<storage, read_write> dk: array<vec4<f32>>;
-@group(0) @binding(7) var<storage, read_write> dv: array<vec4<f32>>;
-@group(0) @binding(15) var<uniform> params: Params;
 
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(global_invocation_id) id: vec3<u32>) {

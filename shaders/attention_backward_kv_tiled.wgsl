@@ -4,15 +4,8 @@
 // One workgroup owns KEYS neighbouring keys of one key-value head and walks their queries, QUERIES at a time:
 // K Q^T and V dO^T from slices staged in workgroup memory, TILE_KEYS x 4 an invocation; then P and what
 // softmax's gradient makes of it, staged, times dO and Q, which are read along their rows.
-// use: step
+// use: step, attention_backward_kv_io
 // grid: ceil_div(rows, KEYS), kv_heads
-struct Params {
-  rows: u32,
-  heads: u32,
-  kv_heads: u32,
-  scale: f32,
-}
-const E4: u32 = 2u; // head size / 4
 const TILE_KEYS: u32 = 2u;
 const LANE_ROWS: u32 = 8u; // of keys
 const LANE_COLS: u32 = 8u; // of queries, four each, and of columns of dK and dV
@@ -26,16 +19,6 @@ const SLICE4: u32 = (E4 + SLICES - 1u) / SLICES;
 const COLS4: u32 = (E4 + LANE_COLS - 1u) / LANE_COLS; // of dK and dV, an invocation
 // Odd, so that neighbouring lanes, which read neighbouring queries, meet different banks.
 const Q_STRIDE: u32 = SLICE4 + 1u - SLICE4 % 2u;
-
-@group(0) @binding(0) var<storage, read> q: array<vec4<f32>>;
-@group(0) @binding(1) var<storage, read> k: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> v: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read> dout: array<vec4<f32>>;
-@group(0) @binding(4) var<storage, read> stats: array<vec2<f32>>; // log-sum-exp, delta
-@group(0) @binding(5) var<storage, read> spans: array<vec2<u32>>;
-@group(0) @binding(6) var<storage, read_write> dk: array<vec4<f32>>;
-@group(0) @binding(7) var<storage, read_write> dv: array<vec4<f32>>;
-@group(0) @binding(15) var<uniform> params: Params;
 
 var<workgroup> k_tile: array<vec4<f32>, KEYS * SLICE4>;
 var<workgroup> v_tile: array<vec4<f32>, KEYS * SLICE4>;

@@ -3,15 +3,8 @@
 // One workgroup owns QUERIES neighbouring queries of one head and walks their keys, KEYS at a time: Q K^T and
 // dO V^T from slices staged in workgroup memory, TILE_QUERIES x 4 an invocation; then what softmax's gradient
 // makes of them, staged, times K, which is read along its rows.
-// use: step
+// use: step, attention_backward_q_io
 // grid: ceil_div(rows, QUERIES), heads
-struct Params {
-  rows: u32,
-  heads: u32,
-  kv_heads: u32,
-  scale: f32,
-}
-const E4: u32 = 2u; // head size / 4
 const TILE_QUERIES: u32 = 2u;
 const LANE_ROWS: u32 = 8u; // of queries
 const LANE_COLS: u32 = 8u; // of keys, four each, and of columns of dQ
@@ -25,15 +18,6 @@ const SLICE4: u32 = (E4 + SLICES - 1u) / SLICES;
 const COLS4: u32 = (E4 + LANE_COLS - 1u) / LANE_COLS; // of dQ, an invocation
 // Odd, so that neighbouring lanes, which read neighbouring keys, meet different banks.
 const K_STRIDE: u32 = SLICE4 + 1u - SLICE4 % 2u;
-
-@group(0) @binding(0) var<storage, read> q: array<vec4<f32>>;
-@group(0) @binding(1) var<storage, read> k: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> v: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read> dout: array<vec4<f32>>;
-@group(0) @binding(4) var<storage, read> stats: array<vec2<f32>>; // log-sum-exp, delta
-@group(0) @binding(5) var<storage, read> spans: array<vec2<u32>>;
-@group(0) @binding(6) var<storage, read_write> dq: array<vec4<f32>>;
-@group(0) @binding(15) var<uniform> params: Params;
 
 var<workgroup> q_tile: array<vec4<f32>, QUERIES * SLICE4>;
 var<workgroup> dout_tile: array<vec4<f32>, QUERIES * SLICE4>;

@@ -69,6 +69,17 @@ def full_device() -> Iterator[Any]:
     opened.close()
 
 
+@pytest.fixture(scope="session")
+def checkers(device: Any, full_device: Any) -> Iterator[Any]:
+    """What checks kernels: on the first device, and on the second (see `kernel_check.fit`)."""
+    from kernel_check import Checker
+
+    made = Checker(device), Checker(full_device)
+    yield made
+    for checker in made:
+        checker.close()
+
+
 @pytest.fixture
 def shaders(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
     """Shader files by path that are read in place of those on disk."""

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import oracles
+import pytest
 from gguf import GGMLQuantizationType, quants
 
 from wgtrain.engine.dispatch import Caller
@@ -205,7 +206,8 @@ class Checker:
             constants=constants,
             libraries=libraries,
         )
-        allowed = TOLERANCES.get(name.removesuffix("_tiled"), DEFAULT_TOLERANCE)
+        base = re.sub("_(tiled|subgroup)$", "", name)
+        allowed = TOLERANCES.get(base, DEFAULT_TOLERANCE)
         bound = allowed if tolerance is None else tolerance
         for output, expected in shapes.items():
             where = f"kernel '{name}', {output}, {dict(params)}, {dict(constants or {})}"
@@ -288,6 +290,27 @@ class Checker:
         """Frees every kernel's parameters."""
         for _, caller in self._callers.values():
             caller.close()
+
+
+def fit(
+    checkers: tuple[Checker, Checker], kernel: str, constants: Mapping[str, int] | None
+) -> tuple[Checker, dict[str, int]]:
+    """A checker whose device has what the kernel needs, and the constants with its size of
+    subgroups.
+    """
+    features = load_kernel(kernel).features
+    if not features:
+        return checkers[0], dict(constants or {})
+    device = checkers[1].device
+    if not (features <= device.features and device.subgroup_size):
+        pytest.skip(f"the adapter has no {', '.join(features)}")
+    return checkers[1], {**(constants or {}), "SUBGROUP": device.subgroup_size}
+
+
+def make_spans(*lengths: int) -> np.ndarray:
+    """(start, end) of the row of each token, for rows of these lengths."""
+    ends = np.repeat(np.cumsum(lengths), lengths)
+    return np.stack([ends - np.repeat(lengths, lengths), ends], 1).astype(np.uint32)
 
 
 def compare(

@@ -274,6 +274,8 @@ matmul_nn_tiled = matmul_nn_split = matmul_nn_subgroup = matmul_nn
 matmul_tn_split = matmul_tn
 attention_tiled, attention_backward_q_tiled = attention, attention_backward_q
 attention_backward_kv_tiled = attention_backward_kv
+attention_subgroup, attention_backward_q_subgroup = attention, attention_backward_q
+attention_backward_kv_subgroup = attention_backward_kv
 
 
 def cross_entropy_chunk(

@@ -4,17 +4,15 @@ The tiles are small here, so that awkward sizes meet every edge at little compil
 with the constants as they are.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
-from kernel_check import Checker, pack_weight
+from kernel_check import Checker, fit, pack_weight
 
 from wgtrain.engine.graph import padded
 from wgtrain.engine.kernel import load_kernel
 from wgtrain.engine.weight import FORMATS
-from wgtrain.gpu import Device
 
 pytestmark = pytest.mark.gpu
 
@@ -44,30 +42,9 @@ TN = [
 ]
 
 
-@pytest.fixture(scope="session")
-def checkers(device: Device, full_device: Device) -> Iterator[tuple[Checker, Checker]]:
-    made = Checker(device), Checker(full_device)
-    yield made
-    for checker in made:
-        checker.close()
-
-
 @pytest.fixture
 def checker(checkers: tuple[Checker, Checker]) -> Checker:
     return checkers[0]
-
-
-def fit(
-    checkers: tuple[Checker, Checker], kernel: str, constants: dict[str, int] | None
-) -> tuple[Checker, dict[str, int] | None]:
-    """A device that has what the kernel needs, and the constants with its size of subgroups."""
-    features = load_kernel(kernel).features
-    if not features:
-        return checkers[0], constants
-    device = checkers[1].device
-    if not (features <= device.features and device.subgroup_size):
-        pytest.skip(f"the adapter has no {', '.join(features)}")
-    return checkers[1], {**(constants or {}), "SUBGROUP": device.subgroup_size}
 
 
 def normal(*shape: int) -> np.ndarray:

@@ -172,6 +172,9 @@ _GPU = {
 _CPU_SUBGROUPS: dict[str, Choice] = {
     "nt": _choice("matmul_nt_subgroup"),
     "nn": _choice("matmul_nn_subgroup"),
+    "attention": _choice("attention_subgroup"),
+    "attention_backward_q": _choice("attention_backward_q_subgroup"),
+    "attention_backward_kv": _choice("attention_backward_kv_subgroup"),
 }
 _GPU_SUBGROUPS: dict[str, Choice] = {}
 
@@ -199,6 +202,10 @@ CANDIDATES: dict[str, tuple[Choice, ...]] = {
             _choice("matmul_nn_subgroup", TILE_PACKS=packs // 2),
         )
         for library, packs in {"f32": 16, "f16": 16, "bf16": 16, "q8_0": 4}.items()
+    },
+    **{
+        kernel: (_choice(kernel), _choice(f"{kernel}_subgroup"))
+        for kernel in ("attention", "attention_backward_q", "attention_backward_kv")
     },
 }
 # And besides on anything but a CPU. Of the tiles, large ones need few reads of workgroup memory a
