@@ -310,7 +310,17 @@ def test_scaling(quick: None, capsys: Any, tmp_path: Path) -> None:
     flops = [p["flops"] for p in rank["points"]]
     plans = [p["plan"] for p in rank["points"]]
     assert flops == sorted(flops) and plans == sorted(plans)
-    assert {path.name for path in tmp_path.iterdir()} == {"s.svg", "s-memory.svg"}
+    assert all(p["attention"] > 0 for p in (*rank["points"], *tokens["points"]))
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "s-rank.svg", "s-rank-memory.svg", "s-tokens.svg", "s-tokens-memory.svg",
+    }  # fmt: skip
+    for name, words in {
+        "s-rank.svg": (b">rank<", b">seconds<", b">128<"),
+        "s-tokens-memory.svg": (b">tokens<", b">MiB<", b">in proportion<"),
+    }.items():
+        assert all(word in (tmp_path / name).read_bytes() for word in words)
+    (table, _) = tables.tables(found)
+    assert table.rows[0][2] == "" and table.rows[1][2].startswith("x ")
 
 
 @pytest.mark.gpu

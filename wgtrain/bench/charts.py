@@ -57,36 +57,54 @@ def _label(row: Record) -> str:
 
 
 def _scaling(record: Record) -> dict[str, bytes]:
-    """Growth of time, and of the plan's memory, along each axis; both scales are logarithmic."""
-    return {
-        "": _growth(record, "time", lambda point: point["seconds"]["median"]),
-        "-memory": _growth(record, "memory of the plan", lambda point: point["plan"]),
-    }
+    """Time, and the plan's memory, along each axis: a pair of charts for each unit."""
+    units = list(dict.fromkeys(curve["unit"] for curve in record["curves"]))
+    found = {}
+    for unit in units:
+        curves = [curve for curve in record["curves"] if curve["unit"] == unit]
+        suffix = f"-{unit}" if len(units) > 1 else ""
+        times: dict[str, _Line] = {}
+        for curve in curves:
+            times[curve["what"]] = _line(curve, lambda p: p["seconds"]["median"])
+            if unit == "tokens":
+                times[f"attention of {curve['what']}"] = _line(curve, lambda p: p["attention"])
+        memory = {curve["what"]: _line(curve, lambda p: p["plan"] / 2**20) for curve in curves}
+        name = record["shape"]["name"]
+        found[suffix] = _growth(f"{name}: time of a step", unit, "seconds", times)
+        found[f"{suffix}-memory"] = _growth(f"{name}: memory of the plan", unit, "MiB", memory)
+    return found
 
 
-def _growth(record: Record, what: str, of: Callable[[Record], float]) -> bytes:
-    curves = record["curves"]
-    farthest = 1.0
+_Line = list[tuple[float, float]]
+
+
+def _line(curve: Record, of: Callable[[Record], float]) -> _Line:
+    """Its points, both numbers as logarithms."""
+    points = ((point["value"], of(point)) for point in curve["points"])
+    return [(math.log2(x), math.log2(y)) for x, y in points if y > 0]
+
+
+def _growth(title: str, unit: str, what: str, lines: dict[str, _Line]) -> bytes:
+    """Both scales are logarithmic; grey is what grows in proportion, from the first point."""
+    points = [point for line in lines.values() for point in line]
+    (x, y), last = next(iter(lines.values()))[0], max(x for x, _ in points)
+    ends = [y for _, y in points] + [y + last - x]
     chart = new_chart(
         "XY",
-        (*_COLORS[: len(curves)], _GREY),
-        title=f"{record['shape']['name']}: growth of {what}",
-        x_title="times the smallest",
-        y_title=f"{what}, times that of the smallest",
-        x_value_formatter=lambda x: number(2**x),
+        (*_COLORS[: len(lines)], _GREY),
+        title=title,
+        x_title=unit,
+        y_title=what,
+        x_value_formatter=lambda x: f"{2**x:,.0f}",
         value_formatter=lambda y: number(2**y),
         dots_size=3,
     )
-    for curve in curves:
-        points = [(point["value"], of(point)) for point in curve["points"]]
-        first_x, first_y = points[0]
-        line = [(math.log2(x / first_x), math.log2(y / first_y)) for x, y in points]
-        farthest = max(farthest, line[-1][0])
-        chart.add(curve["what"], line)
-    chart.add("linear", [(0.0, 0.0), (farthest, farthest)], show_dots=False)
-    chart.x_labels = list(range(int(farthest) + 1))
-    chart.y_labels = list(range(int(farthest) + 1))
-    return standalone(chart, f"scaling-{what.split()[0]}")
+    for name, line in lines.items():
+        chart.add(name, line)
+    chart.add("in proportion", [(x, y), (last, y + last - x)], show_dots=False)
+    chart.x_labels = sorted({x for x, _ in points})
+    chart.y_labels = list(range(math.floor(min(ends)), math.ceil(max(ends)) + 1))
+    return standalone(chart, f"scaling-{unit}-{what}")
 
 
 _CHARTS: dict[str, Callable[[Record], dict[str, bytes]]] = {

@@ -1,26 +1,44 @@
 """How time and memory of a step grow with one size of it at a time."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from wgtrain.bench.flops import step_flops
 from wgtrain.bench.measure import Record, record, spread
 from wgtrain.bench.shapes import Shape
-from wgtrain.bench.step import Stepper, steps_in
+from wgtrain.bench.step import Stepper, by_kernel, steps_in
 from wgtrain.bench.tuned import AUTO
 from wgtrain.errors import OptionError
 
 _SHORT = 64  # tokens of a short row
-# Axis -> (what it is, values). "tokens" and "row" reach the same T, by many rows and by one.
-AXES: dict[str, tuple[str, tuple[int, ...]]] = {
-    "tokens": (f"tokens, in rows of {_SHORT}", (64, 128, 256, 512, 1024, 2048, 4096)),
-    "row": ("tokens, in one row", (64, 128, 256, 512, 1024, 2048, 4096)),
-    "rank": ("rank", (4, 8, 16, 32, 64, 128)),
-    "layers": ("layers", (1, 2, 4, 8, 16)),
-    "rows": ("rows of the shape's length", (1, 2, 4, 8, 16)),
-    "vocabulary": ("vocabulary", (4_000, 8_000, 16_000, 32_000, 64_000, 128_000)),
+_TOKENS = (64, 128, 256, 512, 1024, 2048, 4096)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What grows, in which unit, and its values; axes of one unit share a chart."""
+
+    what: str
+    unit: str
+    values: tuple[int, ...]
+
+
+# "tokens" and "row" reach the same T, by many rows and by one.
+AXES = {
+    "tokens": Axis(f"tokens, in rows of {_SHORT}", "tokens", _TOKENS),
+    "row": Axis("tokens, in one row", "tokens", _TOKENS),
+    "rank": Axis("rank", "rank", (4, 8, 16, 32, 64, 128)),
+    "layers": Axis("layers", "layers", (1, 2, 4, 8, 16)),
+    "rows": Axis("rows of the shape's length", "rows", (1, 2, 4, 8, 16)),
+    "vocabulary": Axis("vocabulary", "vocabulary", (4000, 8000, 16_000, 32_000, 64_000, 128_000)),
 }
+
+
+def attention_seconds(stepper: Stepper) -> float:
+    """What attention, forward and backward, takes on the GPU in one step."""
+    found = by_kernel(stepper)
+    return float(sum(row["seconds"] for row in found if row["kernel"].startswith("attention")))
 
 
 def check_axes(axes: Sequence[str]) -> list[str]:
@@ -33,7 +51,7 @@ def check_axes(axes: Sequence[str]) -> list[str]:
 
 def points(shape: Shape, axis: str, most: int | None) -> Iterator[tuple[int, Shape]]:
     """(value, shape) along an axis, up to `most`."""
-    for value in AXES[axis][1]:
+    for value in AXES[axis].values:
         if most is not None and value > most:
             continue
         if axis == "tokens":
@@ -76,12 +94,14 @@ def measure_scaling(
                         "value": value,
                         "tokens": point.tokens,
                         "seconds": spread(seconds),
+                        "attention": attention_seconds(stepper),
                         "flops": sum(step_flops(point).values()),
                         "weights": stepper.model.weights.nbytes,
                         "plan": stepper.learner.nbytes,
                     }
                 )
         if not rows:
-            raise OptionError(f"most = {most}: axis {axis} begins at {AXES[axis][1][0]}")
-        curves.append({"axis": axis, "what": AXES[axis][0], "points": rows})
+            raise OptionError(f"most = {most}: axis {axis} begins at {AXES[axis].values[0]}")
+        known = AXES[axis]
+        curves.append({"axis": axis, "what": known.what, "unit": known.unit, "points": rows})
     return {**found, "shape": shape.facts(), "curves": curves}

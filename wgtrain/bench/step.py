@@ -172,7 +172,7 @@ def measure_step(
             "memory": memory,
             "tuning": {"origin": tuning.origin, "table": to_json(tuning)},
             "timestamps": "timestamp-query" in device.features,
-            "kernels": _by_kernel(ours),
+            "kernels": by_kernel(ours),
             "vs": [
                 {
                     "name": other.name,
@@ -223,7 +223,7 @@ def _speed(shape: Shape, seconds: Sequence[float], best: Case, ceilings: Sequenc
     }
 
 
-def _by_kernel(ours: Stepper) -> list[Record]:
+def by_kernel(ours: Stepper) -> list[Record]:
     """Time on the GPU by kernel, largest first."""
     times: dict[str, list[float]] = defaultdict(list)
     for launch, taken in gpu.run(ours.learner.profile(ours.shape.batch())):

@@ -187,20 +187,40 @@ def _kernel_tables(record: Record) -> Iterator[Table]:
 
 def _scaling_tables(record: Record) -> Iterator[Table]:
     for curve in record["curves"]:
+        points = curve["points"]
         rows = []
-        for point in curve["points"]:
+        for before, point in zip([None, *points], points, strict=False):
             median = point["seconds"]["median"]
             rows.append(
                 (
                     str(point["value"]),
                     with_spread(point["seconds"]),
+                    _growth(median, before and before["seconds"]["median"]),
+                    number(1e3 * point["attention"]),
+                    _growth(point["attention"], before and before["attention"]),
                     number(1e6 * median / point["tokens"]),
                     number(point["flops"] / median / 1e9),
                     mib(point["plan"]),
+                    _growth(point["plan"], before and before["plan"]),
                 )
             )
-        columns = (curve["axis"], "seconds per step", "us per token", "GFLOP/s", "plan, MiB")
+        columns = (
+            curve["axis"],
+            "seconds per step",
+            "growth",
+            "attention, ms",
+            "growth",
+            "us per token",
+            "GFLOP/s",
+            "plan, MiB",
+            "growth",
+        )
         yield Table(f"{record['shape']['name']} by {curve['what']}", columns, rows)
+
+
+def _growth(value: float, before: float | None) -> str:
+    """How many times the value of the point before."""
+    return f"x {number(value / before)}" if before else ""
 
 
 _TABLES: dict[str, Callable[[Record], Iterator[Table]]] = {

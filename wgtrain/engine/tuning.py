@@ -171,7 +171,11 @@ _GPU = {
 # lanes gain nothing.
 _CPU_SUBGROUPS: dict[str, Choice] = {
     "nt": _choice("matmul_nt_subgroup"),
+    "nt small": _choice("matmul_nt_subgroup"),
+    "nt small 128": _choice("matmul_nt_subgroup", TILE_ROWS=8, TILE_COLS=32),
     "nn": _choice("matmul_nn_subgroup"),
+    "nn small": _choice("matmul_nn_subgroup"),
+    "nn small 128": _choice("matmul_nn_subgroup", TILE_PACKS=8),
     "attention": _choice("attention_subgroup"),
     "attention_backward_q": _choice("attention_backward_q_subgroup"),
     "attention_backward_kv": _choice("attention_backward_kv_subgroup"),
