@@ -98,7 +98,9 @@ def _linear(
 
 
 def lora_cases(s: Setting) -> Iterator[list[Case]]:
-    """The adapter's products beside the base product's, forward and backward."""
+    """The adapter's own products, forward and backward: what is added inside the base product's
+    sum is timed with neither.
+    """
     t, r = s.shape.tokens, s.shape.rank
     for name, (outputs, inputs) in matrices(s.shape).items():
         a, b = _parameter("a", r, inputs), _parameter("b", outputs, r)
@@ -106,10 +108,13 @@ def lora_cases(s: Setting) -> Iterator[list[Case]]:
         passes = _linear(s, outputs, inputs, "F32", (lora,))
         own = [[x for x in launches if not _reads_base(x)] for launches in passes]
         what = f"{name} {t} x {outputs} x {inputs}, rank {r}"
-        flops = 2.0 * t * r * (outputs + inputs)
+        inside = ops.fuses(s.weight(outputs, inputs, "F32"))
+        # z = x A^T and z B^T; u = dY B, dB = dY^T z, dA = u^T x and u A
+        forward = 2.0 * t * r * (inputs + (0 if inside else outputs))
+        backward = 2.0 * t * r * (2 * outputs + inputs + (0 if inside else inputs))
         yield [
-            Case("LoRA forward", what, "", own[0], t, flops),
-            Case("LoRA backward", what, "", own[1], t, 2 * flops),
+            Case("LoRA forward", what, "", own[0], t, forward),
+            Case("LoRA backward", what, "", own[1], t, backward),
         ]
 
 
