@@ -183,8 +183,8 @@ def test_a_sample_begins_untimed_where_steps_are_short() -> None:
             return {"seconds": 0.1}
 
     asked: list[int] = []
-    assert step._sample(Trainer(), 0.1) == {"seconds": 0.1}  # type: ignore[arg-type]
-    step._sample(Trainer(), 6.0)  # type: ignore[arg-type]
+    assert step.sample(Trainer(), 0.1) == {"seconds": 0.1}  # type: ignore[arg-type]
+    step.sample(Trainer(), 6.0)  # type: ignore[arg-type]
     assert asked == [1, 2, 1]
 
 

@@ -1,13 +1,14 @@
 """How time and memory of a step grow with one size of it at a time."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
 from wgtrain.bench.flops import step_flops
 from wgtrain.bench.measure import Record, record, spread
 from wgtrain.bench.shapes import Shape
-from wgtrain.bench.step import Stepper, by_kernel, steps_in
+from wgtrain.bench.step import Stepper, by_kernel, sample
 from wgtrain.bench.tuned import AUTO
 from wgtrain.errors import OptionError
 
@@ -78,30 +79,35 @@ def measure_scaling(
     found: Record = {}
     curves = []
     for axis in check_axes(axes):
-        rows = []
-        for value, point in points(shape, axis, most):
-            advance(f"{axis} {value}")
-            with Stepper(point, adapter_index, mode) as stepper:
-                found = found or record("scaling", command, stepper.model.device)
+        opened: list[tuple[int, Stepper, float]] = []
+        with ExitStack() as stack:
+            for value, point in points(shape, axis, most):
+                advance(f"{axis} {value}")
+                stepper = stack.enter_context(Stepper(point, adapter_index, mode))
                 stepper.steps(1)  # compiles
-                alone = stepper.steps(1)["seconds"]
-                count = steps_in(alone)
-                seconds = [alone] if count == 1 else []
-                while len(seconds) < rounds:
-                    seconds.append(stepper.steps(count)["seconds"])
-                rows.append(
-                    {
-                        "value": value,
-                        "tokens": point.tokens,
-                        "seconds": spread(seconds),
-                        "attention": attention_seconds(stepper),
-                        "flops": sum(step_flops(point).values()),
-                        "weights": stepper.model.weights.nbytes,
-                        "plan": stepper.learner.nbytes,
-                    }
+                opened.append((value, stepper, stepper.steps(1)["seconds"]))
+            if not opened:
+                raise OptionError(f"most = {most}: axis {axis} begins at {AXES[axis].values[0]}")
+            found = found or record("scaling", command, opened[0][1].model.device)
+            # In turn, so that a slow phase of the machine hits all of them.
+            taken = [
+                [sample(stepper, alone)["seconds"] for _, stepper, alone in opened]
+                for _ in range(rounds)
+            ]
+            rows = [
+                {
+                    "value": value,
+                    "tokens": stepper.shape.tokens,
+                    "seconds": spread(seconds),
+                    "attention": attention_seconds(stepper),
+                    "flops": sum(step_flops(stepper.shape).values()),
+                    "weights": stepper.model.weights.nbytes,
+                    "plan": stepper.learner.nbytes,
+                }
+                for (value, stepper, _), seconds in zip(
+                    opened, zip(*taken, strict=True), strict=True
                 )
-        if not rows:
-            raise OptionError(f"most = {most}: axis {axis} begins at {AXES[axis].values[0]}")
+            ]
         known = AXES[axis]
         curves.append({"axis": axis, "what": known.what, "unit": known.unit, "points": rows})
     return {**found, "shape": shape.facts(), "curves": curves}

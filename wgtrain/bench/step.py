@@ -154,16 +154,16 @@ def measure_step(
         samples, ceilings, theirs = [], [], []
         for number in range(rounds):
             advance(f"round {number + 1}")
-            samples.append(_sample(ours, ours_alone))
+            samples.append(sample(ours, ours_alone))
             ceilings.append(beside.sample())
-            theirs.append([_sample(x, s)["seconds"] for x, s in zip(others, alone, strict=True)])
-        seconds = [sample["seconds"] for sample in samples]
+            theirs.append([sample(x, s)["seconds"] for x, s in zip(others, alone, strict=True)])
+        seconds = [each["seconds"] for each in samples]
         return {
             **record("step", command, device),
             "shape": shape.facts(),
             "precision": precision,
             **_speed(shape, seconds, best, ceilings),
-            "host_seconds_per_step": (host := spread([sample["host"] for sample in samples])),
+            "host_seconds_per_step": (host := spread([each["host"] for each in samples])),
             "dispatches": ours.dispatches,
             "host_seconds_per_dispatch": host["median"] / ours.dispatches,
             "compile_seconds": ours.compile_seconds,
@@ -195,7 +195,7 @@ def steps_in(seconds: float) -> int:
     return min(max(math.ceil(SAMPLE_SECONDS / seconds), 1), RING)
 
 
-def _sample(trainer: Stepper | Rival, seconds: float) -> dict[str, float]:
+def sample(trainer: Stepper | Rival, seconds: float) -> dict[str, float]:
     """As many steps, of so many seconds each, as a sample has.
 
     One that is not timed goes before: the first after another trainer's finds the processor's
