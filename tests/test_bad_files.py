@@ -49,7 +49,7 @@ def cost_is_small(read: Callable[[], object]) -> None:
 
 def ranged(data: bytes, monkeypatch: pytest.MonkeyPatch) -> GGUF:
     """Reads through ranges that begin tiny, so that every entry is cut somewhere."""
-    monkeypatch.setattr(gguf, "FIRST_READ", 16)
+    monkeypatch.setattr(gguf, "READ", 16)
     reading = gguf.read_gguf(BytesSource(data, NAME))
     try:
         reading.send(None)

@@ -241,8 +241,8 @@ def test_only_the_front_is_read() -> None:
     assert found.metadata == {"k": 1, "words": words, "last": "x"}
     ends = [offset + n for offset, n in source.asked]
     assert [offset for offset, _ in source.asked] == [0, *ends[:-1]]  # no byte twice
-    assert ends[0] == 1 << 20
-    assert ends[-1] < 2 * found.tensors["w"].offset < len(data) // 2
+    assert {n for _, n in source.asked} == {1 << 20}
+    assert ends[-1] < found.tensors["w"].offset + (1 << 20) < len(data) // 2
     assert found == drive(read_gguf(BytesSource(data, "slow")))
 
 

@@ -1,6 +1,7 @@
 """GGUF files: metadata and a table of tensors in front of the tensors' bytes.
 
-The reader sees a file through byte ranges and holds only what stands in front of the tensors.
+The reader sees a file through byte ranges, a window that moves over what stands in front of the
+tensors.
 """
 
 import math
@@ -30,7 +31,7 @@ from wgtrain.files.source import Data, Source, read_range, shown, source_name
 
 __all__ = ["GGUF", "Raw", "TensorInfo", "gguf_head", "parse_gguf", "read_gguf", "write_gguf"]
 
-FIRST_READ = 1 << 20  # bytes
+READ = 1 << 20  # bytes at a time
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,13 @@ class Raw:
 async def read_gguf(source: Source) -> GGUF:
     """Metadata and tensor table of a GGUF file, version 2 or 3, reading no more than its front."""
     parser = Parser(source_name(source), source.size)
-    await _extend(parser, source, min(FIRST_READ, source.size))
+    need = 0
     while True:
+        await _move(parser, source, need)
         try:
             return parser.run()
         except NeedMore as more:
-            upto = min(max(2 * len(parser.data), more.end), source.size, METADATA_LIMIT)
-            await _extend(parser, source, upto)
+            need = more.end
 
 
 def parse_gguf(data: Data, name: str = "file") -> GGUF:
@@ -62,8 +63,14 @@ def parse_gguf(data: Data, name: str = "file") -> GGUF:
     return parser.run()
 
 
-async def _extend(parser: Parser, source: Source, upto: int) -> None:
-    have = len(parser.data)
+async def _move(parser: Parser, source: Source, need: int) -> None:
+    """The window from where the next run begins to at least `need`; of an entry that is longer
+    than a window it doubles.
+    """
+    have, begin = parser.base + len(parser.data), parser.done[0]
+    parser.data = parser.data[begin - parser.base :]
+    parser.base = begin
+    upto = min(max(have + max(READ, len(parser.data)), need), source.size, METADATA_LIMIT)
     parser.data = b"".join((parser.data, await read_range(source, have, upto - have)))
 
 

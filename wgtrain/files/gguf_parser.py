@@ -106,21 +106,26 @@ class GGUF:
 
 
 class NeedMore(Exception):
-    """The prefix at hand ends too early; `end` bytes are needed at least."""
+    """The window ends too early; bytes up to `end` are needed at least."""
 
     def __init__(self, end: int) -> None:
         self.end = end
 
 
 class Parser:
-    """Reads a growing prefix `data`; `run` goes on after the last entry that was complete."""
+    """Reads a window `data` that begins at byte `base`; `run` goes on where the last one left off:
+    after an entry, or after a string of an array that is too long for a window.
+    """
 
     def __init__(self, name: str, size: int) -> None:
         self.name, self.size = name, size
         self.data: Data = b""
-        self.pos = 0  # where reading stands
+        self.base = 0
+        self.pos = 0  # where reading stands, as all positions from the start of the file
         self.items = 0  # strings and arrays in arrays so far
-        self.done = 0, 0  # pos and items where the next whole entry begins
+        self.done = 0, 0  # pos and items where the next run begins
+        self.key, self.value_at = "", 0  # of the entry being read
+        self.cut: tuple[int, list[str]] | None = None  # count and first strings of its array
         self.what = "the header"  # what is being read, for messages
         self.counts: tuple[int, int, int] | None = None  # version, tensors, keys
         self.metadata: dict[str, Any] = {}
@@ -133,9 +138,14 @@ class Parser:
             self.done = self.pos, self.items
         version, n_tensors, n_keys = self.counts
         while len(self.metadata) < n_keys:
-            self.what = f"metadata entry {len(self.metadata)} of {n_keys}"
-            key, value = self.entry()
-            self.metadata[key] = value
+            if self.cut is None:
+                self.what = f"metadata entry {len(self.metadata)} of {n_keys}"
+                value = self.entry()
+            else:
+                value = self.strings(*self.cut, True)
+            self.check_alignment(value)
+            self.metadata[self.key] = value
+            self.cut = None
             self.done = self.pos, self.items
         while len(self.rows) < n_tensors:
             self.what = f"tensor entry {len(self.rows)} of {n_tensors}"
@@ -157,18 +167,18 @@ class Parser:
             raise self.fail(
                 f"{each} needs {n} bytes, at most {METADATA_LIMIT} of metadata are read"
             )
-        if end > len(self.data):
+        if end > self.base + len(self.data):
             raise NeedMore(end)
 
     def u32(self, each: str) -> int:
         self.need(4, each)
         self.pos += 4
-        return _U32.unpack_from(self.data, self.pos - 4)[0]
+        return _U32.unpack_from(self.data, self.pos - 4 - self.base)[0]
 
     def u64(self, each: str) -> int:
         self.need(8, each)
         self.pos += 8
-        return _U64.unpack_from(self.data, self.pos - 8)[0]
+        return _U64.unpack_from(self.data, self.pos - 8 - self.base)[0]
 
     def string(self, each: str, limit: int | None = None) -> str:
         start = self.pos
@@ -181,10 +191,10 @@ class Parser:
 
     def utf8(self, start: int, end: int, each: str) -> str:
         try:
-            return str(self.data[start:end], "utf-8")
+            return str(self.data[start - self.base : end - self.base], "utf-8")
         except UnicodeDecodeError as error:
             at = start + error.start
-            byte = self.data[at]
+            byte = self.data[at - self.base]
             raise self.fail(f"{each} is no valid UTF-8: {byte:#04x} ({error.reason})", at) from None
 
     def header(self) -> tuple[int, int, int]:
@@ -215,20 +225,23 @@ class Parser:
         if most is not None and n > most:
             raise self.fail(f"{n} {each}, at most {most} are read", at)
 
-    def entry(self) -> tuple[str, Any]:
+    def entry(self) -> Any:
+        """The value of a key, which is kept."""
         start = self.pos
-        key = self.string("a key", MAX_KEY)
-        self.what = f"key {shown(key)}"
-        if key in self.metadata:
+        self.key = self.string("a key", MAX_KEY)
+        self.what = f"key {shown(self.key)}"
+        if self.key in self.metadata:
             raise self.fail("a second time in this file", start)
-        start = self.pos
+        self.value_at = self.pos
         kind = self.u32("the value's type")
-        value = self.array(1) if kind == ARRAY else self.scalar(kind, start)
-        if key == "general.alignment" and (
+        return self.array(1) if kind == ARRAY else self.scalar(kind, self.value_at)
+
+    def check_alignment(self, value: Any) -> None:
+        if self.key == "general.alignment" and (
             type(value) is not int or value < 1 or value & (value - 1)
         ):
-            raise self.fail(f"alignment {shown(value)}, a power of two expected", start + 4)
-        return key, value
+            what = f"alignment {shown(value)}, a power of two expected"
+            raise self.fail(what, self.value_at + 4)
 
     def scalar(self, kind: int, at: int) -> Any:
         if kind == STRING:
@@ -241,12 +254,12 @@ class Parser:
         dtype = _NUMBERS[kind][1]
         self.need(n * dtype.itemsize, each)
         raw = np.uint8 if kind == BOOL else dtype
-        values = np.frombuffer(self.data, raw, n, self.pos)
+        values = np.frombuffer(self.data, raw, n, self.pos - self.base)
         if kind == BOOL and n and values.max() > 1:
             worst = int(np.argmax(values > 1))
             raise self.fail(f"bool {values[worst]}, 0 or 1 allowed", self.pos + worst)
         self.pos += values.nbytes
-        return values.astype(dtype.newbyteorder("="))  # a copy, which lets the prefix go
+        return values.astype(dtype.newbyteorder("="))  # a copy, which lets the window go
 
     def array(self, depth: int) -> Any:
         start = self.pos
@@ -259,32 +272,34 @@ class Parser:
         if most is not None:
             self.items += n
         if kind == STRING:
-            return self.strings(n)
+            return self.strings(n, [], depth == 1)
         if kind == ARRAY:
             if depth == MAX_DEPTH:
                 raise self.fail(f"arrays nested deeper than {MAX_DEPTH}", start)
             return tuple(self.array(depth + 1) for _ in range(n))
         return self.numbers(kind, n, f"{n} {_TYPE_NAMES[kind]} elements")
 
-    def strings(self, n: int) -> list[str]:
-        """`n` strings; the one loop here that runs hundreds of thousands of times."""
-        self.need(8 * n, f"{n} strings")
-        data, have, pos, length = self.data, len(self.data), self.pos, _U64.unpack_from
-        out: list[str] = []
+    def strings(self, n: int, out: list[str], whole: bool) -> list[str]:
+        """`out` with the strings that lack to `n`; the one loop that runs hundreds of thousands of
+        times. `whole`: they are an entry's value, so that the next run can go on within it.
+        """
+        data, have, pos, length = self.data, len(self.data), self.pos - self.base, _U64.unpack_from
         append = out.append
         try:
             while len(out) < n:
                 start = pos + 8
-                pos = start + length(data, pos)[0]
-                if pos > have:
+                end = start + length(data, pos)[0]
+                if end > have:
                     break
-                append(str(data[start:pos], "utf-8"))
+                append(str(data[start:end], "utf-8"))
+                pos = end
         except (struct.error, UnicodeDecodeError):
             pass
-        if len(out) < n:  # once more the slow way, which raises what is wrong with this one
-            self.pos = start - 8
-            self.string(f"string {len(out)} of {n}")
-        self.pos = pos
+        self.pos = pos + self.base
+        if len(out) < n:
+            if whole:
+                self.cut, self.done = (n, out), (self.pos, self.items)
+            self.string(f"string {len(out)} of {n}")  # raises what is wrong with this one
         return out
 
     def tensor(self) -> tuple[str, Row]:

@@ -41,11 +41,11 @@ class PageSource:
         """Over a `FileSystemSyncAccessHandle`, which `close` closes."""
         return cls(_javascript().handle(handle, name))
 
-    async def read_range(self, offset: int, n: int) -> bytes:
+    async def read_range(self, offset: int, n: int) -> bytearray:
         """The `n` bytes from `offset`."""
-        found = await _awaited(self.javascript.read(offset, n))
-        data: bytes = found.to_bytes()
-        return data
+        found = bytearray(max(n, 0))
+        await _awaited(self.javascript.readInto(found, offset, n))
+        return found
 
     def close(self) -> None:
         """Lets go of the file."""

@@ -1,4 +1,4 @@
-// Files of a page as byte ranges: {name, size, read(start, n), pump(start, n, sink), close()}.
+// Files of a page as byte ranges: {name, size, readInto(data, start, n), pump(start, n, sink), close()}.
 //
 // `pump` hands the bytes to `sink(bytes, at)` in pieces whose lengths, but for the last, are
 // multiples of four; a piece is only good until `sink` returns. The script's value is an object of
@@ -23,10 +23,14 @@
       }
     }
 
-    async read(start, n) {
-      const found = new Uint8Array(n);
-      await this.pump(start, n, (bytes, at) => found.set(bytes, at));
-      return found;
+    // `data`: a Python buffer of n bytes, whose heap may move while this waits.
+    readInto(data, start, n) {
+      const put = (bytes, at) => {
+        const view = data.getBuffer("u8");
+        view.data.set(bytes, at);
+        view.release();
+      };
+      return this.pump(start, n, put, n);
     }
 
     close() {}
@@ -41,11 +45,6 @@
       this.buffer = new ArrayBuffer(PIECE);
       this.turn = Promise.resolve();
       this.reader = null; // stands at `position` of a stream that ends at `end`
-    }
-
-    read(start, n) {
-      const found = new Uint8Array(n);
-      return this.pump(start, n, (bytes, at) => found.set(bytes, at), n).then(() => found);
     }
 
     pump(start, n, sink, ahead = AHEAD) {

@@ -209,7 +209,8 @@ async def _fingerprint(source: Source, gguf: GGUF) -> str:
     digest = hashlib.sha256(str(source.size).encode())
     ranges = [(0, min(start + _SAMPLE, source.size)), (max(source.size - _SAMPLE, 0), source.size)]
     for first, last in ranges:
-        digest.update(await read_range(source, first, last - first))
+        for at in range(first, last, _SAMPLE):
+            digest.update(await read_range(source, at, min(_SAMPLE, last - at)))
     return digest.hexdigest()
 
 
