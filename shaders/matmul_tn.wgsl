@@ -3,26 +3,15 @@
 // LANES-th row each, keep a whole tile in registers, and add them up in workgroup memory in a fixed
 // order, so the result is the same on every run.
 // Padding columns of a and b must be zero.
-// use: step
+// use: step, product_tn
 // flops: 8 * rows * m * n4
 // grid: ceil_div(n4, TILE_COLS4), ceil_div(m, TILE_ROWS)
-struct Params {
-  rows: u32, // which of step.counts
-  m: u32,    // columns of a, rows of out
-  n4: u32,   // vec4s in a row of b and of out
-  scale: f32,
-}
 const TILE_ROWS: u32 = 8u; // a multiple of 4
 const TILE_ROWS4: u32 = TILE_ROWS / 4u;
 const TILE_COLS4: u32 = 4u;
 const LANES: u32 = 8u;
 const UNROLL_ENDS: u32 = 64u; // turns of loops outside the sum that are unrolled at most
 const ADD: bool = true;
-
-@group(0) @binding(0) var<storage, read> a: array<vec4<f32>>;
-@group(0) @binding(1) var<storage, read> b: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read_write> out: array<vec4<f32>>;
-@group(0) @binding(15) var<uniform> params: Params;
 
 var<workgroup> partial: array<vec4<f32>, LANES * TILE_ROWS * TILE_COLS4>;
 

@@ -3,15 +3,9 @@
 // invocations take neighbouring tiles, SPLIT of them share a tile and take every SPLIT-th row each, and
 // their sums are added up in a fixed order.
 // Padding columns of a and b must be zero.
-// use: step, fold
+// use: step, product_tn, fold
 // flops: 8 * rows * m * n4
 // grid: ceil_div(n4, TILE_COLS4 * LANE_COLS), ceil_div(m, TILE_ROWS * LANE_ROWS)
-struct Params {
-  rows: u32, // which of step.counts
-  m: u32,    // columns of a, rows of out
-  n4: u32,   // vec4s in a row of b and of out
-  scale: f32,
-}
 const TILE_ROWS: u32 = 8u; // a multiple of 4
 const TILE_COLS4: u32 = 1u;
 const LANE_ROWS: u32 = 1u;
@@ -23,11 +17,6 @@ const TILE_ROWS4: u32 = TILE_ROWS / 4u;
 const TILE: u32 = TILE_ROWS * TILE_COLS4;
 const PLACES: u32 = LANE_ROWS * LANE_COLS;
 const LANES: u32 = PLACES * SPLIT;
-
-@group(0) @binding(0) var<storage, read> a: array<vec4<f32>>;
-@group(0) @binding(1) var<storage, read> b: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read_write> out: array<vec4<f32>>;
-@group(0) @binding(15) var<uniform> params: Params;
 
 @compute @workgroup_size(LANES)
 fn main(
