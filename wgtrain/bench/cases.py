@@ -16,6 +16,7 @@ from wgtrain.engine.attention import attention, default_attention_scale, rope
 from wgtrain.engine.graph import Graph, Launch, Storage, Tensor, Window, padded
 from wgtrain.engine.inputs import InputBuffer
 from wgtrain.engine.loss import chunk_columns, cross_entropy
+from wgtrain.engine.products import Lora, Parameter, fuses
 from wgtrain.engine.tuning import Tuning
 from wgtrain.engine.weight import Weight, plan_weight
 from wgtrain.gpu import Limits
@@ -91,7 +92,7 @@ def product_cases(s: Setting, types: Sequence[str]) -> Iterator[list[Case]]:
 
 
 def _linear(
-    s: Setting, outputs: int, inputs: int, type_: str, loras: tuple[ops.Lora, ...] = ()
+    s: Setting, outputs: int, inputs: int, type_: str, loras: tuple[Lora, ...] = ()
 ) -> tuple[list[Launch], list[Launch]]:
     weight = s.weight(outputs, inputs, type_)
     return s.record(lambda g: ops.linear(g, s.input(inputs), weight, None, loras))
@@ -104,11 +105,11 @@ def lora_cases(s: Setting) -> Iterator[list[Case]]:
     t, r = s.shape.tokens, s.shape.rank
     for name, (outputs, inputs) in matrices(s.shape).items():
         a, b = _parameter("a", r, inputs), _parameter("b", outputs, r)
-        lora = ops.Lora(a, b, 2.0)
+        lora = Lora(a, b, 2.0)
         passes = _linear(s, outputs, inputs, "F32", (lora,))
         own = [[x for x in launches if not _reads_base(x)] for launches in passes]
         what = f"{name} {t} x {outputs} x {inputs}, rank {r}"
-        inside = ops.fuses(s.weight(outputs, inputs, "F32"))
+        inside = fuses(s.weight(outputs, inputs, "F32"))
         # z = x A^T and z B^T; u = dY B, dB = dY^T z, dA = u^T x and u A
         forward = 2.0 * t * r * (inputs + (0 if inside else outputs))
         backward = 2.0 * t * r * (2 * outputs + inputs + (0 if inside else inputs))
@@ -118,10 +119,10 @@ def lora_cases(s: Setting) -> Iterator[list[Case]]:
         ]
 
 
-def _parameter(name: str, rows: int, columns: int) -> ops.Parameter:
+def _parameter(name: str, rows: int, columns: int) -> Parameter:
     size = rows * padded(columns) * 4
     value, gradient = (Storage(f"{name} {x}", "adapter", size) for x in ("value", "gradient"))
-    return ops.Parameter(name, rows, columns, value.window(), gradient.window())
+    return Parameter(name, rows, columns, value.window(), gradient.window())
 
 
 def _reads_base(launch: Launch) -> bool:

@@ -9,16 +9,14 @@ final maximum and sum before its own gradient, hence one more pass.
 from collections.abc import Iterator
 
 from wgtrain.engine.graph import Graph, Tensor, Window, padded
-from wgtrain.engine.ops import (
-    Inputs,
+from wgtrain.engine.ops import Inputs, lora_factor, lora_input_gradient
+from wgtrain.engine.products import (
     Lora,
     Parameter,
     accumulate,
     fuses,
     launch_nn,
     launch_nt,
-    lora_factor,
-    lora_input_gradient,
     nn_params,
     nt_params,
     small_nn,

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from wgtrain.engine import ops
 from wgtrain.engine.attention import attention, default_attention_scale, rope
 from wgtrain.engine.graph import Graph, Tensor, Window
-from wgtrain.engine.ops import Inputs, Lora
+from wgtrain.engine.ops import Inputs
+from wgtrain.engine.products import Lora
 from wgtrain.model.config import ModelConfig
 from wgtrain.model.weights import Weights
 

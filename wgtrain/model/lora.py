@@ -7,7 +7,7 @@ import numpy as np
 from wgtrain import random
 from wgtrain.engine.arena import Arena
 from wgtrain.engine.graph import Storage
-from wgtrain.engine.ops import Lora, Parameter
+from wgtrain.engine.products import Lora, Parameter
 from wgtrain.errors import OptionError
 from wgtrain.files import Adapter, split_tensor, tensor_name
 from wgtrain.model.config import ModelConfig

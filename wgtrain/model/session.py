@@ -8,8 +8,8 @@ from wgtrain.engine.arena import Arena
 from wgtrain.engine.graph import Graph, Storage, padded
 from wgtrain.engine.inputs import InputBuffer
 from wgtrain.engine.loss import head_logits
-from wgtrain.engine.ops import Lora
 from wgtrain.engine.plan import Plan
+from wgtrain.engine.products import Lora
 from wgtrain.engine.tuning import default_tuning
 from wgtrain.files import Adapter
 from wgtrain.gpu import Device
