@@ -2,9 +2,9 @@
 
 Chromium's SwiftShader on both sides. A step is one of stories15M's shape, 4 rows of 128 tokens; the
 memory is that of the page's process, in which the worker lives, while models of Qwen2.5-0.5B's and
-1.5B's shapes, 600 MB and 2 GB, stream in and train a step of random tokens; the smaller also with
-Qwen2's vocabulary, whose tokenizer is made and used. Times are taken in turn, since a shared
-machine changes speed.
+1.5B's shapes, 600 MB and 2 GB, stream in and train a step of random tokens; both also with Qwen2's
+vocabulary, whose tokenizer is made and used. Times are taken in turn, since a shared machine
+changes speed.
 """
 
 import os
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "browser")]
 MOST_SLOWER, MOST_PYTHON, MOST_SECONDS, MOST_MEMORY = 1.25, 0.05, 8.0, 150
 STEPS, TURNS = 3, 3
-WITH_VOCABULARY = "600 MB with vocabulary"
+WITH_VOCABULARY = " with vocabulary"
 LARGE = {"600 MB": (896, 14, 4864, 24), "2 GB": (1536, 12, 8960, 28)}  # width, heads, inner, layers
 
 TRAIN = """
@@ -48,7 +48,7 @@ def main(folder: Path, figures: dict[str, Any]) -> None:
     try:
         for size in LARGE:
             memory(tabs, size, "", figures)
-        memory(tabs, WITH_VOCABULARY, "Hello, world! " * 1000, figures)
+            memory(tabs, size + WITH_VOCABULARY, "Hello, world! " * 1000, figures)
         start(tabs, figures)
         figures["bytes of the site"] = transferred(tabs, site)
         step_time(tabs, site, figures)
@@ -57,9 +57,15 @@ def main(folder: Path, figures: dict[str, Any]) -> None:
         server.shutdown()
     assert figures["page / native"] <= MOST_SLOWER
     assert figures["share of Python in a step"] <= MOST_PYTHON
-    assert min(figures["seconds from opening the page to the first step"]) <= MOST_SECONDS
-    for size in LARGE:
-        assert figures[f"MB added by a model of {size}"] <= MOST_MEMORY, size
+    assert statistics.median(figures["seconds from opening the page to the first step"]) <= (
+        MOST_SECONDS
+    )
+    added = {
+        name: figures[f"MB added by a model of {name}"]
+        for size in LARGE
+        for name in (size, size + WITH_VOCABULARY)
+    }
+    assert max(added.values()) <= MOST_MEMORY, added
 
 
 def write_models(folder: Path, site: Path) -> None:
@@ -79,8 +85,7 @@ def write_models(folder: Path, site: Path) -> None:
             "qwen2", width, heads, 2, width // heads, inner, layers, 151_936, type="Q8_0"
         )
         makers[large_name(size)] = partial(build_large, shape, {})
-        if WITH_VOCABULARY.startswith(size):
-            makers[large_name(WITH_VOCABULARY)] = partial(build_large, shape, tokenizer)
+        makers[large_name(size + WITH_VOCABULARY)] = partial(build_large, shape, tokenizer)
     for name, make in makers.items():
         if not (folder / name).is_file():
             (folder / name).write_bytes(make())
