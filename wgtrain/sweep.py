@@ -5,6 +5,7 @@ so many rows that one call takes milliseconds. A variant whose result differs fr
 never taken, nor one that is not clearly faster.
 """
 
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,10 +27,10 @@ _GPU_WORK = 2e10
 _FEWEST = 128  # rows and columns that stay of a large product
 _TIMED = {"CPU": 0.008}  # seconds of one timing, which repeats the call
 _GPU_TIMED = 0.003
-_ROUNDS = 4
+_ROUNDS = 9
 _SMALL_SHARE = 0.001  # of a step's work: families below it are left as they are
 _UNKNOWN_SHARE = 0.01  # of families whose kernels do not say their work
-_SLOW = 1.3  # a variant so much slower at first sight is not timed again
+_SLOW = 2.0  # a variant so much slower at first sight is not timed again
 _CLEARLY = 0.97  # of the default's time, at most
 _SLOW_COMPILE = 0.3  # of the whole time: after such a compile a family has no further variant
 _ALIKE = 1e-4  # relative L2 distance of results: orders of summing differ, nothing else
@@ -131,7 +132,7 @@ async def _fastest(
     """(choice, its rate, the default's); None where the default does not run, or time is up before
     anything was compared with it.
     """
-    best: dict[Choice, float] = {}
+    best: dict[Choice, float] = {}  # seconds at first sight
     prepared: dict[Choice, Any] = {}
     expected: list[np.ndarray] | None = None
     late = False
@@ -158,13 +159,21 @@ async def _fastest(
     if late or not prepared:
         return None
     fast = [choice for choice in prepared if best[choice] < _SLOW * min(best.values())]
+    # Beside the default in the same round: shared machines change speed from round to round.
+    default: list[float] = []
+    ratios: dict[Choice, list[float]] = {choice: [] for choice in fast}
     for _ in range(_ROUNDS):
-        for choice in dict.fromkeys((choices[0], *fast)):
-            best[choice] = min(best[choice], await stage.seconds(prepared[choice]))
-    chosen = min(fast, key=lambda choice: best[choice])
-    if best[chosen] > _CLEARLY * best[choices[0]]:
-        chosen = choices[0]
-    return chosen, stage.work / best[chosen], stage.work / best[choices[0]]
+        default.append(await stage.seconds(prepared[choices[0]]))
+        for choice in fast:
+            same = choice == choices[0]
+            taken = default[-1] if same else await stage.seconds(prepared[choice])
+            ratios[choice].append(taken / default[-1])
+    chosen = min(fast, key=lambda choice: statistics.median(ratios[choice]))
+    ratio = statistics.median(ratios[chosen])
+    if ratio > _CLEARLY:
+        chosen, ratio = choices[0], 1.0
+    rate = stage.work / min(default)
+    return chosen, rate / ratio, rate
 
 
 def _distance(a: np.ndarray, b: np.ndarray) -> float:
