@@ -208,21 +208,24 @@ def test_a_software_adapter_has_the_memory_of_the_machine() -> None:
         device.close()
 
 
-def test_a_lost_device_says_so() -> None:
+def test_a_lost_device_says_so_and_another_lives() -> None:
+    other = gpu.run(gpu.open_device(limits="default"))
     device = gpu.run(gpu.open_device(limits="default"))
     try:
         buffer = device.create_buffer(16, "b")
+        device._device.destroy()
         logging.getLogger("wgpu").warning("callback: DEVICE LOST: the driver was reset")
         for call in (device.flush, lambda: device.create_buffer(4, "c")):
             with pytest.raises(DeviceLostError, match="lost"):
                 call()
         with pytest.raises(DeviceLostError, match="lost"):
             gpu.run(device.read(buffer, 0, 16))
+        kept = other.create_buffer(4, "of a device that is not lost")
+        other.write(kept, 0, b"abcd")
+        assert gpu.run(other.read(kept, 0, 4)) == b"abcd"
     finally:
         device.close()
-    other = gpu.run(gpu.open_device(limits="default"))
-    other.create_buffer(16, "a device opened later lives")
-    other.close()
+        other.close()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")

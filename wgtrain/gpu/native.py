@@ -98,13 +98,13 @@ def open_device(
 
 
 class _LossWatch(logging.Handler):
-    """Device loss shows nowhere but in wgpu's log."""
+    """Device loss shows nowhere but in wgpu's log, which does not say whose device it was."""
 
-    lost = False
+    heard = False
 
     def emit(self, record: logging.LogRecord) -> None:
         if "device lost" in record.getMessage().lower():
-            self.lost = True
+            self.heard = True
 
 
 class NativeDevice(DeviceBase):
@@ -144,6 +144,7 @@ class NativeDevice(DeviceBase):
         except RuntimeError as error:
             raise DeviceError(f"{info.name} cannot be opened: {error}") from error
         self._queue = self._device.queue
+        self._lost = False
         self._watch = _LossWatch()
         logging.getLogger("wgpu").addHandler(self._watch)
 
@@ -151,7 +152,10 @@ class NativeDevice(DeviceBase):
     def _errors(self, doing: str) -> Iterator[None]:
         if self._closed:
             raise DeviceLostError(f"{doing}: the device was closed")
-        if self._watch.lost:
+        if self._watch.heard:
+            self._watch.heard = False
+            self._lost = self._lost or self._is_lost()
+        if self._lost:
             raise DeviceLostError(f"{doing}: the GPU was lost (driver reset or removed)")
         try:
             yield
@@ -160,9 +164,17 @@ class NativeDevice(DeviceBase):
             if "not enough memory" in text.lower() or isinstance(error, wgpu.GPUOutOfMemoryError):
                 raise OutOfMemoryError(f"{doing}: the GPU has not enough memory left") from error
             if "lost" in text.lower():
-                self._watch.lost = True
+                self._lost = True
                 raise DeviceLostError(f"{doing}: the GPU was lost: {text}") from error
             raise DeviceError(f"{doing}: {text}") from error
+
+    def _is_lost(self) -> bool:
+        """A lost device refuses a buffer politely; a submit to one would end the process."""
+        try:
+            self._device.create_buffer(size=4, usage=wgpu.BufferUsage.COPY_DST).destroy()
+        except wgpu.GPUError as error:
+            return "lost" in str(error).lower()
+        return False
 
     def _allocate(self, size: int, label: str, uniform: bool) -> Any:
         kind = wgpu.BufferUsage.UNIFORM if uniform else wgpu.BufferUsage.STORAGE
