@@ -9,7 +9,7 @@
 // flops: 8 * rows * n * k4
 // grid: ceil_div(rows, TILE_ROWS * SUBGROUP), ceil_div(k4, TILE_COLS4)
 const SUBGROUP: u32 = 8u;
-const MOST_N: u32 = 1024u; // that a launch should take: its panels of W and dy stay in a core's L2 cache
+const MOST_N: u32 = 1536u; // that a launch should take: its panels of W and dy stay in a core's L2 cache
 // About 240 sums whatever the format: 5 rows x 48 columns of f32, f16 and Q8_0, 4 x 64 of Q4_0
 const TILE_PACKS: u32 = (12u + WEIGHT_STEPS - 1u) / WEIGHT_STEPS;
 const TILE_COLS4: u32 = TILE_PACKS * WEIGHT_STEPS;

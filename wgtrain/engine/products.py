@@ -76,15 +76,17 @@ def launch_nn(
     fused: Sequence[tuple[Lora, Tensor]] = (),
 ) -> None:
     """Records dy W with a part of a frozen weight, in the weight's precision; as several launches
-    where the kernel names the most rows of W that one should take. `fused`: none, or one (adapter,
-    u), whose s u A is added.
+    of about equal size where the kernel names the most rows of W that one should take. `fused`:
+    none, or one (adapter, u), whose s u A is added.
     """
     family, libraries = _family("nn", weight)
-    most = int(g.kernel(family, libraries=libraries).constants.get("MOST_N", params["n"]))
-    for first in range(0, params["n"], most):
+    n = params["n"]
+    most = int(g.kernel(family, libraries=libraries).constants.get("MOST_N", n))
+    size = padded(-(-n // -(-n // most)))
+    for first in range(0, n, size):
         part = {
             **params,
-            "n": min(most, params["n"] - first),
+            "n": min(size, n - first),
             "weight_row": params["weight_row"] + first,
             "dy_column": params["dy_column"] + first // 4,
             "add": int(params["add"] or first > 0),
