@@ -4,20 +4,21 @@
 // One invocation makes TILE_ROWS rows x TILE_PACKS packs (of WEIGHT_STEPS vec4s) in registers, a
 // workgroup is one subgroup, whose true size SUBGROUP must be. Rows and packs past the end repeat the
 // last one and are not stored; rows of W past N meet zeros, because padding columns of dy are zero.
-// Workgroups go along rows first, which keeps a panel of W in the cache.
+// Workgroups go along rows first, which keeps a panel of W in the cache; neighbouring lanes load the
+// four rows of W, so that more cache lines are under way at a time.
 // use: step, product_nn, weight=weight_f32, lora=lora_none
 // flops: 8 * rows * n * k4
 // grid: ceil_div(rows, TILE_ROWS * SUBGROUP), ceil_div(k4, TILE_COLS4)
 const SUBGROUP: u32 = 8u;
 const MOST_N: u32 = 1536u; // that a launch should take: its panels of W and dy stay in a core's L2 cache
-// About 240 sums whatever the format: 5 rows x 48 columns of f32, f16 and Q8_0, 4 x 64 of Q4_0
-const TILE_PACKS: u32 = (12u + WEIGHT_STEPS - 1u) / WEIGHT_STEPS;
+// 256 sums whatever the format: 8 rows x 32 columns of dense ones, 4 x 64 of quantised ones
+const TILE_PACKS: u32 = min(8u, 16u / WEIGHT_STEPS);
 const TILE_COLS4: u32 = TILE_PACKS * WEIGHT_STEPS;
 const TILE_ROWS: u32 = 64u / TILE_COLS4;
 const PACKS: u32 = 4u * TILE_PACKS; // of four rows of W
 const LOADS: u32 = (PACKS + SUBGROUP - 1u) / SUBGROUP; // of W by a lane
 
-// Four rows of W; w: a pack of one of them by lane, LOADS times.
+// Four rows of W; w: a pack of row lane % 4 by lane, LOADS times.
 fn multiply_add(
   sum: ptr<function, array<array<f32, 4u * TILE_COLS4>, TILE_ROWS>>,
   a: ptr<function, array<vec4<f32>, TILE_ROWS>>,
@@ -28,7 +29,7 @@ fn multiply_add(
     for (var s = 0u; s < WEIGHT_STEPS; s++) { // unroll
       for (var r = 0u; r < 4u; r++) { // unroll
         b[r] = subgroupBroadcast(
-          (*w)[(r * TILE_PACKS + p) / SUBGROUP][s], (r * TILE_PACKS + p) % SUBGROUP);
+          (*w)[(4u * p + r) / SUBGROUP][s], (4u * p + r) % SUBGROUP);
       }
       let columns = transpose(mat4x4<f32>(b[0], b[1], b[2], b[3]));
       for (var i = 0u; i < TILE_ROWS; i++) { // unroll
@@ -60,8 +61,8 @@ fn main(
   for (var n = 0u; n < n4; n++) {
     for (var l = 0u; l < LOADS; l++) { // unroll
       let mine = l * SUBGROUP + lane;
-      let w_row = params.weight_row + min(4u * n + mine / TILE_PACKS, params.n - 1u);
-      let pack = weight_load(w_row, 0u, min(pack0 + mine % TILE_PACKS, last_pack));
+      let w_row = params.weight_row + min(4u * n + mine % 4u, params.n - 1u);
+      let pack = weight_load(w_row, 0u, min(pack0 + mine / 4u, last_pack));
       for (var s = 0u; s < WEIGHT_STEPS; s++) { // unroll
         w[l][s] = weight_at(pack, s);
       }
@@ -75,8 +76,8 @@ fn main(
   for (var r = 0u; r < r4; r++) {
     for (var l = 0u; l < LOADS; l++) { // unroll
       let mine = l * SUBGROUP + lane;
-      let a_row = min(4u * r + mine / TILE_PACKS, params.lora_rank - 1u);
-      let pack = min(pack0 + mine % TILE_PACKS, last_pack);
+      let a_row = min(4u * r + mine % 4u, params.lora_rank - 1u);
+      let pack = min(pack0 + mine / 4u, last_pack);
       for (var s = 0u; s < WEIGHT_STEPS; s++) { // unroll
         w[l][s] = lora_weight(a_row, params.k4, pack * WEIGHT_STEPS + s);
       }

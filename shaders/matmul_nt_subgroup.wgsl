@@ -8,8 +8,9 @@
 // flops: 8 * rows * n * k4
 // grid: ceil_div(rows, TILE_ROWS * SUBGROUP), ceil_div(n, TILE_COLS)
 const SUBGROUP: u32 = 8u;
-const TILE_ROWS: u32 = 5u;
-const TILE_COLS: u32 = 48u; // a multiple of 4
+// 256 sums: 8 rows x 32 columns of dense formats, 4 x 64 of quantised ones, whose decoding costs more
+const TILE_COLS: u32 = min(64u, 32u * WEIGHT_STEPS); // a multiple of 4
+const TILE_ROWS: u32 = 256u / TILE_COLS;
 const TILE_COLS4: u32 = TILE_COLS / 4u;
 const LOADS: u32 = (TILE_COLS + SUBGROUP - 1u) / SUBGROUP; // of W by a lane
 

@@ -172,10 +172,10 @@ _GPU = {
 _CPU_SUBGROUPS: dict[str, Choice] = {
     "nt": _choice("matmul_nt_subgroup"),
     "nt small": _choice("matmul_nt_subgroup"),
-    "nt small 128": _choice("matmul_nt_subgroup", TILE_ROWS=8, TILE_COLS=32),
+    "nt small 128": _choice("matmul_nt_subgroup"),
     "nn": _choice("matmul_nn_subgroup"),
     "nn small": _choice("matmul_nn_subgroup"),
-    "nn small 128": _choice("matmul_nn_subgroup", TILE_PACKS=8),
+    "nn small 128": _choice("matmul_nn_subgroup"),
     "attention": _choice("attention_subgroup"),
     "attention_backward_q": _choice("attention_backward_q_subgroup"),
     "attention_backward_kv": _choice("attention_backward_kv_subgroup"),
@@ -195,17 +195,20 @@ CANDIDATES: dict[str, tuple[Choice, ...]] = {
         _choice("matmul_nt"),
         _choice("matmul_nt_subgroup"),
         _choice("matmul_nt_subgroup", TILE_ROWS=4, TILE_COLS=64),
-        _choice("matmul_nt_subgroup", TILE_ROWS=8, TILE_COLS=32),
+        _choice("matmul_nt_subgroup", TILE_ROWS=5, TILE_COLS=48),
     ),
     "nn": (_choice("matmul_nn"), _choice("matmul_nn_subgroup")),
     **{
         f"nn/weight_{library}": (
             _choice("matmul_nn"),
             _choice("matmul_nn_subgroup"),
-            _choice("matmul_nn_subgroup", TILE_PACKS=packs),
-            _choice("matmul_nn_subgroup", TILE_PACKS=packs // 2),
+            *(_choice("matmul_nn_subgroup", TILE_PACKS=n) for n in packs),
         )
-        for library, packs in {"f32": 16, "f16": 16, "bf16": 16, "q8_0": 4}.items()
+        for library, packs in {
+            **dict.fromkeys(("f32", "f16", "bf16"), (12, 16)),
+            "q8_0": (2, 3),
+            "q4_0": (1,),
+        }.items()
     },
     **{
         kernel: (_choice(kernel), _choice(f"{kernel}_subgroup"))
