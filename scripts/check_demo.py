@@ -17,7 +17,7 @@ from demo_model import Model, Shape, add_lora, greedy
 from make_demo import FILES
 from tokenizers import Tokenizer
 
-from wgtrain.demo import MAX_ANSWER, SETTINGS, is_right
+from wgtrain.cli.demo import MAX_ANSWER, SETTINGS, is_right
 
 
 def load(path: Path) -> tuple[Model, Tokenizer]:

@@ -15,11 +15,11 @@ import numpy as np
 
 from wgtrain import random
 from wgtrain.api import data_file, read_file
-from wgtrain.cli import main
+from wgtrain.cli.main import main
 from wgtrain.data.jsonl import Dataset, Row
 from wgtrain.engine.tuning import DEFAULT_CPU
 from wgtrain.files.names import resolve_targets, tensor_name
-from wgtrain.model.model import adapter_from_bytes
+from wgtrain.infer.model import adapter_from_bytes
 
 VOCAB, WIDTH, LAYERS = 11, 6, 3
 
@@ -234,7 +234,7 @@ def write_rows(path, n=14):
 
 def install(patch=setattr):
     """Puts the toy in the place of model, rows and learner of `wgtrain train`."""
-    from wgtrain import session
+    from wgtrain.runs import session
     from wgtrain.train import trainer
 
     patch(trainer, "Learner", FakeLearner)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from wgtrain.train.checkpoint import unpack
-from wgtrain.train.run_folder import RunFolder
+from wgtrain.runs.folder import RunFolder
 
 CLOCK = {"elapsed_seconds", "tokens_per_second"}  # of metrics.jsonl, differ in every run
 

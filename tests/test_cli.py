@@ -15,15 +15,16 @@ import yaml
 from click.testing import CliRunner
 from fake_learner import FakeLearner, write_rows
 
-from wgtrain import cli, doctor
+from wgtrain.cli import doctor
+from wgtrain.cli import main as cli
 from wgtrain.engine.tuning import Choice
 from wgtrain.errors import DeviceError, FileError, OutOfMemoryError
 from wgtrain.files.adapters import read_adapter_gguf
 from wgtrain.gpu import AdapterInfo, list_adapters
 from wgtrain.gpu.protocol import FEATURES
-from wgtrain.sweep import Measured, Shape
+from wgtrain.tune.sweep import Measured, Shape
 from wgtrain.train.config import LoraConfig, RunConfig, TrainConfig
-from wgtrain.tune import cache_file, load, save
+from wgtrain.tune.cache import cache_file, load, save
 
 
 @pytest.fixture
@@ -306,7 +307,7 @@ def test_failures_before_training_leave_no_folder(toy, capsys, monkeypatch, stag
     def fail(*arguments, **options):
         raise error
 
-    place = "wgtrain.session.load_model" if stage == "load" else "fake_learner.FakeLearner.build"
+    place = "wgtrain.runs.session.load_model" if stage == "load" else "fake_learner.FakeLearner.build"
     monkeypatch.setattr(place, fail)
     got, _, said = wgtrain(capsys, "train", "--model", "base.gguf", "--data", "rows.jsonl")
     assert got == code and said == f"error: {error}\n"
@@ -343,7 +344,7 @@ def test_a_full_disk_is_told(toy, capsys, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device", "optimizer.safetensors")
 
-    monkeypatch.setattr("wgtrain.train.run_folder.RunFolder.save_checkpoint", full)
+    monkeypatch.setattr("wgtrain.runs.folder.RunFolder.save_checkpoint", full)
     arguments = ["--model", "base.gguf", "--data", "rows.jsonl", "--out", "out"]
     code, _, error = wgtrain(capsys, "train", *arguments)
     assert code == 2
@@ -353,7 +354,7 @@ def test_a_full_disk_is_told(toy, capsys, monkeypatch):
 
 def test_demo_gets_its_options(capsys, monkeypatch):
     asked = []
-    monkeypatch.setattr("wgtrain.demo.run_demo", lambda *a: asked.append(a) or len(asked) == 1)
+    monkeypatch.setattr("wgtrain.cli.demo.run_demo", lambda *a: asked.append(a) or len(asked) == 1)
     assert wgtrain(capsys, "demo", "--out", "x", "--adapter-index", "2")[0] == 0
     assert wgtrain(capsys, "demo")[0] == 130
     assert asked == [("x", 2), (None, None)]

@@ -8,7 +8,7 @@ from pathlib import Path
 import needs
 import pytest
 
-from wgtrain.demo import MAX_ANSWER, is_right, run_demo
+from wgtrain.cli.demo import MAX_ANSWER, is_right, run_demo
 from wgtrain.files.gguf import read_gguf
 from wgtrain.files.source import BytesSource
 from wgtrain.gpu import run

@@ -13,7 +13,7 @@ from wgtrain import gpu
 from wgtrain.engine.graph import Tensor
 from wgtrain.engine.tuning import DEFAULT_CPU, DEFAULT_GPU
 from wgtrain.errors import OptionError
-from wgtrain.model.model import Model
+from wgtrain.infer.model import Model
 from wgtrain.train.config import LoraConfig
 from wgtrain.train.learner import Learner
 

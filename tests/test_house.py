@@ -21,12 +21,11 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # Room -> the rooms below it that it may import. Every other module beside `__init__.py` is a face:
 # it may import everything, and no room imports it.
-GROUND = {"errors", "random", "aio"}
+GROUND = {"errors", "random", "dual"}
 BELOW: dict[str, set[str]] = {
     "errors": set(),
     "random": set(),
-    # The decorators need `run`; `wgtrain.aio.load_model` and its like are looked up in `api`, late.
-    "aio": {"gpu", "api"},
+    "dual": {"gpu"},
     "files": {"errors", "random"},
     "data": {"errors", "random", "files"},
     "gpu": {"errors", "files"},
@@ -34,10 +33,15 @@ BELOW: dict[str, set[str]] = {
     "model": {*GROUND, "files", "data", "gpu", "engine"},
     "infer": {*GROUND, "files", "data", "gpu", "engine", "model"},
     "train": {*GROUND, "files", "data", "gpu", "engine", "model"},
-    # A face of several modules.
-    "bench": {
-        *(*GROUND, "files", "data", "gpu", "engine", "model", "train"),
-        *("progress", "sweep", "tune"),
+    # Faces of several modules: what they may know of each other.
+    "tune": {*GROUND, "files", "gpu", "engine", "model", "train"},
+    "web": {"errors"},
+    "runs": {*GROUND, "files", "data", "gpu", "engine", "train", "notebook", "api"},
+    "notebook": {"train", "runs"},
+    "bench": {*GROUND, "files", "data", "gpu", "engine", "model", "infer", "train", "runs", "tune"},
+    "cli": {
+        *(*GROUND, "files", "data", "gpu", "engine", "model", "infer", "train"),
+        *("api", "runs", "tune", "web", "bench"),
     },
 }
 
@@ -48,7 +52,7 @@ NATIVE_MODULES = {
     "gpu/native_module.py",
     "gpu/native_pass.py",
     "gpu/native_timing.py",
-    "cli.py",
+    "cli/main.py",
     "__main__.py",
     "bench/command.py",
 }

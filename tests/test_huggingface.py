@@ -12,7 +12,8 @@ import pytest
 import tiny
 
 import wgtrain
-from wgtrain import cli, gpu
+from wgtrain import gpu
+from wgtrain.cli import main as cli
 from wgtrain.errors import FileError
 from wgtrain.files import BytesSource, read_range, write_safetensors
 from wgtrain.files.huggingface import read_folder
@@ -196,7 +197,7 @@ def test_fingerprint(tmp_path: Path) -> None:
     """It depends on every file that a model is made of, and on nothing else."""
 
     def now() -> str:
-        from wgtrain.model.model import _fingerprint
+        from wgtrain.infer.model import _fingerprint
 
         files = {p.name: BytesSource(p.read_bytes(), p.name) for p in tmp_path.iterdir()}
         return gpu.run(_fingerprint(*gpu.run(read_folder(files, "x"))))

@@ -14,7 +14,7 @@ import random_model as rm
 
 from wgtrain import gpu
 from wgtrain.files import Adapter
-from wgtrain.model.model import Model
+from wgtrain.infer.model import Model
 from wgtrain.train.config import LoraConfig
 from wgtrain.train.learner import Learner
 

@@ -13,8 +13,8 @@ from wgtrain.engine.graph import Graph, Launch, Storage, Tensor
 from wgtrain.engine.plan import Plan
 from wgtrain.errors import OutOfMemoryError
 from wgtrain.gpu import Device
-from wgtrain.model.model import Model
-from wgtrain.model.session import Session
+from wgtrain.infer.model import Model
+from wgtrain.infer.session import Session
 from wgtrain.train.config import LoraConfig
 from wgtrain.train.learner import Learner
 

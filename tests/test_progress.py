@@ -9,7 +9,8 @@ import pytest
 from fake_learner import FakeModel, fake_rows
 
 import wgtrain
-from wgtrain import notebook, progress
+from wgtrain.notebook import chart as notebook
+from wgtrain.runs import progress
 from wgtrain.train.config import LoraConfig, TrainConfig
 
 

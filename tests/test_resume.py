@@ -17,7 +17,7 @@ import tiny
 from fake_learner import FakeLearner, write_rows
 from kills import state
 
-from wgtrain import session
+from wgtrain.runs import session
 from wgtrain.errors import FileError, OptionError
 from wgtrain.train.trainer import Trainer
 
@@ -152,8 +152,8 @@ def test_interrupted_before_training(tmp_path):
     code = f"""
 import os, signal, sys
 sys.path.insert(0, {str(TESTS)!r})
-from wgtrain import session
-from wgtrain.cli import main
+from wgtrain.runs import session
+from wgtrain.cli.main import main
 session.load_model = lambda *a, **o: os.kill(os.getpid(), signal.SIGTERM)
 main(["train", "--model", "base.gguf", "--data", "rows.jsonl"])
 """
@@ -312,7 +312,7 @@ def test_killed_while_results_are_written(whole, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("wgtrain.train.run_folder.loss_svg", killed)
+        patch.setattr("wgtrain.runs.folder.loss_svg", killed)
         with pytest.raises(KeyboardInterrupt):
             session.start(settings("run"), lambda text: None)
     assert summary("run")["status"] == "interrupted"

@@ -13,10 +13,10 @@ import pytest
 import yaml
 
 from wgtrain.errors import FileError, OptionError
-from wgtrain.train import run_folder
-from wgtrain.train.chart import loss_svg
+from wgtrain.runs import folder as run_folder
+from wgtrain.runs.chart import loss_svg
 from wgtrain.train.results import Evaluation, StepResult
-from wgtrain.train.run_folder import RunFolder, check_free, read_yaml
+from wgtrain.runs.folder import RunFolder, check_free, read_yaml
 
 FILES = {"adapter.gguf": b"a" * 100, "optimizer.safetensors": b"b" * 300, "state.json": b"{}"}
 
@@ -93,7 +93,7 @@ def test_killed_before_the_settings_are_written(tmp_path, monkeypatch):
 def test_one_process_at_a_time(folder):
     code = f"""
 from wgtrain.errors import OptionError
-from wgtrain.train.run_folder import RunFolder
+from wgtrain.runs.folder import RunFolder
 try:
     RunFolder.open({str(folder.path)!r})
 except OptionError as error:

@@ -10,7 +10,10 @@ import pytest
 import tiny
 
 import wgtrain
-from wgtrain import gpu, session, sweep, tune
+from wgtrain import gpu
+from wgtrain.runs import session
+from wgtrain.tune import cache as tune
+from wgtrain.tune import sweep
 from wgtrain.data import Dataset, Row
 from wgtrain.engine import kernel as loader
 from wgtrain.engine import tuning
@@ -18,7 +21,7 @@ from wgtrain.engine.kernel import read_shader
 from wgtrain.engine.tuning import DEFAULT_CPU, Choice, Tuning
 from wgtrain.errors import FileError
 from wgtrain.gpu import AdapterInfo
-from wgtrain.sweep import Measured, Shape
+from wgtrain.tune.sweep import Measured, Shape
 from wgtrain.train.config import LoraConfig, TrainConfig
 from wgtrain.train.trainer import Trainer
 

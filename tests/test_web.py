@@ -19,8 +19,8 @@ import pytest
 from click.testing import CliRunner
 from needs import ROOT
 
-from wgtrain import cli
-from wgtrain.serve import HEADERS, Handler, make_server
+from wgtrain.cli import main as cli
+from wgtrain.web.server import HEADERS, Handler, make_server
 
 sys.path.insert(0, str(ROOT / "scripts"))
 import build_web
@@ -167,5 +167,5 @@ def test_the_variant_that_leaves_pyodide_on_its_cdn(tmp_path: Path) -> None:
     assert sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) < 4 << 20
     assert all((out / path).is_file() for path in config["unpack"])
     (wheel,) = (out / "packages").glob("wgtrain-*-py3-none-any.whl")  # for anyone's page
-    assert "wgtrain/cli.py" in zipfile.ZipFile(wheel).namelist()
-    assert "wgtrain/cli.pyc" in zipfile.ZipFile(out / "packages" / "wgtrain.zip").namelist()
+    assert "wgtrain/cli/main.py" in zipfile.ZipFile(wheel).namelist()
+    assert "wgtrain/cli/main.pyc" in zipfile.ZipFile(out / "packages" / "wgtrain.zip").namelist()

@@ -1,6 +1,6 @@
 """`python -m wgtrain`: the command line."""
 
-from wgtrain.cli import main
+from wgtrain.cli.main import main
 
 if __name__ == "__main__":
     main()

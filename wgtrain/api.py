@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from wgtrain.aio import dual_function
+from wgtrain.dual import dual_function
 from wgtrain.data import Dataset, Tokenizer, load_rows
 from wgtrain.data import load_tokenizer as read_tokenizer
 from wgtrain.data.huggingface import read_tokenizer_metadata
@@ -22,10 +22,10 @@ from wgtrain.files.adapters import (
 from wgtrain.files.gguf import read_gguf
 from wgtrain.files.source import BytesSource, Source, shown
 from wgtrain.model.folder import Folder, open_folder
-from wgtrain.model.model import Model, open_model
-from wgtrain.progress import watch
+from wgtrain.infer.model import Model, open_model
+from wgtrain.runs.progress import watch
 from wgtrain.train.trainer import Trainer
-from wgtrain.tune import choose
+from wgtrain.tune.cache import choose
 
 AnyPath = str | os.PathLike[str]
 AnyBytes = bytes | bytearray | memoryview

@@ -37,7 +37,7 @@ def main(folder: Path, figures: dict[str, Any]) -> None:
     """Raises where a bound is missed."""
     from chromium import Driver, Tabs, chromium, make_site
 
-    from wgtrain.serve import make_server
+    from wgtrain.web.server import make_server
 
     site = make_site(folder / "site")
     write_models(folder, site)

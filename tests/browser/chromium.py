@@ -11,7 +11,7 @@ from typing import Any
 
 import needs
 
-from wgtrain.serve import Handler
+from wgtrain.web.server import Handler
 
 sys.path.insert(0, str(needs.ROOT / "scripts"))
 import build_web

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from chromium import Driver, Tab, Tabs, chromium, make_site
 
-from wgtrain.serve import make_server
+from wgtrain.web.server import make_server
 
 
 @pytest.fixture(scope="session")

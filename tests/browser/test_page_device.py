@@ -34,7 +34,7 @@ def test_f16_is_refused_by_name_where_there_is_none(tab: Any) -> None:
         import random_model
         from wgtrain.errors import DeviceError
         from wgtrain.files import BytesSource
-        from wgtrain.model.model import open_model
+        from wgtrain.infer.model import open_model
 
         source = BytesSource(random_model.build(random_model.Shape()), "random.gguf")
         try:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from wgtrain.bench.measure import Record
 from wgtrain.bench.tables import number
-from wgtrain.train.chart import new_chart, standalone
+from wgtrain.runs.chart import new_chart, standalone
 
 _COLORS = ("#7aa6c2", "#c0392b", "#5b8c5a", "#d9a441", "#7d5ba6", "#444444")
 _GREY = "#bbbbbb"

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from wgtrain.progress import LINE_SECONDS, clock
+from wgtrain.runs.progress import LINE_SECONDS, clock
 
 Advance = Callable[[str], None]  # begins a part, by its name
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from wgtrain.bench.measure import Record
-from wgtrain.sweep import Measured, as_text
+from wgtrain.tune.sweep import Measured, as_text
 
 UNSTEADY = 1.3  # times the fastest round that the slowest took
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from wgtrain import gpu, tune
+from wgtrain import gpu
+from wgtrain.tune import cache as tune
 from wgtrain.bench.shapes import Shape
 from wgtrain.bench.weights import RandomWeights
 from wgtrain.engine.probe import find_subgroup_size
@@ -15,7 +16,7 @@ from wgtrain.files import read_gguf
 from wgtrain.gpu import Device
 from wgtrain.model.config import ModelConfig
 from wgtrain.model.weights import Weights, plan_weights, stored_type
-from wgtrain.sweep import Measured
+from wgtrain.tune.sweep import Measured
 from wgtrain.train.config import LoraConfig
 from wgtrain.train.learner import Learner
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from wgtrain.model.model import Model
+    from wgtrain.infer.model import Model
 
 
 async def greedy(

@@ -21,7 +21,7 @@ from wgtrain.engine.kernel import read_shader, shader_paths
 from wgtrain.engine.plan import Plan
 from wgtrain.engine.tuning import Choice, Tuning, choice_from_json, default_tuning, runs_on
 from wgtrain.gpu import AdapterInfo, Device
-from wgtrain.sweep import Measured, Shape, heaviest, measure, worthwhile
+from wgtrain.tune.sweep import Measured, Shape, heaviest, measure, worthwhile
 from wgtrain.train.learner import Learner
 
 VARIABLE = "WGTRAIN_CACHE"

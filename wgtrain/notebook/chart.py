@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from wgtrain.progress import Show, line
+from wgtrain.runs.progress import Show, line
 
 if TYPE_CHECKING:
     from wgtrain.train.results import StepResult
@@ -30,7 +30,7 @@ def chart(trainer: "Trainer") -> Iterator[Show]:
     """Redraws the curve at most once a second, and at the end."""
     from IPython.display import SVG, display
 
-    from wgtrain.train.chart import loss_svg
+    from wgtrain.runs.chart import loss_svg
 
     losses: list[tuple[int, float]] = []
     start, first, drawn = time.monotonic(), trainer.step, 0.0

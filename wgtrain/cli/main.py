@@ -89,8 +89,8 @@ def cli() -> None:
 )
 def train(config_file: str | None, resume: str | None, **given: Any) -> int:
     """Train an adapter on a GGUF model and JSONL rows."""
-    from wgtrain import session
-    from wgtrain.train.run_folder import read_yaml
+    from wgtrain.runs import session
+    from wgtrain.runs.folder import read_yaml
 
     explicit = {name: value for name, value in given.items() if value is not None}
     if resume is not None:
@@ -112,7 +112,7 @@ def train(config_file: str | None, resume: str | None, **given: Any) -> int:
 @options_of(RunConfig, only=("out", "adapter_index"))
 def demo(**given: Any) -> int:
     """Train the embedded model on the embedded data, and compare its answers."""
-    from wgtrain.demo import run_demo
+    from wgtrain.cli.demo import run_demo
 
     (paths,) = build({"model": "-", "data": "-", **given}, RunConfig)
     return DONE if run_demo(paths.out, paths.adapter_index) else INTERRUPTED
@@ -121,7 +121,7 @@ def demo(**given: Any) -> int:
 @cli.command()
 def doctor() -> int:
     """Show adapters, limits, features and versions, and what to do where there is no adapter."""
-    from wgtrain import doctor
+    from wgtrain.cli import doctor
 
     text, usable = doctor.report()
     click.echo(text)
@@ -145,7 +145,7 @@ def bench(arguments: tuple[str, ...]) -> None:
 @click.option("--port", default=8000, help="Port on loopback, 0 = any.  [default: 8000]")
 def web(folder: str, port: int) -> int:
     """Serve a site of scripts/build_web.py on loopback, until interrupted."""
-    from wgtrain.serve import make_server
+    from wgtrain.web.server import make_server
 
     if not Path(folder, "index.html").is_file():
         raise OptionError(f"{folder}: no site is here; scripts/build_web.py makes one")

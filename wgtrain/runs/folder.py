@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from wgtrain.errors import FileError, OptionError
-from wgtrain.train.chart import loss_svg
+from wgtrain.runs.chart import loss_svg
 from wgtrain.train.results import Evaluation, StepResult
 
 CONFIG, METRICS, SUMMARY, LOG = "config.yaml", "metrics.jsonl", "summary.json", "train.log"

@@ -16,10 +16,10 @@ LINE_SECONDS = 10.0
 
 def watch(trainer: "Trainer") -> AbstractContextManager[Show]:
     """The way that fits where the program runs."""
-    from wgtrain import notebook
+    from wgtrain.notebook import chart
 
-    if notebook.running():
-        return notebook.chart(trainer)
+    if chart.running():
+        return chart.chart(trainer)
     return bar(trainer) if sys.stderr.isatty() else lines(trainer, print)
 
 

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from wgtrain.data.jsonl import Row
-    from wgtrain.model.model import Model
+    from wgtrain.infer.model import Model
 
-FILES = Path(__file__).parent / "demo_files"
+FILES = Path(__file__).parents[1] / "demo_files"
 BASE, TEST = FILES / "base.gguf", FILES / "test.jsonl"
 SETTINGS: dict[str, Any] = {
     "rank": 8,
@@ -55,9 +55,9 @@ def run_demo(
     """
     from rich.console import Console
 
-    from wgtrain import session
+    from wgtrain.runs import session
     from wgtrain.api import load_model
-    from wgtrain.train.run_folder import check_free
+    from wgtrain.runs.folder import check_free
 
     started = time.monotonic()
     console = console or Console(highlight=False)
@@ -138,7 +138,7 @@ def _answer(
 ) -> list[str]:
     """Greedy answers to all prompts at once."""
     from wgtrain.gpu import run
-    from wgtrain.model.decode import greedy_batch
+    from wgtrain.infer.decode import greedy_batch
 
     with console.status(f"answering {len(exam.prompts)} prompts ..."):
         said = run(greedy_batch(model, exam.prompts, MAX_ANSWER, adapters))

@@ -1,0 +1,1 @@
+"""Inference: sessions over a model and a stack of adapters, and decoding."""

@@ -1,0 +1,1 @@
+"""Which kernels a GPU runs with: measured by `sweep`, kept by `cache`."""
