@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from wgtrain.train.checkpoint import unpack
 from wgtrain.runs.folder import RunFolder
+from wgtrain.train.checkpoint import unpack
 
 CLOCK = {"elapsed_seconds", "tokens_per_second"}  # of metrics.jsonl, differ in every run
 

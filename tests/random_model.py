@@ -14,8 +14,8 @@ import numpy as np
 from wgtrain import gpu
 from wgtrain.data import Batch
 from wgtrain.files import BytesSource, Raw, read_gguf, write_gguf
-from wgtrain.model.config import read_config
 from wgtrain.infer.model import Model, adapter_from_bytes, open_model
+from wgtrain.model.config import read_config
 from wgtrain.model.weights import load_weights, plan_weights
 from wgtrain.train.config import LoraConfig
 from wgtrain.train.learner import Learner

@@ -13,8 +13,6 @@ from gguf import GGMLQuantizationType, quants
 from test_cli import wgtrain
 
 from wgtrain import gpu
-from wgtrain.tune import cache as tune
-from wgtrain.tune import sweep
 from wgtrain.bench import ceiling, command, progress, report, rivals, runner, step, tables
 from wgtrain.bench.cases import Case
 from wgtrain.bench.flops import attention_flops, step_flops
@@ -28,6 +26,8 @@ from wgtrain.errors import FileError, OptionError, WgtrainError
 from wgtrain.files import read_gguf
 from wgtrain.gpu import protocol
 from wgtrain.model.config import MATRIX_TYPES, read_config
+from wgtrain.tune import cache as tune
+from wgtrain.tune import sweep
 from wgtrain.tune.sweep import Measured
 
 TINY = SHAPES["tiny"]

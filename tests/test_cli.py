@@ -22,9 +22,9 @@ from wgtrain.errors import DeviceError, FileError, OutOfMemoryError
 from wgtrain.files.adapters import read_adapter_gguf
 from wgtrain.gpu import AdapterInfo, list_adapters
 from wgtrain.gpu.protocol import FEATURES
-from wgtrain.tune.sweep import Measured, Shape
 from wgtrain.train.config import LoraConfig, RunConfig, TrainConfig
 from wgtrain.tune.cache import cache_file, load, save
+from wgtrain.tune.sweep import Measured, Shape
 
 
 @pytest.fixture
@@ -307,7 +307,9 @@ def test_failures_before_training_leave_no_folder(toy, capsys, monkeypatch, stag
     def fail(*arguments, **options):
         raise error
 
-    place = "wgtrain.runs.session.load_model" if stage == "load" else "fake_learner.FakeLearner.build"
+    place = (
+        "wgtrain.runs.session.load_model" if stage == "load" else "fake_learner.FakeLearner.build"
+    )
     monkeypatch.setattr(place, fail)
     got, _, said = wgtrain(capsys, "train", "--model", "base.gguf", "--data", "rows.jsonl")
     assert got == code and said == f"error: {error}\n"

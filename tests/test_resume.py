@@ -17,8 +17,8 @@ import tiny
 from fake_learner import FakeLearner, write_rows
 from kills import state
 
-from wgtrain.runs import session
 from wgtrain.errors import FileError, OptionError
+from wgtrain.runs import session
 from wgtrain.train.trainer import Trainer
 
 TESTS = Path(__file__).parent

@@ -15,8 +15,8 @@ import yaml
 from wgtrain.errors import FileError, OptionError
 from wgtrain.runs import folder as run_folder
 from wgtrain.runs.chart import loss_svg
-from wgtrain.train.results import Evaluation, StepResult
 from wgtrain.runs.folder import RunFolder, check_free, read_yaml
+from wgtrain.train.results import Evaluation, StepResult
 
 FILES = {"adapter.gguf": b"a" * 100, "optimizer.safetensors": b"b" * 300, "state.json": b"{}"}
 

@@ -11,9 +11,6 @@ import tiny
 
 import wgtrain
 from wgtrain import gpu
-from wgtrain.runs import session
-from wgtrain.tune import cache as tune
-from wgtrain.tune import sweep
 from wgtrain.data import Dataset, Row
 from wgtrain.engine import kernel as loader
 from wgtrain.engine import tuning
@@ -21,9 +18,12 @@ from wgtrain.engine.kernel import read_shader
 from wgtrain.engine.tuning import DEFAULT_CPU, Choice, Tuning
 from wgtrain.errors import FileError
 from wgtrain.gpu import AdapterInfo
-from wgtrain.tune.sweep import Measured, Shape
+from wgtrain.runs import session
 from wgtrain.train.config import LoraConfig, TrainConfig
 from wgtrain.train.trainer import Trainer
+from wgtrain.tune import cache as tune
+from wgtrain.tune import sweep
+from wgtrain.tune.sweep import Measured, Shape
 
 pytestmark = pytest.mark.gpu
 NT = "nt/weight_f32"

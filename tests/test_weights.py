@@ -17,10 +17,10 @@ from wgtrain.engine.weight import FORMATS, Weight, plan_weight
 from wgtrain.errors import FileError, OutOfMemoryError
 from wgtrain.files import read_gguf, write_gguf
 from wgtrain.gpu import Device, Limits
-from wgtrain.model import weights as weights_module
-from wgtrain.model.config import read_config
 from wgtrain.infer.model import Model, open_model
 from wgtrain.infer.session import Session
+from wgtrain.model import weights as weights_module
+from wgtrain.model.config import read_config
 from wgtrain.model.weights import load_weights, plan_weights
 from wgtrain.train.config import LoraConfig
 from wgtrain.train.learner import Learner

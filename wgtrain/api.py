@@ -7,10 +7,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from wgtrain.dual import dual_function
 from wgtrain.data import Dataset, Tokenizer, load_rows
 from wgtrain.data import load_tokenizer as read_tokenizer
 from wgtrain.data.huggingface import read_tokenizer_metadata
+from wgtrain.dual import dual_function
 from wgtrain.errors import FileError, OptionError
 from wgtrain.files.adapters import (
     CONFIG_FILE,
@@ -21,8 +21,8 @@ from wgtrain.files.adapters import (
 )
 from wgtrain.files.gguf import read_gguf
 from wgtrain.files.source import BytesSource, Source, shown
-from wgtrain.model.folder import Folder, open_folder
 from wgtrain.infer.model import Model, open_model
+from wgtrain.model.folder import Folder, open_folder
 from wgtrain.runs.progress import watch
 from wgtrain.train.trainer import Trainer
 from wgtrain.tune.cache import choose

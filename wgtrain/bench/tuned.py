@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any
 
 from wgtrain import gpu
-from wgtrain.tune import cache as tune
 from wgtrain.bench.shapes import Shape
 from wgtrain.bench.weights import RandomWeights
 from wgtrain.engine.probe import find_subgroup_size
@@ -16,9 +15,10 @@ from wgtrain.files import read_gguf
 from wgtrain.gpu import Device
 from wgtrain.model.config import ModelConfig
 from wgtrain.model.weights import Weights, plan_weights, stored_type
-from wgtrain.tune.sweep import Measured
 from wgtrain.train.config import LoraConfig
 from wgtrain.train.learner import Learner
+from wgtrain.tune import cache as tune
+from wgtrain.tune.sweep import Measured
 
 RUN = 1000  # steps of the run that a measured step stands for
 AUTO, MEASURE = "auto", "measure"  # modes of `tune.choose`

@@ -55,8 +55,8 @@ def run_demo(
     """
     from rich.console import Console
 
-    from wgtrain.runs import session
     from wgtrain.api import load_model
+    from wgtrain.runs import session
     from wgtrain.runs.folder import check_free
 
     started = time.monotonic()

@@ -12,9 +12,9 @@ from wgtrain.errors import DeviceError
 from wgtrain.gpu import INDEX_VARIABLE as VARIABLE
 from wgtrain.gpu import AdapterInfo, list_adapters, open_device, run
 from wgtrain.gpu.protocol import CHECKS_VARIABLE as CHECKS
-from wgtrain.tune.sweep import Measured, as_text
 from wgtrain.tune.cache import VARIABLE as CACHE
 from wgtrain.tune.cache import cache_file, cache_folder, load
+from wgtrain.tune.sweep import Measured, as_text
 
 PACKAGES = ("numpy", "wgpu", "tokenizers", "jinja2", "pyyaml", "click", "rich", "pygal")
 LIMITS = ("buffer-size", "buffer-binding-size", "storage-buffers", "compute")  # in their names

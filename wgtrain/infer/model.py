@@ -9,18 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from wgtrain.dual import aio_view, dual, dual_iterator
 from wgtrain.data.tokenizer import Tokenizer, load_tokenizer
+from wgtrain.dual import aio_view, dual, dual_iterator
 from wgtrain.engine.probe import find_subgroup_size
 from wgtrain.engine.weight import PRECISIONS
 from wgtrain.errors import FileError, OptionError
 from wgtrain.files import GGUF, Adapter, adapter_fits, read_adapter_gguf, read_gguf, read_range
 from wgtrain.files.source import Source, shown, source_name
 from wgtrain.gpu import Device, open_device
-from wgtrain.model.config import ModelConfig, read_config
 from wgtrain.infer.decode import greedy
-from wgtrain.model.folder import Folder
 from wgtrain.infer.session import Session
+from wgtrain.model.config import ModelConfig, read_config
+from wgtrain.model.folder import Folder
 from wgtrain.model.weights import Weights, check_precision, load_weights, plan_weights
 
 AdapterLike = Any  # an Adapter, the bytes of an adapter GGUF, or what the face's reader takes

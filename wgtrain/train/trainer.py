@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from wgtrain import __version__, random
-from wgtrain.dual import aio_view, dual, dual_iterator
 from wgtrain.data import Dataset
+from wgtrain.dual import aio_view, dual, dual_iterator
 from wgtrain.engine.tuning import Tuning, from_json, to_json
 from wgtrain.errors import NonFiniteError, OptionError
 from wgtrain.files.adapters import (

@@ -21,8 +21,8 @@ from wgtrain.engine.kernel import read_shader, shader_paths
 from wgtrain.engine.plan import Plan
 from wgtrain.engine.tuning import Choice, Tuning, choice_from_json, default_tuning, runs_on
 from wgtrain.gpu import AdapterInfo, Device
-from wgtrain.tune.sweep import Measured, Shape, heaviest, measure, worthwhile
 from wgtrain.train.learner import Learner
+from wgtrain.tune.sweep import Measured, Shape, heaviest, measure, worthwhile
 
 VARIABLE = "WGTRAIN_CACHE"
 FORMAT = 1

@@ -1,0 +1,1 @@
+"""Runs in folders: opened, trained, interrupted, resumed, shown."""
