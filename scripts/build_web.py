@@ -23,6 +23,9 @@ import zipfile
 from importlib import metadata
 from pathlib import Path
 
+from wgtrain.files.scripts import expression
+from wgtrain.web.server import POLICY
+
 ROOT = Path(__file__).resolve().parent.parent
 WEB = ROOT / "web"
 MODULES = WEB / "node_modules"
@@ -34,6 +37,9 @@ PURE = ("jinja2", "markupsafe")  # their Python files alone work in a page
 TEST_NUMPY = "numpy-2.2.5-cp313-cp313-pyodide_2025_0_wasm32.whl"
 # JavaScript that travels inside the wheel, so that the wheel alone is enough in anyone's page.
 INSIDE = {"wgtrain/data/tokenizers.cjs": "@huggingface/tokenizers/dist/tokenizers.min.cjs"}
+# Of the wheel a page of ours needs neither the faces of terminals nor the demo, nor the JavaScript,
+# which lies beside it as scripts.js.
+NOT_IN_PAGE = ("bench/", "cli/", "demo_files/", "web/", "__main__.py", "gpu/native")
 
 
 def install_modules() -> None:
@@ -99,12 +105,32 @@ def pack_pure(names: tuple[str, ...], target: Path) -> Path:
 
 
 def page_part(wheel: Path, target: Path) -> Path:
-    """What a page uses of the wheel: all but the files of the demo, which is for terminals."""
+    """What a page of ours uses of the wheel."""
+    left_out = tuple(f"wgtrain/{name}" for name in NOT_IN_PAGE)
     with zipfile.ZipFile(wheel) as old, zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as new:
         for name in old.namelist():
-            if not name.startswith("wgtrain/demo_files/"):
+            if not name.startswith(left_out) and not name.endswith((".js", ".cjs")):
                 new.writestr(name, old.read(name))
     return target
+
+
+def page_scripts(wheel: Path, target: Path) -> None:
+    """The wheel's JavaScript as one module, so that nothing is evaluated from text."""
+    with zipfile.ZipFile(wheel) as archive:
+        paths = sorted(name for name in archive.namelist() if name.endswith((".js", ".cjs")))
+        target.write_text(
+            "\n".join(
+                f"export const {Path(path).stem} = {expression(path, archive.read(path).decode())}"
+                for path in paths
+            ),
+            "utf-8",
+        )
+
+
+def policy(address: str) -> str:
+    """The Content-Security-Policy of a site that takes Pyodide from `address` on another origin."""
+    also = f"script-src {address} "
+    return POLICY.replace("script-src ", also) + f"; connect-src 'self' {address}"
 
 
 def byte_compile(archives: list[Path]) -> None:
@@ -150,7 +176,9 @@ def build(out: Path, *, cdn: bool = False, numpy: Path | None = None) -> Path:
     version = json.loads((pyodide / "package.json").read_text())["version"]
     wheel = build_wheel(packages)
     compiled = [pack_pure(PURE, packages / "pure.zip"), page_part(wheel, packages / "wgtrain.zip")]
-    config = {"pyodide": CDN.format(version=version), "load": ["numpy"]}
+    page_scripts(wheel, out / "scripts.js")
+    address = CDN.format(version=version)
+    config = {"pyodide": address, "load": ["numpy"], "policy": policy(address)}
     if not cdn:
         (out / "pyodide").mkdir()
         for name in (*PYODIDE, LOCK):
@@ -158,7 +186,7 @@ def build(out: Path, *, cdn: bool = False, numpy: Path | None = None) -> Path:
         lock = json.loads((pyodide / LOCK).read_text())
         compiled.insert(0, packages / "numpy.zip")
         compiled[0].write_bytes(numpy.read_bytes() if numpy else fetch_numpy(version, lock))
-        config = {"pyodide": "pyodide/", "load": []}
+        config = {"pyodide": "pyodide/", "load": [], "policy": POLICY}
     config["unpack"] = [f"packages/{path.name}" for path in compiled]
     byte_compile(compiled if cdn else [*compiled, out / "pyodide" / STDLIB])
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")

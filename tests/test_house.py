@@ -46,13 +46,14 @@ BELOW: dict[str, set[str]] = {
 }
 
 # Packages that no page has, and the modules a page never loads: they may import one at top level.
-NATIVE_ONLY = {"wgpu", "tokenizers", "click", "rich", "pygal", "yaml"}
+NATIVE_ONLY = {"wgpu", "tokenizers", "click", "rich", "pygal", "yaml", "starlette", "uvicorn"}
 NATIVE_MODULES = {
     "gpu/native.py",
     "gpu/native_module.py",
     "gpu/native_pass.py",
     "gpu/native_timing.py",
     "cli/main.py",
+    "web/patience.py",
     "__main__.py",
     "bench/command.py",
 }

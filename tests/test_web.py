@@ -1,17 +1,19 @@
 """Building and serving the site, without a browser; `tests/browser` drives it in one."""
 
+import contextlib
 import hashlib
 import http.client
 import io
 import json
+import os
 import socket
 import struct
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
-from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,9 @@ from click.testing import CliRunner
 from needs import ROOT
 
 from wgtrain.cli import main as cli
-from wgtrain.web.server import HEADERS, Handler, make_server
+from wgtrain.errors import OptionError
+from wgtrain.web import patience
+from wgtrain.web.server import HEADERS, HOSTS, POLICY, Server, policy_of
 
 sys.path.insert(0, str(ROOT / "scripts"))
 import build_web
@@ -28,24 +32,54 @@ import build_web
 
 @pytest.fixture
 def port(tmp_path: Path) -> Iterator[int]:
-    """A server of a folder with one file of 1000 bytes, and an empty one."""
-    (tmp_path / "some.gguf").write_bytes(bytes(i % 251 for i in range(1000)))
-    (tmp_path / "a.mjs").write_bytes(b"")
-    with make_server(tmp_path) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield server.server_port
-        server.shutdown()
-        thread.join()
+    """A server of a folder with one file of 1000 bytes, an empty one, and links."""
+    (tmp_path / "outside").write_bytes(b"secret")
+    folder = tmp_path / "site"
+    (folder / "part").mkdir(parents=True)
+    (folder / "some.gguf").write_bytes(bytes(i % 251 for i in range(1000)))
+    (folder / "a.mjs").write_bytes(b"")
+    (folder / "part" / "index.html").write_bytes(b"<p>")
+    (folder / "link").symlink_to(tmp_path / "outside")
+    (folder / "up").symlink_to(tmp_path)
+    with serving(folder) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def serving(folder: Path) -> Iterator[int]:
+    """The port of a server, which ends without waiting for anyone."""
+    server = Server(folder)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server.port
+    server.shutdown()
+    thread.join(60)
+    assert not thread.is_alive()
+
+
+def ask(
+    connection: http.client.HTTPConnection, method: str, path: str, **headers: str
+) -> tuple[int, dict[str, str], bytes]:
+    connection.request(method, path, headers=headers)
+    answer = connection.getresponse()
+    return answer.status, {k.title(): v for k, v in answer.getheaders()}, answer.read()
 
 
 def get(port: int, path: str, asked: str | None = None) -> tuple[int, dict[str, str], bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
-    connection.request("GET", path, headers={"Range": asked} if asked else {})
-    answer = connection.getresponse()
-    body = answer.read()
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    found = ask(connection, "GET", path, **({"Range": asked} if asked else {}))
     connection.close()
-    return answer.status, dict(answer.getheaders()), body
+    return found
+
+
+def raw(port: int, request: bytes) -> bytes:
+    """All that comes until the server closes the connection."""
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+        connection.sendall(request)
+        parts = []
+        while part := connection.recv(1 << 16):
+            parts.append(part)
+    return b"".join(parts)
 
 
 @pytest.mark.parametrize(
@@ -72,28 +106,107 @@ def test_a_range_behind_the_end_is_refused(port: int) -> None:
 def test_whole_files_and_headers(port: int) -> None:
     status, headers, body = get(port, "/some.gguf")
     assert status == 200 and len(body) == 1000
-    assert HEADERS.items() <= headers.items()
-    assert get(port, "/a.mjs")[1]["Content-type"] == "text/javascript"
+    assert HEADERS.items() <= headers.items() and headers["Accept-Ranges"] == "bytes"
+    assert get(port, "/a.mjs")[1]["Content-Type"].startswith("text/javascript")
+    assert get(port, "/part/")[2] == b"<p>"
     assert get(port, "/nothing")[0] == 404
 
 
-def test_a_body_does_not_wait_for_an_acknowledgement(
-    port: int, monkeypatch: pytest.MonkeyPatch
+def test_a_head_with_a_range_leaves_the_connection_whole(port: int) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    for _ in range(2):
+        status, headers, body = ask(connection, "HEAD", "/some.gguf", Range="bytes=3-9")
+        assert (status, headers["Content-Length"], body) == (206, "7", b"")
+        assert ask(connection, "GET", "/some.gguf")[2] == bytes(i % 251 for i in range(1000))
+    connection.close()
+
+
+@pytest.mark.parametrize("path", ["/link", "/up/outside", "/../outside", "/%2e%2e/outside", "/%00"])
+def test_nothing_outside_the_folder_is_served(port: int, path: str) -> None:
+    status, _, body = get(port, path)
+    assert status == 404 and b"secret" not in body
+
+
+@pytest.mark.parametrize("asked", [f"bytes=0-{'9' * 5000}", f"bytes={'9' * 5000}-", "bytes=a-b"])
+def test_a_range_that_is_none_is_refused(port: int, asked: str) -> None:
+    assert get(port, "/some.gguf", asked)[0] in (400, 416)
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [*((host, 200) for host in sorted(HOSTS)), ("evil.example", 421), ("127.0.0.1.evil", 421)],
+)
+def test_only_names_of_this_machine_are_answered(port: int, host: str, status: int) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    for name in (host, f"{host}:{port}", host.upper()):
+        assert ask(connection, "GET", "/some.gguf", Host=name)[0] == status
+    connection.close()
+
+
+def test_a_file_that_changes_while_it_is_sent_spoils_no_other_answer(tmp_path: Path) -> None:
+    file = tmp_path / "f.bin"
+    file.write_bytes(b"a" * (32 << 20))
+    (tmp_path / "g.bin").write_bytes(b"g")
+    with serving(tmp_path) as port:
+        for change in (lambda: os.truncate(file, 1 << 20), lambda: file.write_bytes(b"b" * 40)):
+            file.write_bytes(b"a" * (32 << 20))
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            connection.request("GET", "/f.bin")
+            answer = connection.getresponse()
+            answer.read(1000)
+            change()
+            with pytest.raises((http.client.IncompleteRead, OSError)):
+                answer.read()  # an end that is seen, not a client that waits
+            connection.close()
+            assert get(port, "/g.bin")[2] == b"g"
+
+
+def test_clients_that_say_or_take_nothing_are_let_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = []
+    monkeypatch.setattr(patience, "REQUEST_SECONDS", 0.3)
+    monkeypatch.setattr(patience, "READ_SECONDS", 0.3)
+    (tmp_path / "f.bin").write_bytes(b"a" * (64 << 20))
+    with serving(tmp_path) as port:
+        threads = threading.active_count()
+        slow = [b"", b"GET / HTTP/1.1\r\nX: ", b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\n"]
+        clients = [socket.create_connection(("127.0.0.1", port), timeout=60) for _ in range(60)]
+        for i, client in enumerate(clients):
+            client.sendall(slow[i % 3])
+        for client in clients:
+            while client.recv(1 << 16):  # ends when the server closes
+                pass
+            client.close()
+        assert threading.active_count() <= threads + 5
+        idle = socket.create_connection(("127.0.0.1", port), timeout=60)
+        idle.sendall(b"GET /f.bin HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        with pytest.raises(ConnectionResetError):  # cut off although it never read
+            while True:
+                idle.sendall(b"\r\n")
+                time.sleep(0.05)
+        idle.close()
 
-    def send_head(handler: Handler) -> Any:
-        options.append(handler.connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
-        return SimpleHTTPRequestHandler.send_head(handler)
 
-    monkeypatch.setattr(Handler, "send_head", send_head)
-    get(port, "/some.gguf")
-    assert len(options) == 1 and options[0]
+def test_what_is_no_request_is_answered(port: int) -> None:
+    assert raw(port, b"GARBAGE\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+
+
+def test_the_policy_is_the_page_s_own(tmp_path: Path) -> None:
+    assert policy_of(tmp_path) == POLICY and "'unsafe-eval'" not in POLICY
+    for said, found in ({"policy": "x"}, "x"), ({"policy": "a\nb"}, POLICY), ([], POLICY):
+        (tmp_path / "config.json").write_text(json.dumps(said))
+        assert policy_of(tmp_path) == found
+    with serving(tmp_path) as port:
+        assert get(port, "/config.json")[1]["Content-Security-Policy"] == POLICY
+
+
+def test_a_port_in_use_is_said(port: int, tmp_path: Path) -> None:
+    for wrong in (port, 70_000):
+        with pytest.raises(OptionError, match=f"port = {wrong}: "):
+            Server(tmp_path, wrong)
 
 
 def test_the_command_says_where_no_site_is(tmp_path: Path) -> None:
-    from wgtrain.errors import OptionError
-
     result = CliRunner().invoke(cli.cli, ["web", str(tmp_path)])
     assert isinstance(result.exception, OptionError)
     assert "scripts/build_web.py" in str(result.exception)

@@ -1,5 +1,6 @@
 // The module worker: Pyodide with this package, which finds navigator.gpu by itself.
 // What is loaded from where stands in config.json, written by scripts/build_web.py.
+import * as scripts from "./scripts.js"; // the package's own, which scripts/build_web.py writes
 import * as storage from "./storage.js";
 
 const booted = boot();
@@ -17,6 +18,7 @@ async function boot() {
   const missing = config.load.find((name) => !(name in pyodide.loadedPackages));
   if (missing) throw new Error(`${missing} does not come, or is not the one of Pyodide's lock file: ${refused}`);
   for (const archive of archives) pyodide.unpackArchive(await archive, "wheel");
+  pyodide.registerJsModule("wgtrain_scripts", scripts);
   pyodide.registerJsModule("wgtrain_storage", storage);
   return pyodide;
 }
@@ -27,16 +29,21 @@ async function load(path) {
   return answer.arrayBuffer();
 }
 
+// Each call has names of its own, so that those under way at one time do not mix.
 onmessage = async ({ data: { id, code, values } }) => {
+  let globals;
   try {
     const pyodide = await booted;
-    pyodide.globals.set("values", values);
-    const found = await pyodide.runPythonAsync(code);
+    globals = pyodide.globals.get("dict")();
+    globals.set("values", values);
+    const found = await pyodide.runPythonAsync(code, { globals });
     const options = { create_proxies: false, dict_converter: Object.fromEntries };
     const result = found?.toJs ? found.toJs(options) : found;
     found?.destroy?.();
     postMessage({ id, result });
   } catch (error) {
     postMessage({ id, error: error.message || String(error) });
+  } finally {
+    globals?.destroy();
   }
 };

@@ -37,14 +37,14 @@ def main(folder: Path, figures: dict[str, Any]) -> None:
     """Raises where a bound is missed."""
     from chromium import Driver, Tabs, chromium, make_site
 
-    from wgtrain.web.server import make_server
+    from wgtrain.web.server import Server
 
     site = make_site(folder / "site")
     write_models(folder, site)
-    server = make_server(site)
+    server = Server(site)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     driver = Driver(chromium())
-    tabs = Tabs(driver, f"http://127.0.0.1:{server.server_port}")
+    tabs = Tabs(driver, f"http://127.0.0.1:{server.port}")
     try:
         for size in LARGE:
             memory(tabs, size, "", figures)

@@ -1,17 +1,21 @@
 """A real Chromium over the built site: what the tests of the page, and its figures, drive."""
 
+import mimetypes
 import os
 import shutil
 import sys
+import threading
+import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import needs
 
-from wgtrain.web.server import Handler
+from wgtrain.web.server import Server
 
 sys.path.insert(0, str(needs.ROOT / "scripts"))
 import build_web
@@ -35,8 +39,18 @@ def make_site(out: Path) -> Path:
     with zipfile.ZipFile(archive, "a", zipfile.ZIP_DEFLATED) as more:
         for path in (*needs.ROOT.glob("tests/*.py"), *needs.ROOT.glob("tests/browser/page_*.py")):
             more.write(path, path.name)
-    (out / "data").symlink_to(needs.data())
+    shutil.copytree(needs.data(), out / "data")  # links out of a site are not followed
     return out
+
+
+@contextmanager
+def serving(server: Server) -> Iterator[str]:
+    """The address of a server, which runs meanwhile."""
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.port}"
+    server.shutdown()
+    thread.join()
 
 
 def chromium() -> str:
@@ -82,9 +96,15 @@ class Tab:
         driver.call(self.page.goto, address)
 
     def wait_for(self, expression: str) -> Any:
-        """The value of an expression in the page once it is true."""
-        wait = self.page.wait_for_function
-        return self._driver.call(lambda: wait(expression, timeout=120_000).json_value())
+        """The value of an expression in the page once it is true.
+
+        Playwright's own way evaluates a text in the page, which the page's policy forbids.
+        """
+        for _ in range(1200):
+            if found := self.javascript(expression):
+                return found
+            time.sleep(0.1)
+        raise TimeoutError(expression)
 
     def python(self, code: str, **values: Any) -> Any:
         """Runs Python code in the worker; its last expression, made of plain values."""
@@ -141,9 +161,9 @@ class Tabs:
         tab.prepare()
         return tab
 
-    def open_site(self, folder: str = "") -> Tab:
-        """A new tab of a site as it was built."""
-        tab = self.open_page(f"{folder}index.html")
+    def open_site(self) -> Tab:
+        """A new tab of the site as it was built."""
+        tab = self.open_page("index.html")
         tab.wait_for("globalThis.wgtrain && true")
         return tab
 
@@ -158,7 +178,7 @@ class Tabs:
             name = route.request.url.removeprefix(address)
             if name not in files:
                 return route.fulfill(status=404, headers=CORS)
-            type_ = Handler.extensions_map.get(Path(name).suffix, "application/octet-stream")
+            type_ = mimetypes.guess_type(name)[0] or "application/octet-stream"
             route.fulfill(body=files[name], content_type=type_, headers=CORS)
 
         self._driver.call(self._context.route, f"{address}**", fulfill)

@@ -1,13 +1,12 @@
 """Fixtures of the page's tests; a request to another origin than the site's fails the test."""
 
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from chromium import Driver, Tab, Tabs, chromium, make_site
+from chromium import Driver, Tab, Tabs, chromium, make_site, serving
 
-from wgtrain.web.server import make_server
+from wgtrain.web.server import Server
 
 
 @pytest.fixture(scope="session")
@@ -19,13 +18,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def origin(site: Path) -> Iterator[str]:
     """The address of a server of the site."""
-    server = make_server(site)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(Server(site)) as address:
+        yield address
 
 
 @pytest.fixture(scope="session")

@@ -3,14 +3,17 @@
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import build_web
 import needs
 import pytest
+from chromium import Driver, Tabs, serving
 from distribution import make_distribution
+
+from wgtrain.web.server import Server
 
 pytestmark = [pytest.mark.browser, pytest.mark.gpu]
 
@@ -45,8 +48,18 @@ def folder(site: Path, data_dir: Path) -> Path:
     return site
 
 
+@pytest.fixture
+def tabs(driver: Driver, folder: Path) -> Iterator[Tabs]:
+    """Tabs of a site without a policy: PyScript evaluates text, as our wheel alone does."""
+    with serving(Server(folder, policy="")) as origin:
+        opened = Tabs(driver, origin)
+        yield opened
+        assert not opened.strangers
+        opened.close()
+
+
 @pytest.mark.parametrize("where", ["worker", "page"])
-def test_ten_lines_train_in_a_pyscript_page(tabs: Any, folder: Path, where: str) -> None:
+def test_ten_lines_train_in_a_pyscript_page(tabs: Tabs, folder: Path, where: str) -> None:
     """As they stand; in a worker, as the docs say, addresses are whole."""
     tag, code = docs("html"), docs("python")
     assert metadata.version("wgtrain") in code and " worker " in tag

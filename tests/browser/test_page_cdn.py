@@ -2,11 +2,14 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import build_web
 import pytest
+from chromium import Driver, Tabs, serving
+
+from wgtrain.web.server import Server
 
 pytestmark = pytest.mark.browser
 
@@ -16,14 +19,24 @@ NUMPY = LOCK["packages"]["numpy"]["file_name"]
 
 
 @pytest.fixture(scope="module")
-def cdn_site(site: Path) -> str:
-    """The folder of the site in `site`."""
-    build_web.build(site / "cdn", cdn=True)
-    assert not list((site / "cdn").rglob("*numpy*")) and not (site / "cdn" / "pyodide").exists()
-    return "cdn/"
+def cdn_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the site."""
+    out = build_web.build(tmp_path_factory.mktemp("cdn") / "web", cdn=True)
+    assert not list(out.rglob("*numpy*")) and not (out / "pyodide").exists()
+    return out
 
 
-def play_cdn(tabs: Any, sha256: str) -> set[str]:
+@pytest.fixture
+def tabs(driver: Driver, cdn_site: Path) -> Iterator[Tabs]:
+    """Tabs of the site, under the policy that it says itself."""
+    with serving(Server(cdn_site)) as origin:
+        opened = Tabs(driver, origin)
+        yield opened
+        assert not opened.strangers
+        opened.close()
+
+
+def play_cdn(tabs: Tabs, sha256: str) -> set[str]:
     """Answers for the CDN, whose lock gives numpy this hash; the addresses it has.
 
     Its numpy is the one of the tests, which is not Pyodide's.
@@ -38,19 +51,19 @@ def play_cdn(tabs: Any, sha256: str) -> set[str]:
     return {address + name for name in files}
 
 
-def test_it_starts_from_the_cdn(tabs: Any, cdn_site: str) -> None:
+def test_it_starts_from_the_cdn(tabs: Tabs) -> None:
     right = hashlib.sha256(build_web.test_numpy().read_bytes()).hexdigest()
     addresses = play_cdn(tabs, right)
-    tab = tabs.open_site(cdn_site)
+    tab = tabs.open_site()
     assert tab.python("import numpy, wgtrain; wgtrain.__name__") == "wgtrain"
     assert set(tabs.strangers) == addresses
     tabs.strangers.clear()
 
 
-def test_it_refuses_a_numpy_of_another_hash(tabs: Any, cdn_site: str) -> None:
+def test_it_refuses_a_numpy_of_another_hash(tabs: Tabs) -> None:
     expected = LOCK["packages"]["numpy"]["sha256"]
     addresses = play_cdn(tabs, expected)
-    tab = tabs.open_site(cdn_site)
+    tab = tabs.open_site()
     said = tab.wait_for("document.body.innerText.includes('numpy') && document.body.innerText")
     assert said.startswith("numpy does not come, or is not the one of Pyodide's lock file: "), said
     with pytest.raises(Exception, match="numpy does not come"):

@@ -13,14 +13,18 @@ def vocabulary(data_dir: Path, name: str) -> Path:
     return data_dir / "vocab" / f"ggml-vocab-{name}.gguf"
 
 
+IDS = "import page_text; page_text.ids(page_text.vocabulary, values.texts.to_py())"
+ROWS = "import page_text; page_text.rows(page_text.vocabulary, values.template)"
+
+
 @pytest.fixture(params=page_text.NAMES)
 def name(request: pytest.FixtureRequest, tab: Any) -> str:
-    """A vocabulary, which the page has as `vocabulary`."""
+    """A vocabulary, which the page has as `page_text.vocabulary`."""
     tab.python(
         """
         import page_text
         from pyodide.http import pyfetch
-        vocabulary = await (await pyfetch(values.path)).bytes()
+        page_text.vocabulary = await (await pyfetch(values.path)).bytes()
         """,
         path=f"data/vocab/ggml-vocab-{request.param}.gguf",
     )
@@ -32,7 +36,7 @@ def test_ids(tab: Any, data_dir: Path, name: str) -> None:
     texts = path.with_name(path.name + ".inp").read_text("utf-8").split("\n__ggml_vocab_test__\n")
     texts += (data_dir / "wikisql_train.jsonl").read_text("utf-8").splitlines()[:300]
     texts.append("\n".join(texts[:60]))
-    found = tab.python("page_text.ids(vocabulary, values.texts.to_py())", texts=texts)
+    found = tab.python(IDS, texts=texts)
     expected = page_text.ids(path.read_bytes(), texts)
     for text, ours, theirs in zip([*texts, *page_text.STRANGE], found, expected, strict=True):
         assert ours == theirs, repr(text)
@@ -45,7 +49,7 @@ def test_masks(tab: Any, data_dir: Path, name: str) -> None:
     assert len(templates) >= 5
     for path in templates:
         template = path.read_text("utf-8")
-        found = tab.python("page_text.rows(vocabulary, values.template)", template=template)
+        found = tab.python(ROWS, template=template)
         expected = page_text.rows(data, template)
         assert found == expected, path.name
         assert sum(isinstance(row, list) for row in expected) >= 3, expected

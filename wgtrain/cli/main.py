@@ -145,17 +145,13 @@ def bench(arguments: tuple[str, ...]) -> None:
 @click.option("--port", default=8000, help="Port on loopback, 0 = any.  [default: 8000]")
 def web(folder: str, port: int) -> int:
     """Serve a site of scripts/build_web.py on loopback, until interrupted."""
-    from wgtrain.web.server import make_server
+    from wgtrain.web.server import Server
 
     if not Path(folder, "index.html").is_file():
         raise OptionError(f"{folder}: no site is here; scripts/build_web.py makes one")
-    try:
-        server = make_server(Path(folder), port)
-    except (OSError, OverflowError) as error:
-        raise OptionError(f"port = {port}: {error}") from None
-    with server:
-        click.echo(f"http://127.0.0.1:{server.server_port}/")
-        server.serve_forever()
+    server = Server(Path(folder), port)
+    click.echo(f"http://127.0.0.1:{server.port}/")
+    server.serve_forever()
     return DONE
 
 

@@ -1,10 +1,6 @@
-// `@huggingface/tokenizers` (its CommonJS text) behind the call that `library.py` needs: the value
-// is text -> (tokenizer.json without vocabulary and merges, these) -> list of texts -> lists of ids.
-(text) => {
-  const module = { exports: {} };
-  new Function("module", "exports", text)(module, module.exports);
-  const { Tokenizer, BPE } = module.exports;
-
+// `@huggingface/tokenizers` (what it exports) behind the call that `library.py` needs: the value
+// is exports -> (tokenizer.json without vocabulary and merges, these) -> list of texts -> lists of ids.
+({ Tokenizer, BPE }) => {
   // The library's merging over sorted arrays instead of a text and an object for each merge.
   class Merging extends BPE {
     // `merges`: left * size + right of each pair of ids, ascending; `ranks`: which goes first.

@@ -1,14 +1,12 @@
 """The one door to a library that merges text into tokens, as a `tokenizer.json` says.
 
 Natively that is the `tokenizers` package, in a page `@huggingface/tokenizers`, which the wheel of a
-built site carries. There the vocabulary and the merges are handed over as arrays: as text and as
-objects made of it, those of Qwen2 took 200 MB.
+built site carries as `tokenizers.cjs`. There the vocabulary and the merges are handed over as
+arrays: as text and as objects made of it, those of Qwen2 took 200 MB.
 """
 
 import json
 import sys
-from functools import cache
-from importlib import resources
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,8 +14,7 @@ import numpy as np
 from wgtrain.data.tokenizer_json import all_merges, library_settings, vocabulary_json
 from wgtrain.data.vocabulary import Vocabulary, keys
 from wgtrain.errors import FileError
-
-PAGE_LIBRARY = "tokenizers.cjs"  # put beside this file by scripts/build_web.py
+from wgtrain.files.scripts import script
 
 
 class Library(Protocol):
@@ -70,12 +67,10 @@ class _PageLibrary:
         return found
 
 
-@cache
 def _javascript() -> Any:
-    from pyodide.code import run_js
-
-    folder = resources.files("wgtrain.data")
-    library = folder / PAGE_LIBRARY
-    if not library.is_file():
-        raise FileError("this wheel has no tokenizer for pages: use that of scripts/build_web.py")
-    return run_js((folder / "library.js").read_text("utf-8"))(library.read_text("utf-8"))
+    try:
+        return script("data/library.js")(script("data/tokenizers.cjs"))
+    except FileNotFoundError:
+        raise FileError(
+            "this wheel has no tokenizer for pages: use that of scripts/build_web.py"
+        ) from None

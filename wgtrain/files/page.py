@@ -4,18 +4,14 @@ Ranges that Python asks for are copied into its heap; tensors go past it, becaus
 the JavaScript side, `javascript`, and pumps from it.
 """
 
-from functools import cache
-from importlib import resources
 from typing import Any
 
 from wgtrain.errors import FileError
+from wgtrain.files.scripts import script
 
 
-@cache
 def _javascript() -> Any:
-    from pyodide.code import run_js
-
-    return run_js((resources.files("wgtrain.files") / "source.js").read_text("utf-8"))
+    return script("files/source.js")
 
 
 class PageSource:

@@ -9,8 +9,6 @@ can stand in for this module.
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
-from importlib import resources
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -24,6 +22,7 @@ from wgtrain.errors import (
     OutOfMemoryError,
     ShaderError,
 )
+from wgtrain.files.scripts import script
 from wgtrain.files.source import Source, read_range
 from wgtrain.gpu.base import BindGroup, DeviceBase, Program, compile_message
 from wgtrain.gpu.protocol import (
@@ -43,11 +42,8 @@ _NO_ADAPTER = (
 )
 
 
-@cache
 def _javascript() -> Any:
-    from pyodide.code import run_js
-
-    return run_js((resources.files("wgtrain.gpu") / "device.js").read_text("utf-8"))
+    return script("gpu/device.js")
 
 
 def _kebab(name: str) -> str:

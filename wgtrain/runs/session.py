@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from wgtrain import __version__
-from wgtrain.runs import progress
 from wgtrain.api import adapter_file, data_file, load_adapter, load_dataset, load_model, read_file
 from wgtrain.engine.tuning import Tuning, from_json, to_json
 from wgtrain.errors import FileError, NonFiniteError, WgtrainError
+from wgtrain.runs import progress
+from wgtrain.runs.folder import CONFIG, SUMMARY, RunFolder, check_free, read_yaml
 from wgtrain.train.checkpoint import unpack
 from wgtrain.train.config import LoraConfig, RunConfig, TrainConfig
-from wgtrain.runs.folder import CONFIG, SUMMARY, RunFolder, check_free, read_yaml
 from wgtrain.train.settings import as_mapping, build, canonical
 from wgtrain.train.trainer import Trainer
 

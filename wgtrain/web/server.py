@@ -1,11 +1,15 @@
 """`wgtrain web`: serves a built site, or any folder, on loopback with the headers a page needs."""
 
-import re
-from http import HTTPStatus
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from io import BytesIO
+import json
+import mimetypes
+import socket
 from pathlib import Path
-from typing import IO, Any
+from typing import TYPE_CHECKING, Any
+
+from wgtrain.errors import OptionError
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 HEADERS = {
     # Without the first two a page gets coarse clocks and no shared memory.
@@ -14,82 +18,115 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-cache",
-    "Accept-Ranges": "bytes",
 }
+# What a site may load and run, where its config.json says nothing else: its own files.
+POLICY = (
+    "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; img-src 'self' data: blob:; "
+    "style-src 'self' 'unsafe-inline'; object-src 'none'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
+)
+HOSTS = {"127.0.0.1", "localhost"}
+MOST_CONNECTIONS = 256
+_CHUNK = 1 << 20
+# A system's own table of types may lack or misname what a browser is strict about.
 _TYPES = {
     ".js": "text/javascript",
     ".mjs": "text/javascript",
+    ".cjs": "text/javascript",
     ".wasm": "application/wasm",
     ".json": "application/json",
     ".whl": "application/zip",
 }
+for _suffix, _type in _TYPES.items():
+    mimetypes.add_type(_type, _suffix)
 
 
-class Handler(SimpleHTTPRequestHandler):
-    """Files of a folder, whole or one range of them."""
-
-    extensions_map = SimpleHTTPRequestHandler.extensions_map | _TYPES
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # else a body waits 40 ms for the headers' acknowledgement
-
-    def end_headers(self) -> None:
-        """Adds `HEADERS` to every answer."""
-        for name, value in HEADERS.items():
-            self.send_header(name, value)
-        super().end_headers()
-
-    def send_head(self) -> Any:
-        """Answers a request for one range, `bytes=first-last`, with just that."""
-        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-        path = Path(self.translate_path(self.path))
-        if not asked or not path.is_file():
-            return super().send_head()
-        size = path.stat().st_size
-        first, last = int(asked[1]), min(int(asked[2] or size), size - 1)
-        if first > last:
-            self.send_response(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE)
-            self.send_header("Content-Range", f"bytes */{size}")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return BytesIO()
-        file = path.open("rb")
-        file.seek(first)
-        self.send_response(HTTPStatus.PARTIAL_CONTENT)
-        self.send_header("Content-Type", self.guess_type(str(path)))
-        self.send_header("Content-Range", f"bytes {first}-{last}/{size}")
-        self.send_header("Content-Length", str(last - first + 1))
-        self.end_headers()
-        self._left = last - first + 1
-        return file
-
-    def copyfile(self, source: Any, outputfile: Any) -> None:
-        """Sends what is left of a range, or a whole file."""
-        left, self._left = self._left, None
-        _copy(source, outputfile, left)
-
-    _left: int | None = None
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Only errors are of interest."""
-        if args and str(args[1] if len(args) > 1 else "")[:1] in "45":
-            super().log_message(format, *args)
-
-
-def _copy(source: IO[bytes], target: IO[bytes], left: int | None) -> None:
+def policy_of(folder: Path) -> str:
+    """The Content-Security-Policy of a site: what its build wrote into config.json, or `POLICY`."""
     try:
-        while data := source.read(1 << 20 if left is None else min(left, 1 << 20)):
-            target.write(data)
-            left = None if left is None else left - len(data)
-    except (BrokenPipeError, ConnectionResetError):
-        pass  # the page went away
+        said = json.loads((folder / "config.json").read_bytes()).get("policy")
+    except (OSError, ValueError, AttributeError):
+        said = None
+    return said if isinstance(said, str) and said.isprintable() else POLICY
 
 
-def make_server(folder: Path, port: int = 0) -> ThreadingHTTPServer:
-    """A server of `folder` on 127.0.0.1; port 0 = any free one. `serve_forever` starts it."""
+class _OnLoopback:
+    """Adds headers to every answer, and answers no other site's name (DNS rebinding)."""
 
-    def handler(*args: Any) -> Handler:
-        return Handler(*args, directory=str(folder))
+    def __init__(self, app: "ASGIApp", headers: dict[str, str]):
+        self.app = app
+        self.headers = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
 
-    server = ThreadingHTTPServer(("127.0.0.1", port), handler)
-    server.daemon_threads = True
-    return server
+    async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
+        from starlette.responses import PlainTextResponse
+
+        async def with_headers(message: "Message") -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *self.headers]
+            await send(message)
+
+        app = self.app
+        if scope["type"] == "http":
+            host = dict(scope["headers"]).get(b"host", b"").decode("latin-1").lower()
+            if host.rpartition(":")[0] not in HOSTS and host not in HOSTS:
+                app = PlainTextResponse(f"only {' and '.join(sorted(HOSTS))} are served", 421)
+            await app(scope, receive, with_headers)
+        else:
+            await app(scope, receive, send)
+
+
+class Server:
+    """A server of `folder` on 127.0.0.1; port 0 = any free one, OptionError for one in use.
+
+    Nothing outside the folder is served, also through links. `policy` is the
+    Content-Security-Policy; the folder's own where it is None.
+    """
+
+    def __init__(self, folder: Path, port: int = 0, policy: str | None = None):
+        import uvicorn
+        from starlette.middleware.exceptions import ExceptionMiddleware
+        from starlette.responses import FileResponse
+        from starlette.staticfiles import StaticFiles
+
+        from wgtrain.web.patience import Impatient
+
+        class Files(StaticFiles):
+            def file_response(self, *arguments: Any, **options: Any) -> Any:
+                response = super().file_response(*arguments, **options)
+                if isinstance(response, FileResponse):
+                    response.chunk_size = _CHUNK
+                return response
+
+        policy = policy_of(folder) if policy is None else policy
+        headers = HEADERS | ({"Content-Security-Policy": policy} if policy else {})
+        if not 0 <= port < 1 << 16:
+            raise OptionError(f"port = {port}: allowed is 0 (any free one) to 65535")
+        try:
+            self._socket = socket.create_server(("127.0.0.1", port))
+        except OSError as error:
+            raise OptionError(f"port = {port}: {error}") from None
+        self.port: int = self._socket.getsockname()[1]
+        config = uvicorn.Config(
+            _OnLoopback(ExceptionMiddleware(Files(directory=folder, html=True)), headers),
+            http=Impatient,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level="critical",
+            access_log=False,
+            server_header=False,
+            limit_concurrency=MOST_CONNECTIONS,
+            timeout_graceful_shutdown=1,
+        )
+        self._server = uvicorn.Server(config)
+
+    def serve_forever(self) -> None:
+        """Serves until `shutdown`, or until interrupted."""
+        try:
+            self._server.run(sockets=[self._socket])
+        finally:
+            self._socket.close()
+
+    def shutdown(self) -> None:
+        """Makes `serve_forever` return; from any thread."""
+        self._server.should_exit = True
