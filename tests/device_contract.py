@@ -20,7 +20,7 @@ from wgtrain.errors import (
     ShaderError,
 )
 from wgtrain.files.source import BytesSource
-from wgtrain.gpu import Binding, Buffer, Device, Dispatch, Limits, Slot, open_device
+from wgtrain.gpu import Binding, Buffer, Device, Dispatch, Limits, Slot, base, open_device
 from wgtrain.gpu.protocol import FEATURES
 
 Check = Callable[[], Awaitable[None]]
@@ -625,11 +625,50 @@ async def a_closed_device_says_so() -> None:
             device.flush,
             device.read(y, 0, 4),
             device.pipeline("late", NEXT, NEXT_SLOTS),
+            device.pipeline("affine", AFFINE, AFFINE_SLOTS),  # of those that were kept
         ):
             await refused(call, DeviceLostError, "closed")
         device.free(y)
         device.close()
         assert device.allocated == 0
+
+
+@check
+async def a_kernel_is_compiled_once() -> None:
+    async with opened() as device, opened() as other:
+        compile_, compiled = device._compile, []
+
+        async def counted(name: str, *rest: Any) -> Any:
+            compiled.append(name)
+            return await compile_(name, *rest)
+
+        device._compile = counted
+        first = await device.pipeline("next", NEXT, NEXT_SLOTS)
+        assert await device.pipeline("again", NEXT, list(NEXT_SLOTS)) is first
+        wider = (Slot(0, "read"), Slot(1, "read_write"), Slot(2, "uniform"))
+        assert await device.pipeline("slots", NEXT, wider) is not first
+        assert await device.pipeline("code", NEXT + "\n", NEXT_SLOTS) is not first
+        assert await device.pipeline("next", NEXT, NEXT_SLOTS) is first
+        assert await other.pipeline("next", NEXT, NEXT_SLOTS) is not first
+        for _ in range(2):
+            await refused(device.pipeline("bad", NEXT + "nothing", NEXT_SLOTS), ShaderError, "bad")
+        assert compiled == ["next", "slots", "code", "bad", "bad"]
+
+
+@check
+async def the_pipelines_used_last_are_kept() -> None:
+    async with opened() as device:
+        codes = [f"{NEXT}// {number}" for number in range(4)]
+        most, base.MOST_PIPELINES = base.MOST_PIPELINES, 3
+        try:
+            first, second = [await device.pipeline("k", code, NEXT_SLOTS) for code in codes[:2]]
+            assert await device.pipeline("k", codes[0], NEXT_SLOTS) is first
+            for code in codes[2:]:
+                await device.pipeline("k", code, NEXT_SLOTS)
+            assert await device.pipeline("k", codes[0], NEXT_SLOTS) is first
+            assert await device.pipeline("k", codes[1], NEXT_SLOTS) is not second
+        finally:
+            base.MOST_PIPELINES = most
 
 
 @check

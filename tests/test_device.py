@@ -213,13 +213,18 @@ def test_a_lost_device_says_so_and_another_lives() -> None:
     device = gpu.run(gpu.open_device(limits="default"))
     try:
         buffer = device.create_buffer(16, "b")
+        gpu.run(device.pipeline("next", contract.NEXT, contract.NEXT_SLOTS))
         device._device.destroy()
         logging.getLogger("wgpu").warning("callback: DEVICE LOST: the driver was reset")
         for call in (device.flush, lambda: device.create_buffer(4, "c")):
             with pytest.raises(DeviceLostError, match="lost"):
                 call()
-        with pytest.raises(DeviceLostError, match="lost"):
-            gpu.run(device.read(buffer, 0, 16))
+        for late in (
+            device.read(buffer, 0, 16),
+            device.pipeline("next", contract.NEXT, contract.NEXT_SLOTS),
+        ):
+            with pytest.raises(DeviceLostError, match="lost"):
+                gpu.run(late)
         kept = other.create_buffer(4, "of a device that is not lost")
         other.write(kept, 0, b"abcd")
         assert gpu.run(other.read(kept, 0, 4)) == b"abcd"

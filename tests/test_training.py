@@ -61,6 +61,20 @@ def test_two_runs_are_bitwise_equal(make, plain):
     assert outcome(make()) == plain
 
 
+def test_another_trainer_on_a_model_compiles_nothing(make, model, plain, monkeypatch):
+    compile_, compiled = model.device._compile, []
+
+    async def counted(name, *rest):
+        compiled.append(name)
+        return await compile_(name, *rest)
+
+    monkeypatch.setattr(model.device, "_compile", counted)
+    assert outcome(make()) == plain
+    assert not compiled
+    outcome(make(dataclasses.replace(LORA, target_modules="lm_head")))
+    assert compiled  # the loss reads an adapter: another kernel
+
+
 @pytest.mark.parametrize(
     "change",
     [

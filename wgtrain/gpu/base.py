@@ -1,4 +1,4 @@
-"""What both back ends share: which buffers live, their memory, what a shader error says."""
+"""What both back ends share: buffers and pipelines that live, memory, what a shader error says."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
@@ -6,7 +6,11 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 from wgtrain.errors import DeviceError, OutOfMemoryError, ShaderError
-from wgtrain.gpu.protocol import AdapterInfo, Buffer, Dispatch, Limits, features_of
+from wgtrain.gpu.protocol import AdapterInfo, Buffer, Dispatch, Limits, Slot, features_of
+
+# Kept by a device, the last used ones: a software driver takes about 1.5 MB of memory for each, a
+# run needs 30, and a sweep tries hundreds.
+MOST_PIPELINES = 256
 
 
 class BindGroup(NamedTuple):
@@ -32,7 +36,7 @@ class Program:
 
 
 class DeviceBase(ABC):
-    """A device's buffers; a back end adds the platform's calls."""
+    """A device's buffers and pipelines; a back end adds the platform's calls."""
 
     def __init__(
         self,
@@ -46,6 +50,7 @@ class DeviceBase(ABC):
         self.subgroup_size = 0
         self.allocated = 0
         self._buffers: dict[int, Buffer] = {}
+        self._pipelines: dict[tuple[str, tuple[Slot, ...]], Any] = {}
         self._frees = 0
         self._closed = False
 
@@ -56,6 +61,23 @@ class DeviceBase(ABC):
     @abstractmethod
     def _allocate(self, size: int, label: str, uniform: bool) -> Any:
         """The platform's buffer, which has a method `destroy`."""
+
+    @abstractmethod
+    async def _compile(self, name: str, code: str, slots: Sequence[Slot]) -> Any:
+        """The platform's pipeline; ShaderError names kernel, line and message."""
+
+    async def pipeline(self, name: str, code: str, slots: Sequence[Slot]) -> Any:
+        key = code, tuple(slots)
+        doing = f"compiling kernel '{name}'"
+        with self._errors(doing):
+            found = self._pipelines.pop(key, None)
+        if found is None:
+            found = await self._compile(name, code, slots)
+        with self._errors(doing):  # a page may have closed the device meanwhile
+            self._pipelines[key] = found  # the last used one stands last
+        if len(self._pipelines) > MOST_PIPELINES:
+            del self._pipelines[next(iter(self._pipelines))]
+        return found
 
     def create_buffer(self, size: int, label: str, *, uniform: bool = False) -> Buffer:
         size = max(-(-size // 4) * 4, 4)
@@ -82,7 +104,8 @@ class DeviceBase(ABC):
             self._frees += 1
             buffer.handle.destroy()
 
-    def _free_all(self) -> None:
+    def _drop_all(self) -> None:
+        self._pipelines.clear()
         while self._buffers:  # no name may stay for a buffer: its handle keeps the device alive
             self.free(next(iter(self._buffers.values())))
 

@@ -175,6 +175,11 @@ class BrowserDevice(DeviceBase):
         return found.to_bytes()
 
     async def pipeline(self, name: str, code: str, slots: Sequence[Slot]) -> Any:
+        with self._errors(f"compiling kernel '{name}'"):
+            self.javascript.check()  # also where nothing has to be compiled
+        return await super().pipeline(name, code, slots)
+
+    async def _compile(self, name: str, code: str, slots: Sequence[Slot]) -> Any:
         from pyodide.ffi import to_js
 
         accesses = to_js([[slot.number, slot.access] for slot in slots])
@@ -260,7 +265,7 @@ class BrowserDevice(DeviceBase):
         if self._closed:
             return
         self._closed = True
-        self._free_all()
+        self._drop_all()
         self.javascript.close()
 
 

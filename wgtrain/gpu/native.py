@@ -220,7 +220,7 @@ class NativeDevice(DeviceBase):
             finally:
                 target.destroy()
 
-    async def pipeline(self, name: str, code: str, slots: Sequence[Slot]) -> Any:
+    async def _compile(self, name: str, code: str, slots: Sequence[Slot]) -> Any:
         types = {"read": "read-only-storage", "read_write": "storage", "uniform": "uniform"}
         entries = [
             {
@@ -304,7 +304,7 @@ class NativeDevice(DeviceBase):
         if self._closed:
             return
         self._closed = True
-        self._free_all()
+        self._drop_all()
         logging.getLogger("wgpu").removeHandler(self._watch)
         self._device.destroy()
         del self._device, self._queue

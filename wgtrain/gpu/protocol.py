@@ -126,7 +126,10 @@ class Device(Protocol):
         """Waits for all queued work and returns `size` bytes from `offset`, both multiples of 4."""
 
     async def pipeline(self, name: str, code: str, slots: Sequence[Slot]) -> Any:
-        """Compiles the `main` of WGSL `code`; ShaderError names kernel, line and message."""
+        """The `main` of WGSL `code`: compiled, or the one compiled before from the same code.
+
+        ShaderError names kernel, line and message; it is raised again at every try.
+        """
 
     def bind(self, pipeline: Any, bindings: Sequence[Binding]) -> Any:
         """A bind group of a pipeline; DeviceError for a freed buffer or a window outside of one."""
