@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from wgtrain import gpu
 from wgtrain.errors import DeviceError, DeviceLostError, OptionError, OutOfMemoryError
-from wgtrain.gpu import native, native_module, native_pass
+from wgtrain.gpu import native, native_library
 
 pytestmark = pytest.mark.gpu
 VARIABLE = "WGTRAIN_ADAPTER_INDEX"
@@ -51,16 +52,50 @@ def test_dispatches_are_timed_without_timestamps() -> None:
     gpu.run(check())
 
 
-def test_a_wgpu_py_without_the_known_inner_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Dispatches then go through its public calls, and do the same."""
-    assert native_pass._is_direct()
-    with monkeypatch.context() as patch:
-        patch.delattr(native_pass.wgpu_native, "lib")
-        assert not native_pass._is_direct()
-    monkeypatch.setattr(native_pass, "_DIRECT", False)
-    for name in contract.CHECKS:
-        if "dispatch" in name:
-            gpu.run(contract.CHECKS[name]())
+def test_the_known_inner_names_of_wgpu_py_are_used() -> None:
+    assert native_library.DIRECT and native_library._TRUSTED
+    device = gpu.run(gpu.open_device(limits="default"))
+    try:
+        period = native_library.timestamp_period(device._queue)
+        assert period is not None and period > 0
+    finally:
+        device.close()
+
+
+def test_a_wgpu_py_without_the_known_inner_names() -> None:
+    """Its public calls do the same; what they cannot do is refused."""
+    code = """
+import os
+from wgpu.backends import wgpu_native
+
+for name in ("lib", "ffi", "_api"):
+    delattr(wgpu_native, name)
+
+import device_contract as contract
+from wgtrain import gpu
+from wgtrain.errors import OptionError
+
+for name in contract.CHECKS:
+    if any(word in name for word in ("dispatch", "shader")):
+        print(name)
+        gpu.run(contract.CHECKS[name]())
+os.environ["WGTRAIN_SHADER_CHECKS"] = "bounds"
+try:
+    gpu.run(gpu.open_device())
+except OptionError as error:
+    print(error)
+"""
+    result = python(code)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "dispatches_are_timed" in result.stdout
+    assert result.stdout.endswith("with this wgpu-py only 'all' is possible\n")
+
+
+def test_private_names_of_wgpu_py_stand_in_one_module() -> None:
+    names = re.compile(r"\b(_internal|_api|libf?|ffi|wgpu_native)\b(?!-)")
+    for path in Path(native.__file__).parent.glob("native*.py"):
+        code = re.sub(r'#[^\n]*|""".*?"""', "", path.read_text(), flags=re.DOTALL)
+        assert bool(names.search(code)) == (path.name == "native_library.py"), path.name
 
 
 def test_contract_where_a_driver_may_abort() -> None:
@@ -135,21 +170,21 @@ def test_adapter_index_of_the_environment_that_is_none(
 def test_shader_checks(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With and without bounded loops: the same results, the same errors."""
     made: list[int | None] = []
-    create = native.create_shader_module
+    create = native_library.create_shader_module
 
     def watched(device: Any, code: str, label: str, flags: int | None) -> Any:
         made.append(flags)
         return create(device, code, label, flags)
 
-    monkeypatch.setattr(native, "create_shader_module", watched)
-    monkeypatch.setenv(native_module.VARIABLE, value)
+    monkeypatch.setattr(native_library, "create_shader_module", watched)
+    monkeypatch.setenv(native_library.VARIABLE, value)
     for name in ("shader_errors_name_kernel_line_and_message", "dispatches_run_in_order"):
         gpu.run(contract.CHECKS[name]())
     assert set(made) == {None if value == "all" else 1}
 
 
 def test_shader_checks_that_there_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(native_module.VARIABLE, "none")
+    monkeypatch.setenv(native_library.VARIABLE, "none")
     with pytest.raises(OptionError, match="WGTRAIN_SHADER_CHECKS is 'none': allowed is all or"):
         gpu.run(gpu.open_device())
 

@@ -49,7 +49,7 @@ BELOW: dict[str, set[str]] = {
 NATIVE_ONLY = {"wgpu", "tokenizers", "click", "rich", "pygal", "yaml", "starlette", "uvicorn"}
 NATIVE_MODULES = {
     "gpu/native.py",
-    "gpu/native_module.py",
+    "gpu/native_library.py",
     "gpu/native_pass.py",
     "gpu/native_timing.py",
     "cli/main.py",

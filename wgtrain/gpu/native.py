@@ -18,9 +18,8 @@ import wgpu
 
 from wgtrain.errors import DeviceError, DeviceLostError, OptionError, OutOfMemoryError, ShaderError
 from wgtrain.files.source import Source, read_range
-from wgtrain.gpu import native_pass, native_timing
+from wgtrain.gpu import native_library, native_pass, native_timing
 from wgtrain.gpu.base import BindGroup, DeviceBase, Program, compile_message
-from wgtrain.gpu.native_module import checks, create_shader_module
 from wgtrain.gpu.protocol import (
     INDEX_VARIABLE,
     AdapterInfo,
@@ -122,7 +121,7 @@ class NativeDevice(DeviceBase):
             budget = _physical_memory()
         features = wanted_features(info, limits)
         super().__init__(info, granted, budget, features)
-        self._checks = checks()
+        self._checks = native_library.checks()
         wanted = {
             "max-storage-buffer-binding-size": self.limits.binding,
             "max-buffer-size": self.limits.buffer,
@@ -236,7 +235,7 @@ class NativeDevice(DeviceBase):
             code = f"enable f16; {code}"
         try:
             with self._errors(f"compiling kernel '{name}'"):
-                module = create_shader_module(self._device, code, name, self._checks)
+                module = native_library.create_shader_module(self._device, code, name, self._checks)
                 layout = self._device.create_bind_group_layout(entries=entries, label=name)
                 return self._device.create_compute_pipeline(
                     layout=self._device.create_pipeline_layout(bind_group_layouts=[layout]),
@@ -291,8 +290,11 @@ class NativeDevice(DeviceBase):
     async def profile(self, program: Any, counts: np.ndarray, cuts: Sequence[int]) -> list[float]:
         grids = self._grids(program, counts)
         with self._errors("timing a plan"):
-            if "timestamp-query" in self.features:
-                return native_timing.by_timestamps(self._device, program.handle, grids, cuts)
+            period = native_library.timestamp_period(self._queue)
+            if "timestamp-query" in self.features and period is not None:
+                return native_timing.by_timestamps(
+                    self._device, program.handle, grids, cuts, period
+                )
             return native_timing.by_clock(self._device, program.handle, grids)
 
     def flush(self) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import wgpu
-from wgpu.backends.wgpu_native import lib
 
 from wgtrain.gpu.native_pass import Grids, Prepared, record
 
@@ -15,14 +14,20 @@ _MOST_QUERIES = 4096  # in a set
 
 
 def by_timestamps(
-    device: Any, dispatches: Sequence[Prepared], grids: Grids, cuts: Sequence[int]
+    device: Any,
+    dispatches: Sequence[Prepared],
+    grids: Grids,
+    cuts: Sequence[int],
+    period: float,
 ) -> list[float]:
-    """Seconds of each dispatch, a pass each; submits also end at `cuts`."""
-    period = 1e-9 * lib.wgpuQueueGetTimestampPeriod(device.queue._internal)
+    """Seconds of each dispatch, a pass each; submits also end at `cuts`.
+
+    `period`: nanoseconds of a tick.
+    """
     count, most = len(dispatches), _MOST_QUERIES // 2
     seconds: list[float] = []
     for start, end in pairwise(sorted({0, *cuts, *range(0, count, most), count})):
-        seconds += _submit(device, dispatches[start:end], grids, period)
+        seconds += _submit(device, dispatches[start:end], grids, 1e-9 * period)
     return seconds
 
 
