@@ -45,13 +45,14 @@ def new_chart(kind: str, colors: Sequence[str], **options: Any) -> Any:
 
 def standalone(chart: Any, name: str) -> bytes:
     """A chart as SVG without scripts; `name` takes the place of an identity that would be random,
-    so that the same numbers always give the same bytes.
+    and comments, in which today's date stands, go: the same numbers always give the same bytes.
     """
     chart.uuid = name
     root = chart.render_tree()
     for parent in list(root.iter()):
-        for script in [child for child in parent if str(child.tag).endswith("script")]:
-            parent.remove(script)
+        for child in list(parent):
+            if not isinstance(child.tag, str) or child.tag.endswith("script"):
+                parent.remove(child)
     return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
 
 
