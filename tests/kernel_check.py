@@ -19,7 +19,8 @@ import pytest
 from gguf import GGMLQuantizationType, quants
 
 from wgtrain.engine.dispatch import Caller
-from wgtrain.engine.kernel import Kernel, load_kernel, read_shader
+from wgtrain.engine.kernel import Kernel, load_kernel
+from wgtrain.engine.structs import step_bytes
 from wgtrain.engine.weight import FORMATS, Weight
 from wgtrain.gpu import Buffer, Device, run
 
@@ -28,7 +29,6 @@ POISON = 0x7FC0DEAD  # a quiet NaN that no computation makes
 # results; where it writes a number, since NaN plus anything would look untouched.
 READ_GUARD = np.full(64, 0x7FC0BEEF, "<u4").tobytes()
 WRITE_GUARD = np.full(64, 0x4B3DEAD5, "<u4").tobytes()
-TYPES = {"u32": "<u4", "i32": "<i4", "f32": "<f4", "vec4<u32>": "<u4"}
 
 # Relative L2 error allowed, three times what a software adapter makes: a rounding is 6e-8, and WGSL
 # allows exp, log and inverseSqrt a few. What only moves bits or adds once is at the end.
@@ -71,20 +71,6 @@ def workgroup(kernel: Kernel) -> tuple[int, int]:
     (size,) = re.findall(r"@workgroup_size\((.*?)\)\n", kernel.code)
     sizes = [eval(part.replace("u", ""), {}, dict(kernel.constants)) for part in size.split(",")]
     return math.prod(sizes), memory
-
-
-def struct_type(library: str, name: str) -> np.dtype:
-    """The numpy type of a struct in shaders/lib."""
-    body = re.search(rf"struct {name} \{{([^}}]*)\}}", read_shader(f"lib/{library}"))
-    assert body
-    fields = re.findall(r"^\s*(\w+): ([^,]+),", body.group(1), re.MULTILINE)
-    return np.dtype([(n, TYPES[t], (4,) if "vec4" in t else ()) for n, t in fields])
-
-
-STEP = struct_type("step", "Step")
-TOTALS = struct_type("control", "Totals")
-CONTROL = struct_type("control", "Control")
-REPORT = struct_type("control", "Report")
 
 
 @dataclass(frozen=True)
@@ -230,10 +216,7 @@ class Checker:
         """Runs a kernel and reads back what has the shapes and types of `outputs`."""
         kernel, params = self._kernel(name, arrays, params, constants, libraries)
         counts = {d: rows if params.get("rows") == d else 0 for d in ("T", "C")}
-        block = np.zeros(1, STEP)
-        block["counts"][0, :2] = counts["T"], counts["C"]
-        for field, value in (step or {}).items():
-            block[field] = value
+        block = step_bytes(counts["T"], counts["C"], **(step or {}))
         contents = dict(arrays)
         if isinstance(weight := contents.get("weight"), Packed):
             contents |= {"weight": weight.quants, "weight_scale": weight.scales}
@@ -249,7 +232,7 @@ class Checker:
                     buffers[slot.name] = self.device.create_buffer(len(data), slot.name)
                     self.device.write(buffers[slot.name], 0, data)
             self._caller(kernel)(
-                buffers, params, tokens=counts["T"], trained=counts["C"], step=block.tobytes()
+                buffers, params, tokens=counts["T"], trained=counts["C"], step=block
             )
             return {n: self._read(name, buffers[n], n, like) for n, like in outputs.items()}
         finally:

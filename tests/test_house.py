@@ -181,6 +181,7 @@ def test_wheel_alone_runs_a_kernel(wheel: Path, tmp_path: Path) -> None:
 
         import wgtrain
         from wgtrain.engine.kernel import load_kernel, read_shader
+        from wgtrain.engine.structs import step_bytes
         from wgtrain.gpu import Binding, Dispatch, open_device, run
 
         site = Path.cwd() / "site"
@@ -190,8 +191,7 @@ def test_wheel_alone_runs_a_kernel(wheel: Path, tmp_path: Path) -> None:
         kernel = load_kernel("add")
         params = {"rows": "T", "d4": 3}
         a, b = np.arange(168, dtype=np.float32).reshape(2, 7, 12)
-        step = np.zeros(16, np.uint32)
-        step[0] = len(a)
+        step = np.frombuffer(step_bytes(len(a)), np.uint8)
         values = {"a": a, "b": b, "y": np.full_like(a, np.nan), "step": step}
         values["params"] = np.frombuffer(kernel.pack_params(params), np.uint8)
 

@@ -7,10 +7,7 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, quants
 from kernel_check import (
-    CONTROL,
     POISON,
-    REPORT,
-    TOTALS,
     Checker,
     Packed,
     make_spans,
@@ -20,6 +17,7 @@ from kernel_check import (
 from wgtrain import random
 from wgtrain.engine.graph import padded
 from wgtrain.engine.kernel import load_kernel
+from wgtrain.engine.structs import CONTROL, REPORT, TOTALS
 from wgtrain.engine.tuning import (
     DEFAULT_CPU,
     DEFAULT_SWIFTSHADER,

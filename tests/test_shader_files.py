@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import oracles
 import pytest
 from kernel_check import nbytes, plain, workgroup
@@ -17,6 +18,7 @@ from wgtrain.engine.kernel import (
     read_shader,
     shader_paths,
 )
+from wgtrain.engine.structs import step_bytes, struct_type
 from wgtrain.engine.weight import FORMATS
 from wgtrain.errors import ShaderError
 from wgtrain.gpu import Device, Limits, Slot, run
@@ -213,6 +215,40 @@ def test_signature(shaders: dict[str, str]) -> None:
     words = "01000000 09000000 ffffffff 0000803f" + "00000000" * 4
     assert kernel.pack_params(values) == bytes.fromhex(words)
     assert kernel.grid_function(values)(7, 5) == (5, 5, 1)
+
+
+def test_structs_lie_in_memory_as_wgsl_lays_them_out() -> None:
+    code = """struct Other { x: u32 }
+        struct Made { // of: f32,
+          a: u32, pair: vec2<f32>, b: i32,
+          four: vec4<u32>, // last: u32,
+          c: f32
+        }"""
+    made = struct_type(code, "Made")
+    assert made.itemsize == 64 and made.fields
+    assert [
+        (name, kind.base.str, kind.shape, at) for name, (kind, at, *_) in made.fields.items()
+    ] == [
+        ("a", "<u4", (), 0),
+        ("pair", "<f4", (2,), 8),
+        ("b", "<i4", (), 16),
+        ("four", "<u4", (4,), 32),
+        ("c", "<f4", (), 48),
+    ]
+    with pytest.raises(ValueError, match="no struct Mad"):
+        struct_type(code, "Mad")
+    with pytest.raises(ValueError, match="struct Bad: 'm: mat2x2<f32>' is neither"):
+        struct_type("struct Bad { a: u32, m: mat2x2<f32> }", "Bad")
+
+
+def test_step_by_names() -> None:
+    """Fields where the shader has them, zero where none is given; no field is invented."""
+    words = np.frombuffer(step_bytes(5, 3, slot=7, epsilon=0.5, learning_rate=1e300), np.uint32)
+    floats = words.view(np.float32)
+    assert words[:6].tolist() == [5, 3, 0, 0, 0, 7]
+    assert floats[6] == np.inf and floats[15] == 0.5 and not words[7:15].any()
+    with pytest.raises(ValueError, match="no field of name rate"):
+        step_bytes(1, rate=0.1)
 
 
 UNROLLED = [

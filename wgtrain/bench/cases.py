@@ -17,6 +17,7 @@ from wgtrain.engine.graph import Graph, Launch, Storage, Tensor, Window, padded
 from wgtrain.engine.inputs import InputBuffer
 from wgtrain.engine.loss import chunk_columns, cross_entropy
 from wgtrain.engine.products import Lora, Parameter, fuses
+from wgtrain.engine.structs import CONTROL, TOTALS
 from wgtrain.engine.tuning import Tuning
 from wgtrain.engine.weight import Weight, plan_weight
 from wgtrain.gpu import Limits
@@ -168,7 +169,7 @@ def loss_cases(s: Setting, types: Sequence[str]) -> list[Case]:
         graph = Graph(tuning=s.tuning)
         hidden = Tensor("hidden", "C", config.width, trains=True)
         head = s.weight(config.vocabulary, config.width, type_)
-        totals = Storage("totals", "reports", 16).window()
+        totals = Storage("totals", "reports", TOTALS.itemsize).window()
         cross_entropy(graph, hidden, head, (), inputs, totals, columns)
         what = f"{t} x {config.vocabulary} x {config.width}"
         flops = 4.0 * t * config.vocabulary * config.width
@@ -227,12 +228,12 @@ def _adamw(s: Setting) -> Case:
     count = sum(s.shape.rank * (outputs + inputs) for outputs, inputs in sizes)
     names = ("params_arena", "grads", "first_moment", "second_moment")
     arenas = {name: Storage(name, "optimizer", padded(count) * 4) for name in names}
-    control = Storage("control", "reports", 16)
+    control = Storage("control", "reports", CONTROL.itemsize)
     graph = Graph(tuning=s.tuning)
     operands = {name: storage.window() for name, storage in arenas.items()}
     graph.launch("adamw", {"control": control.window(), **operands}, {"n4": padded(count) // 4})
     zeros = {
-        control: np.zeros(4, np.uint32),
+        control: np.zeros(1, CONTROL),
         arenas["second_moment"]: np.zeros(padded(count), np.float32),
     }
     nbytes = 4.0 * 8 * count  # four read, four written

@@ -11,7 +11,8 @@ import numpy as np
 
 from wgtrain.bench.cases import Case, standalone
 from wgtrain.engine.graph import Graph, Storage, Window
-from wgtrain.engine.plan import STEP_WORDS, Plan
+from wgtrain.engine.plan import Plan
+from wgtrain.engine.structs import IDLE_UPDATE, step_bytes
 from wgtrain.gpu import Device, run
 from wgtrain.train.learner import SUBMIT_SECONDS
 
@@ -35,10 +36,8 @@ class Runner:
         run(self._plan.build(device))
         for storage in storages:
             self._fill(storage)
-        words = np.zeros(STEP_WORDS, np.uint32)
-        words[:2] = case.tokens
-        words.view(np.float32)[6:16] = 0, 1, 0, 1, 1, 0, 0, 1, 1, 1  # AdamW: all times one
-        self._step, self._end = words.tobytes(), storages[0]
+        self._step = step_bytes(case.tokens, case.tokens, **IDLE_UPDATE)
+        self._end = storages[0]
         self._replay(1)  # compiles
         seconds = self._replay(1)
         self._plan.work_limit = (

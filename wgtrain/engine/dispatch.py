@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from wgtrain.engine.kernel import Kernel
+from wgtrain.engine.structs import STEP, step_bytes
 from wgtrain.gpu import Binding, Buffer, Device, Dispatch, Slot
 
 
@@ -18,7 +19,7 @@ class Caller:
         self._params = device.create_buffer(
             -(-size // 16) * 16, f"{kernel.name} parameters", uniform=True
         )
-        self._step = device.create_buffer(64, f"{kernel.name} step", uniform=True)
+        self._step = device.create_buffer(STEP.itemsize, f"{kernel.name} step", uniform=True)
 
     @classmethod
     async def open(cls, device: Device, kernel: Kernel) -> "Caller":
@@ -38,9 +39,7 @@ class Caller:
         """Queues one call on `buffers` (whole ones, or (buffer, offset, size)) by slot name."""
         if self._kernel.params:
             self._device.write(self._params, 0, self._kernel.pack_params(params))
-        if not step:
-            step = np.array([tokens, trained, 0, 0], np.uint32).tobytes()
-        self._device.write(self._step, 0, step)
+        self._device.write(self._step, 0, step or step_bytes(tokens, trained))
         own = {"params": self._params, "step": self._step}
         bindings = []
         for slot in self._kernel.slots:

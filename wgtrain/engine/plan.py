@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from wgtrain.engine.graph import Graph, Launch, Storage, Tensor, Window
+from wgtrain.engine.structs import STEP
 from wgtrain.errors import OutOfMemoryError
 from wgtrain.gpu import Binding, Buffer, Device, Dispatch, Slot, together
 
-STEP_WORDS = 16
 _PURPOSE = "activations"
 _SMALLER = "fewer tokens at once are needed (in training: batch_size, seq_len)"
 FIRST_SUBMIT = 2e8  # operand values and multiply-adds of a submit before anything was measured
@@ -86,7 +86,7 @@ class Plan:
             sizes[storage.purpose] = sizes.get(storage.purpose, 0) + max(
                 -(-storage.size // 4) * 4, 4
             )
-        sizes["parameters of kernels"] = len(self._uniforms) + 4 * STEP_WORDS
+        sizes["parameters of kernels"] = len(self._uniforms) + STEP.itemsize
         return dict(sorted(sizes.items(), key=lambda item: -item[1]))
 
     def _assign(self, launches: list[Launch]) -> None:
@@ -205,7 +205,7 @@ class Plan:
         for storage in self.storages:
             storage.buffer = create(storage.size, storage.name)
         self._slots = [create(size, f"{_PURPOSE} {i}") for i, size in enumerate(self.slot_sizes)]
-        self._small = {"step": create(4 * STEP_WORDS, "step", uniform=True)}
+        self._small = {"step": create(STEP.itemsize, "step", uniform=True)}
         if self._uniforms:
             self._small["params"] = create(len(self._uniforms), "parameters", uniform=True)
             device.write(self._small["params"], 0, self._uniforms)
@@ -235,7 +235,7 @@ class Plan:
             offset, size = self._uniform_offsets[id(launch)]
             return Binding(slot.number, self._small["params"], offset, size)
         if slot.name == "step":
-            return Binding(slot.number, self._small["step"], 0, 4 * STEP_WORDS)
+            return Binding(slot.number, self._small["step"], 0, STEP.itemsize)
         operand = launch.operands[slot.name]
         if isinstance(operand, Tensor):
             buffer = self._slots[self._slot_of[operand]]
@@ -244,7 +244,8 @@ class Plan:
         return Binding(slot.number, operand.storage.buffer, operand.offset, operand.size)
 
     def run(self, name: str, step: bytes, tokens: int, trained: int) -> None:
-        """Queues one replay: `step` is the content of the step uniform, T and C its sizes."""
+        """Queues one replay: `step` is the content of the step uniform (see `structs`), T and C its
+        sizes."""
         self._device.run(*self._prepare(name, step, tokens, trained))
 
     def _prepare(

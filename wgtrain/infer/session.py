@@ -10,6 +10,7 @@ from wgtrain.engine.inputs import InputBuffer
 from wgtrain.engine.loss import head_logits
 from wgtrain.engine.plan import Plan
 from wgtrain.engine.products import Lora
+from wgtrain.engine.structs import step_bytes
 from wgtrain.engine.tuning import default_tuning
 from wgtrain.files import Adapter
 from wgtrain.gpu import Device
@@ -104,16 +105,15 @@ class Session:
         tokens = np.concatenate([np.asarray(row, np.uint32) for row in rows])
         wanted = np.arange(len(tokens)) if positions is None else np.asarray(positions)
         self._inputs.write(self._device, tokens, starts, ends, np.full(len(tokens), -1))
-        step = np.array([len(tokens), 0, 0, 0], np.uint32).tobytes()
-        self.plan.run("body", step, len(tokens), 0)
+        self.plan.run("body", step_bytes(len(tokens)), len(tokens), 0)
         parts = []
         index, logits = self._inputs.inputs.trained, self._logits.buffer
         assert index.storage.buffer is not None and logits is not None
         for first in range(0, len(wanted), self.rows):
             chosen = wanted[first : first + self.rows]
             self._device.write(index.storage.buffer, index.offset, chosen.astype(np.int32))
-            counts = np.array([len(tokens), len(chosen), 0, 0], np.uint32)
-            self.plan.run("head", counts.tobytes(), len(tokens), len(chosen))
+            counts = len(tokens), len(chosen)
+            self.plan.run("head", step_bytes(*counts), *counts)
             width = padded(self._config.vocabulary)
             data = await self._device.read(logits, 0, len(chosen) * width * 4)
             parts.append(

@@ -18,7 +18,8 @@ from wgtrain.engine.graph import Graph, Launch, Storage
 from wgtrain.engine.inputs import InputBuffer
 from wgtrain.engine.loss import chunk_columns, cross_entropy
 from wgtrain.engine.ops import gather
-from wgtrain.engine.plan import STEP_WORDS, Plan
+from wgtrain.engine.plan import Plan
+from wgtrain.engine.structs import CONTROL, IDLE_UPDATE, REPORT, TOTALS, step_bytes
 from wgtrain.engine.tuning import Tuning, default_tuning, fitted
 from wgtrain.errors import DeviceLostError
 from wgtrain.files import resolve_targets
@@ -79,11 +80,11 @@ class Learner:
         self._rope_storage = Storage("rotary table", "inputs", self._rope.nbytes)
         segments = len(self._arena.sizes)
         self._small = {
-            "totals": Storage("totals", "reports", 16),
-            "evaluation": Storage("evaluation", "reports", 16),
-            "control": Storage("control", "reports", 16),
+            "totals": Storage("totals", "reports", TOTALS.itemsize),
+            "evaluation": Storage("evaluation", "reports", TOTALS.itemsize),
+            "control": Storage("control", "reports", CONTROL.itemsize),
             "partials": Storage("partials", "reports", 4 * _GROUPS * segments),
-            "ring": Storage("ring", "reports", 16 * RING),
+            "ring": Storage("ring", "reports", REPORT.itemsize * RING),
         }
         columns = chunk_columns(config.vocabulary, max_tokens)
         scale = lora.alpha / lora.rank
@@ -226,10 +227,8 @@ class Learner:
         trained = self._inputs.write(
             self.device, batch.tokens, batch.starts, batch.ends, batch.targets
         )
-        step = np.zeros(STEP_WORDS, np.uint32)
-        step[:2] = len(batch.tokens), trained
-        step[4] = dropout_key
-        return step.tobytes(), len(batch.tokens), trained
+        counts = len(batch.tokens), trained
+        return step_bytes(*counts, dropout_key=dropout_key), *counts
 
     async def profile(self, batch: Batch) -> list[tuple[Launch, float]]:
         """Replays one step launch by launch, with the seconds each took on the GPU.
@@ -237,10 +236,8 @@ class Learner:
         It ends a window as `update` does, without a report; parameters and moments stay.
         """
         micro = await self.plan.profile("micro", *self._write(batch))
-        words = np.zeros(STEP_WORDS, np.uint32)
-        words[5] = self._slot
-        words.view(np.float32)[6:16] = 0, 1, 0, 1, 1, 0, 0, 1, 1, 1  # p and moments times one
-        return micro + await self.plan.profile("update", words.tobytes(), 0, 0)
+        step = step_bytes(slot=self._slot, **IDLE_UPDATE)
+        return micro + await self.plan.profile("update", step, 0, 0)
 
     def update(
         self,
@@ -257,14 +254,20 @@ class Learner:
         """
         assert self._built, "build() first"
         assert len(self._steps) < RING, "reports() has to be read in between"
-        words = np.zeros(STEP_WORDS, np.uint32)
-        words[5] = self._slot
-        floats = words.view(np.float32)
-        with np.errstate(over="ignore"):  # what overflows shows in the parameters
-            floats[6:9] = learning_rate, 1 - learning_rate * weight_decay, max_grad_norm
-        floats[9:13] = *betas, 1 - betas[0], 1 - betas[1]
-        floats[13:16] = 1 - betas[0] ** step, 1 - betas[1] ** step, eps
-        self.plan.run("update", words.tobytes(), 0, 0)
+        block = step_bytes(
+            slot=self._slot,
+            learning_rate=learning_rate,
+            keep=1 - learning_rate * weight_decay,
+            max_grad_norm=max_grad_norm,
+            beta1=betas[0],
+            beta2=betas[1],
+            rest1=1 - betas[0],
+            rest2=1 - betas[1],
+            correction1=1 - betas[0] ** step,
+            correction2=1 - betas[1] ** step,
+            epsilon=eps,
+        )
+        self.plan.run("update", block, 0, 0)
         self._steps.append(step)
         self._slot = (self._slot + 1) % RING
 
@@ -273,16 +276,16 @@ class Learner:
         ring = self._small["ring"].buffer
         if not self._steps or ring is None:
             return []
-        raw = np.frombuffer(await self.device.read(ring, 0, 16 * RING), np.uint32).reshape(RING, 4)
+        kept = np.frombuffer(await self.device.read(ring, 0, ring.size), REPORT)
         first = self._slot - len(self._steps)
-        rows = [raw[(first + i) % RING] for i in range(len(self._steps))]
+        rows = [kept[(first + i) % RING] for i in range(len(self._steps))]
         found = [
             Report(
                 step,
-                float(row.view(np.float32)[0]),
-                int(row[2]),
-                float(row.view(np.float32)[1]),
-                bool(row[3]),
+                float(row["loss"]),
+                int(row["count"]),
+                float(row["norm"]),
+                bool(row["finite"]),
             )
             for step, row in zip(self._steps, rows, strict=True)
         ]
@@ -304,11 +307,11 @@ class Learner:
         assert buffer is not None
         loss, count = 0.0, 0
         for batch in batches:
-            self.device.write(buffer, 0, bytes(8))
+            self.device.write(buffer, 0, bytes(buffer.size))
             self._queue("evaluate", batch)
-            raw = np.frombuffer(await self.device.read(buffer, 0, 8), np.uint32)
-            loss += float(raw.view(np.float32)[0])
-            count += int(raw[1])
+            (totals,) = np.frombuffer(await self.device.read(buffer, 0, buffer.size), TOTALS)
+            loss += float(totals["loss"])
+            count += int(totals["count"])
         self._work = 0.0
         return loss, count
 

@@ -15,7 +15,8 @@ import numpy as np
 
 from wgtrain.engine.graph import Launch, Tensor, padded
 from wgtrain.engine.kernel import Kernel
-from wgtrain.engine.plan import STEP_WORDS, Plan
+from wgtrain.engine.plan import Plan
+from wgtrain.engine.structs import step_bytes
 from wgtrain.engine.tuning import Choice, candidates
 from wgtrain.errors import OutOfMemoryError, ShaderError
 from wgtrain.gpu import Binding, Buffer, Device, Dispatch, Slot
@@ -204,13 +205,13 @@ class _Stage:
         self._operands: dict[str, Buffer] = {}
         self._written: dict[str, np.ndarray] = {}
         try:
-            self._step = self._make("step", _words([self._rows, self._rows], STEP_WORDS), True)
+            self._step = self._make("step", step_bytes(self._rows, self._rows), True)
             packed = launch.kernel.pack_params(self._params) or bytes(16)
-            self._packed = self._make("params", np.frombuffer(packed, np.uint32), True)
+            self._packed = self._make("params", packed, True)
             access = {slot.name: slot.access for slot in launch.kernel.slots}
             for number, (name, operand) in enumerate(launch.operands.items()):
                 words = self._words(name, operand, max_row, np.random.default_rng(number))
-                self._operands[name] = self._make(name, words)
+                self._operands[name] = self._make(name, words.tobytes())
                 if access[name] == "read_write":
                     self._written[name] = words
         except BaseException:
@@ -242,10 +243,10 @@ class _Stage:
             return min(operand.size, self._params["n"] * self._params[stride] * item)
         return operand.size
 
-    def _make(self, name: str, words: np.ndarray, uniform: bool = False) -> Buffer:
-        buffer = self._device.create_buffer(words.nbytes, f"sweep {name}", uniform=uniform)
+    def _make(self, name: str, content: bytes, uniform: bool = False) -> Buffer:
+        buffer = self._device.create_buffer(len(content), f"sweep {name}", uniform=uniform)
         self._owned.append(buffer)
-        self._device.write(buffer, 0, words)
+        self._device.write(buffer, 0, content)
         return buffer
 
     async def prepare(self, choice: Choice) -> tuple[Any, Any, np.ndarray]:
@@ -304,12 +305,6 @@ def _fewer(count: int, factor: float) -> int:
     if factor <= 1 or count <= _FEWEST:
         return count
     return max(int(count / factor) // 64 * 64, _FEWEST)
-
-
-def _words(values: Sequence[int], count: int) -> np.ndarray:
-    words = np.zeros(count, np.uint32)
-    words[: len(values)] = values
-    return words
 
 
 def as_text(choice: Choice) -> str:
