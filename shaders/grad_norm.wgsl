@@ -1,5 +1,5 @@
 // partials[i] = sum of squares of one slice of the gradient arena segment, in a fixed order.
-// One workgroup of at most GROUPS sums every so manieth block of LANES vec4s.
+// One workgroup, of at most GROUPS, sums the blocks of LANES vec4s that lie as many apart as there are workgroups.
 // grid: min(GROUPS, ceil_div(n4, LANES))
 // use: step, reduce
 struct Params {

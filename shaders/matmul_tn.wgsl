@@ -11,7 +11,6 @@ const TILE_ROWS4: u32 = TILE_ROWS / 4u;
 const TILE_COLS4: u32 = 4u;
 const LANES: u32 = 8u;
 const UNROLL_ENDS: u32 = 64u; // turns of loops outside the sum that are unrolled at most
-const ADD: bool = true;
 
 var<workgroup> partial: array<vec4<f32>, LANES * TILE_ROWS * TILE_COLS4>;
 
@@ -54,12 +53,7 @@ fn main(
       for (var l = 0u; l < LANES; l++) {
         total += partial[e * LANES + l];
       }
-      total *= params.scale;
-      let at = row * params.n4 + col;
-      if (ADD) {
-        total += out[at];
-      }
-      out[at] = total;
+      out[row * params.n4 + col] += total * params.scale;
     }
   }
 }

@@ -11,7 +11,6 @@ const TILE_COLS4: u32 = 1u;
 const LANE_ROWS: u32 = 1u;
 const LANE_COLS: u32 = 16u;
 const SPLIT: u32 = 8u;
-const ADD: bool = true;
 
 const TILE_ROWS4: u32 = TILE_ROWS / 4u;
 const TILE: u32 = TILE_ROWS * TILE_COLS4;
@@ -60,12 +59,7 @@ fn main(
     let row = 4u * to_row4 + i % 4u;
     let col = col0 + e % LANE_COLS + t % TILE_COLS4 * LANE_COLS;
     if (row < params.m && col < params.n4) {
-      var total = params.scale * partial[t * LANES + e % PLACES];
-      let at = row * params.n4 + col;
-      if (ADD) {
-        total += out[at];
-      }
-      out[at] = total;
+      out[row * params.n4 + col] += params.scale * partial[t * LANES + e % PLACES];
     }
   }
 }
