@@ -211,7 +211,7 @@ def fake_rows(n=14, seq_len=16, name="rows.jsonl"):
     return Dataset(rows, name, seq_len, 0, 0, [])
 
 
-def fake_dataset(data, model, seq_len, train_on, now):
+def fake_dataset(data, model, seq_len, train_on, now, kind):
     """Rows from a JSONL file of {"tokens", "targets"}, as `load_dataset` would give them."""
     path = data_file(data)
     rows = []

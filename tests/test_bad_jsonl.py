@@ -1,5 +1,6 @@
 """Broken data sets: each fault, anywhere in a good file, reaches its check and names the line."""
 
+import gzip
 import json
 import random
 import tracemalloc
@@ -49,6 +50,7 @@ def ids(rng: random.Random, wrong: Any, field: str) -> bytes:
 
 
 USER = {"role": "user", "content": "u"}
+PART = {"type": "text", "text": "a"}
 CALL = {"function": {"name": "f"}}
 FAULTS: dict[str, tuple[Make, str]] = {
     "cut": (cut_row, r"no JSON: "),
@@ -84,18 +86,33 @@ FAULTS: dict[str, tuple[Make, str]] = {
         r"deeper than 64 levels",
     ),
     "unknown kind": (row({"question": "a", "answer": "b"}), r"\['question', 'answer'\]: none of"),
-    "unknown field": (row({"text": "a", "id": 7}), r"field 'id' is not one of text"),
     "mixed kinds": (
         row({"text": "a", "prompt": "b", "completion": "c"}),
-        r"'prompt' is not one of",
+        r"make 2 kinds of row, text and prompt: choose with --kind text or --kind prompt \(in Pyth",
     ),
     "no completion": (row({"prompt": "a"}), r"field 'completion' is missing beside 'prompt'"),
     "no output": (row({"instruction": "a"}), r"field 'output' is missing beside 'instruction'"),
     "no labels": (row({"input_ids": [1]}), r"field 'labels' is missing beside 'input_ids'"),
     "text type": (row({"text": ["a"]}), r"field 'text': \['a'\] is not a text"),
     "prompt type": (
+        row({"prompt": 7, "completion": "a"}),
+        r"field 'prompt': 7 is not a text",
+    ),
+    "null": (
         row({"prompt": None, "completion": "a"}),
-        r"field 'prompt': None is not a text",
+        r"field 'prompt' is null beside 'completion'",
+    ),
+    "no instruction": (
+        row({"response": "a"}),
+        r"field 'instruction' is missing beside 'response'",
+    ),
+    "prompts of two kinds": (
+        row({"prompt": [USER], "completion": "a"}),
+        r"field 'completion': 'a' is not a list",
+    ),
+    "a completion of another kind": (
+        row({"prompt": "a", "completion": [USER]}),
+        r"field 'completion': \[.* is not a text",
     ),
     "completion type": (row({"prompt": "a", "completion": 7}), r"'completion': 7 is not a text"),
     "input type": (row({"instruction": "a", "input": {"a": 1}, "output": ""}), r"field 'input': "),
@@ -104,7 +121,7 @@ FAULTS: dict[str, tuple[Make, str]] = {
     "message type": (messages(USER, "hello"), r"'messages\[1\]': 'hello' is not an object"),
     "role": (
         messages(USER, {"role": "bot", "content": "a"}),
-        r"field 'messages\[1\].role': 'bot' is not one of system, user, assistant, tool",
+        r"field 'messages\[1\].role': 'bot' is not one of system, developer, user, assistant, tool",
     ),
     "role type": (
         messages({"role": ["user"], "content": "a"}),
@@ -112,13 +129,47 @@ FAULTS: dict[str, tuple[Make, str]] = {
     ),
     "no role": (messages({"content": "a"}), r"field 'messages\[0\].role' is missing"),
     "no content": (messages({"role": "user"}), r"field 'messages\[0\].content' is missing"),
-    "content type": (
-        messages({"role": "user", "content": [{"type": "text", "text": "a"}]}),
-        r"field 'messages\[0\].content': .* is not a text",
+    "content type": (messages({**USER, "content": {"a": 1}}), r"\[0\].content': .* is not a text"),
+    "image": (
+        messages(USER, {"role": "assistant", "content": [PART, {"type": "image_url", "url": "x"}]}),
+        r"field 'messages\[1\].content\[1\]': a part of type 'image_url'; only 'text' is trained",
     ),
-    "message field": (
+    "part without a type": (
+        messages({**USER, "content": [{"text": "a"}]}),
+        r"'messages\[0\].content\[0\]': a part of type None",
+    ),
+    "part type": (
+        messages({**USER, "content": ["a"]}),
+        r"\[0\].content\[0\]': 'a' is not an object",
+    ),
+    "part text": (
+        messages({**USER, "content": [{"type": "text", "text": 7}]}),
+        r"\[0\].content\[0\].text': 7 is not a text",
+    ),
+    "weight": (
+        messages({"role": "assistant", "content": "a", "weight": 0.5}),
+        r"field 'messages\[0\].weight': 0.5 is not 0 or 1",
+    ),
+    "weight type": (
+        messages({"role": "assistant", "content": "a", "weight": True}),
+        r"field 'messages\[0\].weight': True is not 0 or 1",
+    ),
+    "weight of a user": (
         messages({**USER, "weight": 1}),
-        r"field 'weight' in 'messages\[0\]' is not one of role, content",
+        r"field 'messages\[0\].weight': only an assistant's message has one",
+    ),
+    "two systems": (
+        row(
+            {
+                "system": "s",
+                "conversations": [{"from": "system", "value": "t"}, {"from": "gpt", "value": "a"}],
+            }
+        ),
+        r"field 'system': the conversation begins with a system message of its own",
+    ),
+    "system type": (
+        row({"system": 7, "conversations": [{"from": "gpt", "value": "a"}]}),
+        r"field 'system': 7 is not a text",
     ),
     "calls of a user": (
         messages({**USER, "tool_calls": [CALL]}),
@@ -231,8 +282,16 @@ WHOLE = [
     (b'[{"text": "ab"}, 5]', r"line 1: 5 is not a JSON object"),
     (b"\0" * 1000, r"line 1: no JSON"),
     (b"\x89PNG\r\n\x1a\n" + bytes(range(256)), r"line 1: byte 0x89 is no UTF-8"),
-    (b"PK\x03\x04" + b"a" * 100, r"line 1: no JSON"),
-    (b"GGUF\x03\0\0\0" + b"\0" * 64, r"line 1: no JSON"),
+    (b"PK\x03\x04" + b"a" * 100, r"bad.jsonl: this is a zip archive; JSONL, plain or as gzip"),
+    (b"GGUF\x03\0\0\0" + b"\0" * 64, r"bad.jsonl: this is a GGUF file"),
+    (b"\x28\xb5\x2f\xfd" + b"a" * 100, r"bad.jsonl: this is a zstandard file"),
+    (gzip.compress(b'{"text": "ab"}')[:-3], r"bad.jsonl: this is gzip, and damaged"),
+    (b"\x1f\x8b" + b"a" * 100, r"bad.jsonl: this is gzip, and damaged"),
+    (gzip.compress(b""), r"bad.jsonl: no rows in it"),
+    (gzip.compress(b'{"text": "ab"}\n{"a"'), r"bad.jsonl line 2: no JSON"),
+    (b'{\n"text": "ab"\n}\n\n{\n"text": 7\n}', r"line 5: field 'text': 7 is not a text"),
+    (b'{\n"text": "ab"\n}\n{"text": "ab",\n}', r"line 4: no JSON"),
+    (b'{"text": "ab"}\n{\n"text": "ab"\n}', r"line 2: no JSON: .* at the end; an object that is"),
     (b"text\nabc\n", r"line 1: no JSON"),
     (b'{"text": ""}', r"bad.jsonl: none of its 1 rows has a token to learn"),
 ]

@@ -98,6 +98,7 @@ def test_default_folder(toy, capsys):
 # name -> (arguments, what it must be in config.yaml)
 OPTIONS = {
     "adapter_index": (["--adapter-index", "3"], 3),
+    "kind": (["--kind", "text"], "text"),
     "rank": (["--rank", "3"], 3),
     "alpha": (["--alpha", "7"], 7.0),
     "dropout": (["--dropout", "0.25"], 0.25),
@@ -132,7 +133,7 @@ OPTIONS = {
 }
 # These change what is kept, looked at or demanded; the engine's are tested on the engine.
 SAME_NUMBERS = {"adapter_index", "method", "optimizer", "grad_checkpoint", "capture", "tuning"}
-SAME_NUMBERS |= {"eval_every", "save_every", "save_total_limit", "precision"}
+SAME_NUMBERS |= {"kind", "eval_every", "save_every", "save_total_limit", "precision"}
 
 
 def test_every_setting_is_an_option():

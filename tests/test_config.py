@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import yaml
 
+from wgtrain.data.examples import KINDS
 from wgtrain.errors import OptionError
 from wgtrain.train.config import LoraConfig, RunConfig, TrainConfig
 from wgtrain.train.settings import as_mapping, build, canonical, changed, merge
@@ -87,6 +88,7 @@ def test_every_field_declares_itself(config):
         ("seed", [-1, 2**63, 0.5], [0, 2**63 - 1]),
         ("shuffle", ["on", 0], [False, "true"]),
         ("adapter_index", [-1, "a"], [0, "1"]),
+        ("kind", ["alpaca", "", 1], list(KINDS)),
         ("precision", ["bf16", "F16", 16], ["f32", "f16"]),
     ],
 )

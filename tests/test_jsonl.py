@@ -1,5 +1,6 @@
 """JSONL rows: every kind with its mask written by hand, truncation, notes, dates."""
 
+import gzip
 import json
 from collections.abc import Sequence
 from datetime import datetime
@@ -57,7 +58,6 @@ CASES: list[tuple[Any, str]] = [
     ({"text": "abc"}, "a[b][c][<|end|>]"),
     ({"prompt": "ab", "completion": "cd"}, "ab[c][d][<|end|>]"),
     ({"prompt": "", "completion": "cd"}, "c[d][<|end|>]"),
-    ({"prompt": "ab", "completion": ""}, "ab[<|end|>]"),
     ({"prompt": "日", "completion": "a"}, "\ufffd\ufffd\ufffd[a][<|end|>]"),
     (
         {"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]},
@@ -92,6 +92,76 @@ CASES: list[tuple[Any, str]] = [
         {"instruction": "i", "input": "", "output": "o"},
         "<|im_start|>user\ni<|im_end|>\n<|im_start|>assistant\n[o][<|im_end|>]\n",
     ),
+    # Dolly's names.
+    (
+        {"instruction": "i", "context": "j", "response": "o"},
+        "<|im_start|>user\ni\n\nj<|im_end|>\n<|im_start|>assistant\n[o][<|im_end|>]\n",
+    ),
+    (
+        {"instruction": "i", "context": "", "response": "o"},
+        "<|im_start|>user\ni<|im_end|>\n<|im_start|>assistant\n[o][<|im_end|>]\n",
+    ),
+    (
+        {"system": "s", "instruction": "i", "output": "o"},
+        "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\ni<|im_end|>\n"
+        "<|im_start|>assistant\n[o][<|im_end|>]\n",
+    ),
+    # ShareGPT with its system text, and with the names of messages.
+    (
+        {
+            "system": "s",
+            "conversations": [
+                {"from": "gpt", "value": "h", "weight": 0},
+                {"from": "human", "value": "u"},
+                {"from": "gpt", "value": "a"},
+            ],
+        },
+        "<|im_start|>system\ns<|im_end|>\n<|im_start|>assistant\nh<|im_end|>\n"
+        "<|im_start|>user\nu<|im_end|>\n<|im_start|>assistant\n[a][<|im_end|>]\n",
+    ),
+    (
+        {
+            "system": "s",
+            "conversations": [
+                {"role": "system", "content": "s"},
+                {"role": "user", "content": "u"},
+                {"role": "assistant", "content": "a"},
+            ],
+        },
+        "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nu<|im_end|>\n"
+        "<|im_start|>assistant\n[a][<|im_end|>]\n",
+    ),
+    # TRL's conversational form: what the prompt holds is not learnt.
+    (
+        {
+            "prompt": [
+                {"role": "user", "content": "u"},
+                {"role": "assistant", "content": "a"},
+                {"role": "user", "content": "v"},
+            ],
+            "completion": [{"role": "assistant", "content": "b"}],
+        },
+        "<|im_start|>user\nu<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n"
+        "<|im_start|>user\nv<|im_end|>\n<|im_start|>assistant\n[b][<|im_end|>]\n",
+    ),
+    # OpenAI's parts and weights, and its role that this template does not know.
+    (
+        {
+            "messages": [
+                {"role": "developer", "content": "d"},
+                {
+                    "role": "user",
+                    "content": [{"type": "text", "text": "u"}, {"type": "text", "text": "v"}],
+                },
+                {"role": "assistant", "content": "a", "weight": 0},
+                {"role": "user", "content": "w", "weight": None},
+                {"role": "assistant", "content": [{"type": "text", "text": "b"}], "weight": 1},
+            ]
+        },
+        "<|im_start|>system\nd<|im_end|>\n<|im_start|>user\nuv<|im_end|>\n"
+        "<|im_start|>assistant\na<|im_end|>\n<|im_start|>user\nw<|im_end|>\n"
+        "<|im_start|>assistant\n[b][<|im_end|>]\n",
+    ),
     # Labels are unshifted: that of the first token is nobody's target.
     ({"input_ids": [64, 65, 66, 67], "labels": [64, -100, 66, -100]}, "ab[c]d"),
 ]
@@ -103,6 +173,134 @@ def test_kinds_by_hand(row: Any, expected: str) -> None:
     data = load(tokenizer, row)
     assert marked(tokenizer, data.rows[0]) == expected
     assert (data.truncated, data.dropped, data.notes, data.rows[0].line) == (0, 0, [], 1)
+
+
+def test_fields_that_nothing_uses_are_named_and_counted() -> None:
+    tokenizer = letters(CHAT)
+    data = load(
+        tokenizer,
+        {"text": "abc", "id": 7},
+        {"text": "abc", "id": None, "source": "x", "\x1b[2J": 1},
+        # UltraChat
+        {
+            "prompt": "u",
+            "messages": [
+                {"role": "user", "content": "u", "time": 1},
+                {"role": "assistant", "content": "a", "name": None},
+            ],
+            "tools": None,
+        },
+        {"instruction": "i", "output": "o", "response": "p"},
+        {"prompt": "ab", "completion": "c", "tools": []},
+    )
+    assert [marked(tokenizer, row) for row in data.rows][:2] == ["a[b][c][<|end|>]"] * 2
+    assert marked(tokenizer, data.rows[2]).endswith("assistant\n[a][<|im_end|>]\n")
+    assert marked(tokenizer, data.rows[3]).endswith("assistant\n[o][<|im_end|>]\n")
+    assert data.notes == [
+        "fields ignored, as no kind of row uses them: 'id' in 2 rows, 'source' in 1 row, "
+        r"'\x1b[2J' in 1 row, 'prompt' "
+        "in 1 row, 'tools' in 2 rows, 'messages[].time' in 1 row, 'response' in 1 row"
+    ]
+    null = load(tokenizer, *[{"text": "abc", "tools": None}] * 3)
+    assert null.notes == ["fields ignored, as no kind of row uses them: 'tools' in 3 rows (null)"]
+    many = load(tokenizer, {"text": "abc", **{f"f{i}": i for i in range(1000)}}).notes
+    assert len(many) == 1 and many[0].endswith("'f7' in 1 row, and 992 more") and len(many[0]) < 400
+
+
+TWO = {"instruction": "i", "output": "o", "text": "abc", "extra": 1}
+
+
+@pytest.mark.parametrize("kind", ["instruction", "text"])
+def test_two_kinds_in_a_row_want_an_option(kind: str) -> None:
+    tokenizer = letters(CHAT)
+    with pytest.raises(FileError, match="data line 2: .* --kind text or --kind instruction ") as e:
+        load(tokenizer, {"text": "a"}, TWO)
+    assert f"--kind {kind}" in str(e.value)
+    data = load(tokenizer, TWO, kind=kind)
+    expected = {"instruction": "o][<|im_end|>]\n", "text": "a[b][c][<|end|>]"}[kind]
+    assert marked(tokenizer, data.rows[0]).endswith(expected)
+    other = {"instruction": "'text' in 1 row", "text": "'instruction' in 1 row, 'output' in 1 row"}
+    assert f"{other[kind]}, 'extra' in 1 row" in data.notes[0]
+    with pytest.raises(FileError, match=f"line 1: kind = {kind}: field '.*' is missing"):
+        load(tokenizer, {"prompt": "a", "completion": "b"}, kind=kind)
+    # A field that is null is not there, so this row is of one kind.
+    assert load(tokenizer, {**TWO, "instruction": None}).rows[0].tokens.tolist()[0] == 64
+
+
+def test_unknown_kind() -> None:
+    with pytest.raises(OptionError, match="kind is 'alpaca'; one of text, prompt, messages, inst"):
+        load(letters(), {"text": "ab"}, kind="alpaca")
+
+
+def test_developer_where_the_template_knows_it() -> None:
+    template = CHAT + "{% if messages[0].role == 'developer' %}{% endif %}"
+    row = {
+        "messages": [
+            {"role": "developer", "content": "d"},
+            {"role": "assistant", "content": "a"},
+        ]
+    }
+    knows, plain = letters(template), letters()
+    assert marked(knows, load(knows, row).rows[0]).startswith("<|im_start|>developer\nd<|im_end|>")
+    assert marked(plain, load(plain, row).rows[0]) == "d\n\n[a][<|end|>]"
+
+
+def test_turns_that_are_not_trained() -> None:
+    messages = [
+        {"role": "user", "content": "u"},
+        {"role": "assistant", "content": "a", "weight": 0},
+        {"role": "user", "content": "v"},
+        {"role": "assistant", "content": "b", "weight": 1.0},
+    ]
+    plain = letters()
+    data = load(plain, {"messages": messages})
+    assert marked(plain, data.rows[0]) == "u\n\na<|end|>v\n\n[b][<|end|>]"
+    blocks = letters(
+        "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}"
+        "<|im_end|>{% endgeneration %}{% else %}{{ m.content }}{% endif %}{% endfor %}"
+    )
+    assert (
+        marked(blocks, load(blocks, {"messages": messages}).rows[0])
+        == "ua<|im_end|>v[b][<|im_end|>]"
+    )
+    one = letters(
+        "{% generation %}{% for m in messages %}{{ m.content }}{% endfor %}{% endgeneration %}"
+    )
+    with pytest.raises(FileError, match="line 1: the chat template marks 1 parts of 2 turns"):
+        load(one, {"messages": messages})
+    none = [{**m, **({"weight": 0} if m["role"] == "assistant" else {})} for m in messages]
+    assert load(plain, {"messages": none}, {"text": "ab"}).dropped == 1
+
+
+def test_empty_answers_are_said() -> None:
+    tokenizer = letters(CHAT)
+    data = load(
+        tokenizer,
+        {"prompt": "ab", "completion": ""},
+        {"prompt": "a<|end|>", "completion": ""},
+        {"instruction": "i", "output": ""},
+        {"instruction": "i", "output": "o"},
+        {"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": ""}]},
+    )
+    said = [marked(tokenizer, row) for row in data.rows]
+    assert said[:2] == ["ab[<|end|>]", "a<|end|>[<|end|>]"]
+    assert said[2] == said[4].replace("u<", "i<") and said[2].endswith("assistant\n[<|im_end|>]\n")
+    assert data.notes == ["an answer without a text, of which only the end is trained, in 4 rows"]
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"text": "ab<|end|>"}, "a[b][<|end|>]"),
+        ({"prompt": "a", "completion": "b<|end|>"}, "a[b][<|end|>]"),
+        ({"prompt": "a<|end|>", "completion": "b"}, "a<|end|>[b][<|end|>]"),
+        ({"instruction": "a", "output": "b<|end|>"}, "a\n\n[b][<|end|>]"),
+        ({"text": "ab<|end|>\n"}, "a[b][<|end|>][\n][<|end|>]"),
+    ],
+)
+def test_end_token_once(row: Any, expected: str) -> None:
+    tokenizer = letters()
+    assert marked(tokenizer, load(tokenizer, row).rows[0]) == expected
 
 
 def test_labels_may_differ_from_the_ids() -> None:
@@ -220,6 +418,22 @@ def test_layouts(layout: bytes) -> None:
     lines = (layout % rows).decode("utf-8-sig").split("\n")
     found = [next(i for i, line in enumerate(lines, 1) if row.decode() in line) for row in rows]
     assert [row.line for row in data.rows] == found
+
+
+def test_objects_over_several_lines() -> None:
+    tokenizer = letters()
+    rows = [{"text": "ab"}, {"prompt": "a", "completion": "b"}]
+    text = "\n".join(json.dumps(row, indent=2) for row in rows) + '\n{"text": "ab"}\n'
+    data = load_rows(b"\xef\xbb\xbf\n" + text.encode(), tokenizer, seq_len=9)
+    assert [marked(tokenizer, row) for row in data.rows] == ["a[b][<|end|>]"] * 3
+    assert [row.line for row in data.rows] == [2, 5, 9]
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_gzip(members: int) -> None:
+    tokenizer = letters()
+    packed = gzip.compress(b'{"text": "ab"}\n') * members
+    assert [row.line for row in load_rows(packed, tokenizer, seq_len=9).rows] == [1, 2][:members]
 
 
 def test_tools_reach_the_template() -> None:

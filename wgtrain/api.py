@@ -152,11 +152,13 @@ async def load_dataset(
     seq_len: int = 512,
     train_on: str = "completions",
     now: datetime | None = None,
+    kind: str | None = None,
 ) -> Dataset:
     """Token rows of a JSONL file, of its bytes, or of the `train.jsonl` in a folder.
 
     `model` gives the tokenizer (or is one). Rows longer than `seq_len` tokens are cut. `now` is the
-    date for chat templates that write one.
+    date for chat templates that write one. `kind` says how rows are read that have the fields of
+    two kinds: "text", "prompt", "messages", "instruction", "conversations" or "input_ids".
     """
     tokenizer: Any = getattr(model, "tokenizer", model)
     name = "data"
@@ -165,7 +167,9 @@ async def load_dataset(
         name, data = str(path), read_file(path)
     elif not isinstance(data, AnyBytes):
         raise OptionError(f"data: {shown(data)}: a path, or the bytes of JSONL are needed")
-    return load_rows(bytes(data), tokenizer, seq_len=seq_len, train_on=train_on, name=name, now=now)
+    return load_rows(
+        bytes(data), tokenizer, seq_len=seq_len, train_on=train_on, name=name, now=now, kind=kind
+    )
 
 
 def data_file(path: AnyPath, part: str = "train") -> Path:

@@ -8,38 +8,37 @@ from typing import Any
 
 import numpy as np
 
-from wgtrain.data.chat import ChatTemplate, Message
+from wgtrain.data.chat import ChatTemplate
+from wgtrain.data.messages import (
+    Conversation,
+    free_form,
+    items,
+    question_and_answer,
+    read_conversation,
+    text,
+)
 from wgtrain.data.records import RowError
 from wgtrain.errors import FileError
 from wgtrain.files.source import shown
 
-ROLES = ("system", "user", "assistant", "tool")
-SPEAKERS = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "system": "system",
-    "tool": "tool",
-}
-# The fields of each kind, the required ones first; a kind is known by its first field.
+# The fields of each kind, the required ones first; `a|b` are two names of one field.
 KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "text": (("text",), ()),
-    "prompt": (("prompt", "completion"), ()),
+    "prompt": (("prompt", "completion"), ("tools",)),
     "messages": (("messages",), ("tools",)),
-    "instruction": (("instruction", "output"), ("input",)),
-    "conversations": (("conversations",), ("tools",)),
+    "instruction": (("instruction", "output|response"), ("input|context", "system")),
+    "conversations": (("conversations",), ("system", "tools")),
     "input_ids": (("input_ids", "labels"), ()),
 }
-_MESSAGE_FIELDS = ("role", "content", "name", "reasoning_content", "tool_calls", "tool_call_id")
 
 IGNORED = -100  # a label that is not learnt, as Transformers writes it
+_MOST_NAMED = 8  # ignored fields that a note names
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Text, the learnt (start, end) characters in it, and whether the end token follows
-    (learnt).
+    """Text, the learnt (start, end) characters in it, and whether the end token follows, learnt
+    where a span is.
     """
 
     text: str
@@ -61,45 +60,103 @@ class Example:
 
 class ExampleReader:
     """Makes examples of one data set. `template()` is the model's chat template, None if it has
-    none.
+    none; `kind` that of every row, None where each row's fields tell; without `developer` the
+    template knows no such role.
     """
 
-    def __init__(self, template: Callable[[], ChatTemplate | None], vocab_size: int) -> None:
+    def __init__(
+        self,
+        template: Callable[[], ChatTemplate | None],
+        vocab_size: int,
+        kind: str | None = None,
+        developer: bool = False,
+    ) -> None:
         self._template = template
         self._vocab_size = vocab_size
+        self._kind = kind
+        self._developer = developer
         self.chats_without_template = 0
+        self._empty_answers = 0
+        self._ignored: dict[str, tuple[int, bool]] = {}  # field -> rows, whether always null
 
     def read(self, line: int, row: Any) -> Example:
         """One row; RowError names the field that is wrong, FileError comes from the template."""
         if not isinstance(row, dict):
             raise RowError(f"{shown(row)} is not a JSON object")
-        kind = _kind(row)
+        kind = self._kind_of(row)
+        used = _used(row, kind)
+        for name in row:
+            if name not in used:
+                self._ignore(name, row[name] is None)
         if kind == "input_ids":
             return Example(line, [], self._ids(row))
         if kind == "text":
-            text = _string(row["text"], "text")
-            return Example(line, [Segment(text, [(0, len(text))], True)])
-        if kind == "prompt":
-            prompt = _string(row["prompt"], "prompt")
-            text = prompt + _string(row["completion"], "completion")
-            return Example(line, [Segment(text, [(len(prompt), len(text))], True)])
-        messages = {
-            "messages": _messages,
-            "conversations": _conversations,
-            "instruction": _instruction,
-        }[kind](row)
-        return self._chat(line, messages, _tools(row))
+            whole = text(row["text"], "text")
+            return Example(line, [Segment(whole, [(0, len(whole))], True)])
+        if kind == "prompt" and not isinstance(row["prompt"], list):
+            prompt = text(row["prompt"], "prompt")
+            whole = prompt + text(row["completion"], "completion")
+            self._empty_answers += len(whole) == len(prompt)
+            return Example(line, [Segment(whole, [(len(prompt), len(whole))], True)])
+        conversation = _CONVERSATIONS[kind](row)
+        for name in conversation.ignored:
+            self._ignore(name, False)
+        return self._chat(line, conversation, _tools(row))
 
-    def _chat(self, line: int, messages: list[Message], tools: list[Any] | None) -> Example:
+    def notes(self) -> list[str]:
+        """What a person should know of the rows read so far."""
+        out = []
+        if self._empty_answers:
+            n = _rows(self._empty_answers)
+            out.append(f"an answer without a text, of which only the end is trained, in {n}")
+        if self._ignored:
+            named = [
+                f"{shown(name)} in {_rows(n)}{' (null)' if null else ''}"
+                for name, (n, null) in list(self._ignored.items())[:_MOST_NAMED]
+            ]
+            more = len(self._ignored) - len(named)
+            words = ", ".join(named) + (f", and {more} more" if more else "")
+            out.append(f"fields ignored, as no kind of row uses them: {words}")
+        return out
+
+    def _kind_of(self, row: dict[str, Any]) -> str:
+        if self._kind is None:
+            return _kind(row)
+        if missing := _missing(row, self._kind):
+            raise RowError(f"kind = {self._kind}: field '{missing}' is missing")
+        return self._kind
+
+    def _ignore(self, name: str, null: bool) -> None:
+        n, before = self._ignored.get(name, (0, True))
+        self._ignored[name] = (n + 1, null and before)
+
+    def _chat(self, line: int, chat: Conversation, tools: list[Any] | None) -> Example:
+        messages = chat.messages
+        if not self._developer:
+            messages = [_without_developer(message) for message in messages]
+        turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        self._empty_answers += any(
+            not messages[i]["content"] and not messages[i].get("tool_calls")
+            for i in turns
+            if i not in chat.untrained
+        )
         template = self._template()
         if template is None:
             self.chats_without_template += 1
-            return Example(line, _plain_chat(messages, tools))
+            return Example(line, _plain_chat(messages, tools, chat.untrained))
         rendered = template.split(messages, tools)
-        return Example(line, [Segment(rendered.text, rendered.spans, False)], None, rendered.ended)
+        spans = rendered.spans
+        if not chat.untrained.isdisjoint(turns):
+            if len(spans) != len(turns):
+                raise FileError(
+                    f"the chat template marks {len(spans)} parts of {len(turns)} turns with {{% "
+                    "generation %}: which of them are not to be trained cannot be told"
+                )
+            spans = [span for i, span in zip(turns, spans, strict=True) if i not in chat.untrained]
+        return Example(line, [Segment(rendered.text, spans, False)], None, rendered.ended)
 
     def _ids(self, row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-        ids, labels = _list(row["input_ids"], "input_ids"), _list(row["labels"], "labels")
+        ids, labels = items(row["input_ids"], "input_ids"), items(row["labels"], "labels")
         if not ids:
             raise RowError("field 'input_ids': is empty")
         if len(ids) != len(labels):
@@ -117,132 +174,101 @@ class ExampleReader:
 
 
 def _kind(row: dict[str, Any]) -> str:
-    kind = next((kind for kind in KINDS if kind in row), None)
-    if kind is None:
-        kinds = "; ".join(", ".join(required) for required, _ in KINDS.values())
-        raise RowError(f"fields {shown(list(row))}: none of the known kinds ({kinds})")
+    """The one kind whose required fields are all there."""
+    whole = [kind for kind in KINDS if not _missing(row, kind)]
+    if len(whole) == 1:
+        return whole[0]
+    if whole:
+        options = " or ".join(f"--kind {kind}" for kind in whole)
+        raise RowError(
+            f"its fields make {len(whole)} kinds of row, {' and '.join(whole)}: choose with "
+            f"{options} (in Python kind={whole[0]!r})"
+        )
+    for kind, (required, _) in KINDS.items():
+        there = [name for group in required if (name := _name(row, group))]
+        if there:
+            missing = _missing(row, kind)
+            state = "null" if missing in row else "missing"
+            raise RowError(f"field '{missing}' is {state} beside '{there[0]}'")
+    kinds = "; ".join(", ".join(map(_first, required)) for required, _ in KINDS.values())
+    raise RowError(f"fields {shown(list(row))}: none of the known kinds ({kinds})")
+
+
+def _missing(row: dict[str, Any], kind: str) -> str | None:
+    """The first required field of a kind that a row does not have."""
+    return next((_first(group) for group in KINDS[kind][0] if _name(row, group) is None), None)
+
+
+def _first(group: str) -> str:
+    return group.split("|")[0]
+
+
+def _name(row: dict[str, Any], group: str) -> str | None:
+    """The name by which a row has a field, None for one that is missing or null."""
+    return next((name for name in group.split("|") if row.get(name) is not None), None)
+
+
+def _used(row: dict[str, Any], kind: str) -> set[str]:
     required, optional = KINDS[kind]
-    for field in required:
-        if field not in row:
-            raise RowError(f"field '{field}' is missing beside '{kind}'")
-    _known_fields(row, (*required, *optional), "")
-    return kind
+    if kind == "prompt" and not isinstance(row["prompt"], list):
+        optional = ()
+    return {name for group in (*required, *optional) if (name := _name(row, group))}
 
 
-def _known_fields(row: dict[str, Any], known: tuple[str, ...], where: str) -> None:
-    for field in row:
-        if field not in known:
-            where = f" in '{where}'" if where else ""
-            raise RowError(f"field {shown(field)}{where} is not one of {', '.join(known)}")
+def _optional_text(row: dict[str, Any], group: str) -> str:
+    name = _name(row, group)
+    return "" if name is None else text(row[name], name)
 
 
-def _string(value: Any, field: str) -> str:
-    if not isinstance(value, str):
-        raise RowError(f"field '{field}': {shown(value)} is not a text")
-    _check_unicode(value, field)
-    return value
-
-
-def _check_unicode(text: str, field: str) -> None:
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            problem = f"a lone surrogate {shown(text[error.start])} at character {error.start}"
-            raise RowError(f"field '{field}': {problem}") from None
-
-
-def _list(value: Any, field: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise RowError(f"field '{field}': {shown(value)} is not a list")
-    return value
-
-
-def _objects(row: dict[str, Any], field: str) -> list[dict[str, Any]]:
-    items = _list(row[field], field)
-    if not items:
-        raise RowError(f"field '{field}': is empty")
-    for i, item in enumerate(items):
-        if not isinstance(item, dict):
-            raise RowError(f"field '{field}[{i}]': {shown(item)} is not an object")
-    return items
-
-
-def _free_form(value: Any, field: str) -> list[Any]:
-    """A list of objects whose inside is the template's business; only its texts are checked."""
-    for i, item in enumerate(_list(value, field)):
-        if not isinstance(item, dict):
-            raise RowError(f"field '{field}[{i}]': {shown(item)} is not an object")
-    open_ = [value]
-    while open_:
-        item = open_.pop()
-        if isinstance(item, str):
-            _check_unicode(item, field)
-        elif isinstance(item, dict):
-            open_ += [*item.keys(), *item.values()]
-        elif isinstance(item, list):
-            open_ += item
-    return value
+def _required_text(row: dict[str, Any], group: str) -> str:
+    name = str(_name(row, group))
+    return text(row[name], name)
 
 
 def _tools(row: dict[str, Any]) -> list[Any] | None:
     tools = row.get("tools")
-    return _free_form(tools, "tools") or None if tools is not None else None
+    return free_form(tools, "tools") or None if tools is not None else None
 
 
-def _messages(row: dict[str, Any]) -> list[Message]:
-    out = []
-    for i, item in enumerate(_objects(row, "messages")):
-        where = f"messages[{i}]"
-        _known_fields(item, _MESSAGE_FIELDS, where)
-        role = item.get("role")
-        if "role" not in item:
-            raise RowError(f"field '{where}.role' is missing")
-        if role not in ROLES:
-            raise RowError(f"field '{where}.role': {shown(role)} is not one of {', '.join(ROLES)}")
-        message = {key: value for key, value in item.items() if value is not None}
-        calls = message.get("tool_calls")
-        if calls is not None:
-            if role != "assistant":
-                raise RowError(f"field '{where}.tool_calls': only an assistant calls tools")
-            _free_form(calls, f"{where}.tool_calls")
-        if "content" not in message:
-            if not calls:
-                raise RowError(f"field '{where}.content' is missing")
-            message["content"] = ""
-        for field in ("content", "name", "reasoning_content", "tool_call_id"):
-            if field in message:
-                _string(message[field], f"{where}.{field}")
-        out.append(message)
+def _prompted(row: dict[str, Any]) -> Conversation:
+    """TRL's conversational form: lists of messages, of which only the completion is learnt."""
+    out = read_conversation(row["prompt"], "prompt")
+    out.untrained = set(range(len(out.messages)))
+    out.add(read_conversation(row["completion"], "completion"))
     return out
 
 
-def _conversations(row: dict[str, Any]) -> list[Message]:
-    out = []
-    for i, item in enumerate(_objects(row, "conversations")):
-        where = f"conversations[{i}]"
-        _known_fields(item, ("from", "value"), where)
-        for field in ("from", "value"):
-            if field not in item:
-                raise RowError(f"field '{where}.{field}' is missing")
-        speaker = item["from"]
-        if not isinstance(speaker, str) or speaker not in SPEAKERS:
-            allowed = ", ".join(SPEAKERS)
-            raise RowError(f"field '{where}.from': {shown(speaker)} is not one of {allowed}")
-        content = _string(item["value"], f"{where}.value")
-        out.append({"role": SPEAKERS[speaker], "content": content})
-    return out
+def _with_system(row: dict[str, Any], conversation: Conversation) -> Conversation:
+    if system := _optional_text(row, "system"):
+        conversation.put_system(system)
+    return conversation
 
 
-def _instruction(row: dict[str, Any]) -> list[Message]:
-    content = _string(row["instruction"], "instruction")
-    if more := _string(row.get("input") or "", "input"):
-        content += "\n\n" + more
-    answer = _string(row["output"], "output")
-    return [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
+def _instruction(row: dict[str, Any]) -> Conversation:
+    question = text(row["instruction"], "instruction")
+    if more := _optional_text(row, "input|context"):
+        question += "\n\n" + more
+    answer = _required_text(row, "output|response")
+    return _with_system(row, question_and_answer(question, answer))
 
 
-def _plain_chat(messages: list[Message], tools: list[Any] | None) -> list[Segment]:
+_CONVERSATIONS: dict[str, Callable[[dict[str, Any]], Conversation]] = {
+    "prompt": _prompted,
+    "messages": lambda row: read_conversation(row["messages"], "messages"),
+    "conversations": lambda row: _with_system(
+        row, read_conversation(row["conversations"], "conversations")
+    ),
+    "instruction": _instruction,
+}
+
+
+def _without_developer(message: dict[str, Any]) -> dict[str, Any]:
+    return {**message, "role": "system"} if message["role"] == "developer" else message
+
+
+def _plain_chat(
+    messages: list[dict[str, Any]], tools: list[Any] | None, untrained: set[int]
+) -> list[Segment]:
     """A conversation for a model without a template: what precedes an answer, a blank line, the
     answer, the end.
     """
@@ -250,12 +276,17 @@ def _plain_chat(messages: list[Message], tools: list[Any] | None) -> list[Segmen
         raise FileError("tools need a chat template, and the model has none")
     segments = []
     before: list[str] = []
-    for message in messages:
+    for i, message in enumerate(messages):
         if message["role"] == "assistant":
             prompt = "".join(content + "\n\n" for content in before)
-            text = prompt + message["content"]
-            segments.append(Segment(text, [(len(prompt), len(text))], True))
+            whole = prompt + message["content"]
+            spans = [] if i in untrained else [(len(prompt), len(whole))]
+            segments.append(Segment(whole, spans, True))
             before = []
         else:
             before.append(message["content"])
     return segments
+
+
+def _rows(n: int) -> str:
+    return f"{n} row{'s' * (n != 1)}"

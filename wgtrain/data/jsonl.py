@@ -9,7 +9,7 @@ from itertools import islice
 import numpy as np
 
 from wgtrain.data.chat import ChatTemplate
-from wgtrain.data.examples import IGNORED, Example, ExampleReader
+from wgtrain.data.examples import IGNORED, KINDS, Example, ExampleReader, Segment
 from wgtrain.data.records import RowError, read_records
 from wgtrain.data.tokenizer import Encoding, Tokenizer
 from wgtrain.errors import FileError, OptionError
@@ -62,18 +62,26 @@ def load_rows(
     train_on: str = "completions",
     name: str = "data",
     now: datetime | None = None,
+    kind: str | None = None,
 ) -> Dataset:
     """The rows of a JSONL file (or a JSON array), as the formats document says.
 
     `train_on="all"` learns every token of a row; ids that come with labels are taken as they
-    are. `now` is the date for chat templates that write one, today's if None. FileError names
-    the line and the field.
+    are. `now` is the date for chat templates that write one, today's if None. `kind` is that of
+    every row, for rows with the fields of two. FileError names the line and the field.
     """
     if train_on not in TRAIN_ON:
         raise OptionError(f"train_on is {train_on!r}; one of {', '.join(TRAIN_ON)}")
+    if kind is not None and kind not in KINDS:
+        raise OptionError(f"kind is {kind!r}; one of {', '.join(KINDS)}")
     if isinstance(seq_len, bool) or not isinstance(seq_len, int) or seq_len < 2:
         raise OptionError(f"seq_len is {seq_len!r}; a number from 2 on")
-    reader = ExampleReader(cache(lambda: chat_template(tokenizer, now)), tokenizer.vocab_size)
+    reader = ExampleReader(
+        cache(lambda: chat_template(tokenizer, now)),
+        tokenizer.vocab_size,
+        kind,
+        developer="developer" in (tokenizer.chat_template or ""),
+    )
     rows: list[Row] = []
     n_rows = truncated = 0
     ended, no_end = True, False
@@ -100,6 +108,7 @@ def load_rows(
         )
         if holds
     ]
+    notes += reader.notes()
     return Dataset(rows, name, seq_len, truncated, n_rows - len(rows), notes, train_on)
 
 
@@ -149,12 +158,18 @@ def _tokenise(
                 learnt.append(np.array([False]))
             tokens.append(ids)
             learnt.append(_covered(segment.text, ends, segment.spans))
-            if segment.end and tokenizer.end_id is not None:
+            if _wants_end(segment, ids, learnt[-1], tokenizer.end_id):
                 tokens.append(np.array([tokenizer.end_id], np.uint32))
-                learnt.append(np.array([True]))
+                learnt.append(np.array([bool(segment.spans)]))
         flat = np.concatenate(tokens) if tokens else np.zeros(0, np.uint32)
         mask = np.concatenate(learnt) if learnt else np.zeros(0, bool)
         yield example, flat, mask | everything
+
+
+def _wants_end(segment: Segment, ids: np.ndarray, learnt: np.ndarray, end: int | None) -> bool:
+    """Whether the end token is to follow a text: it may be written out there already."""
+    there = len(ids) > 0 and ids[-1] == end and bool(learnt[-1])
+    return segment.end and end is not None and not there
 
 
 def _covered(text: str, ends: np.ndarray, spans: list[tuple[int, int]]) -> np.ndarray:

@@ -84,11 +84,12 @@ def _open(
     """Model, rows and trainer of a run."""
     model = load_model(paths.model, adapter_index=paths.adapter_index, precision=paths.precision)
     try:
-        rows = load_dataset(paths.data, model, config.seq_len, config.train_on, now)
+        read = (model, config.seq_len, config.train_on, now, paths.kind)
+        rows = load_dataset(paths.data, *read)
         valid_file = _valid_file(paths, config)
         valid = None
         if valid_file is not None:
-            valid = load_dataset(valid_file, model, config.seq_len, config.train_on, now)
+            valid = load_dataset(valid_file, *read)
         adapter = load_adapter(paths.init_adapter, model) if paths.init_adapter else None
         trainer = Trainer(model, rows, lora, config, valid, adapter, given, tuning)
         try:

@@ -218,6 +218,12 @@ class RunConfig:
         metavar="FILE",
         required=True,
     )
+    kind: str | None = setting(
+        None,
+        str,
+        "Kind of every row, needed where rows have the fields of two.  [default: by their fields]",
+        choices=("text", "prompt", "messages", "instruction", "conversations", "input_ids"),
+    )
     out: str | None = setting(
         None, str, "New folder of the run.  [default: runs/<time>-<name>]", metavar="FOLDER"
     )
