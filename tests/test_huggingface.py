@@ -264,8 +264,8 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "caps": ("llama", {"final_logit_softcapping": 30.0}, "final_logit_softcapping = 30.0"),
     "code": ("llama", {"auto_map": {"AutoModel": "a.B"}}, "auto_map"),
     "not a number": ("llama", {"hidden_size": "60"}, "hidden_size is '60'; an integer from 1"),
-    "huge": ("llama", {"rope_theta": 10**400}, "rope_theta is 1000+.*; a number is needed"),
-    "infinite": ("llama", {"rms_norm_eps": float("inf")}, "layer_norm_rms_epsilon' is inf"),
+    "huge": ("llama", {"rope_theta": 10**400}, "rope_theta is 1000+.*; a number above 0"),
+    "infinite": ("llama", {"rms_norm_eps": float("inf")}, "rms_norm_eps is inf; a number above 0"),
     "untied": ("qwen2", {"tie_word_embeddings": False}, "tensor lm_head.weight is missing"),
     "rows": (
         "llama",

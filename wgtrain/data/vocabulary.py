@@ -186,14 +186,13 @@ class _Getter:
         value = self.metadata.get(key)
         if value is None:
             return None
-        array = np.asarray(value)
-        if array.ndim != 1 or array.dtype.kind not in kinds:
+        if not isinstance(value, np.ndarray) or value.ndim != 1 or value.dtype.kind not in kinds:
             raise self.error(key, f"a {type(value).__name__}", "an array of numbers")
-        if len(array) != n:
+        if len(value) != n:
             raise self.error(
-                key, f"of length {len(array)}", f"length {n}, as tokenizer.ggml.tokens"
+                key, f"of length {len(value)}", f"length {n}, as tokenizer.ggml.tokens"
             )
-        return array
+        return value
 
 
 def _pieces(get: _Getter) -> list[str]:
@@ -238,11 +237,13 @@ def _scores(get: _Getter, n: int) -> np.ndarray:
     scores = get.numbers(key, "fiu", n)
     if scores is None:
         raise get.error(key, "missing", f"{n} numbers: they order the merges")
-    wrong = np.flatnonzero(np.isnan(scores))
+    with np.errstate(over="ignore"):
+        single = scores.astype(np.float32)
+    wrong = np.flatnonzero(np.isnan(single) | (np.isinf(single) & np.isfinite(scores)))
     if len(wrong):
         i = int(wrong[0])
-        raise get.error(f"{key}[{i}]", str(scores[i]), "a number")
-    return scores.astype(np.float32)
+        raise get.error(f"{key}[{i}]", str(scores[i]), "a number that f32 can hold")
+    return single
 
 
 def _merges(get: _Getter, ids: dict[str, int], key: str) -> np.ndarray:

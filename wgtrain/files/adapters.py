@@ -15,12 +15,17 @@ import numpy as np
 from wgtrain.errors import FileError, OptionError
 from wgtrain.files import names
 from wgtrain.files.gguf import GGUF, TensorInfo, parse_gguf, write_gguf
+from wgtrain.files.gguf_parser import F32_MAX, F32_MIN
 from wgtrain.files.safetensors import json_object, read_safetensors, write_safetensors
 from wgtrain.files.source import Data, shown
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
+MAX_CONFIG = 1 << 20  # bytes of adapter_config.json
+# Of alpha, apart from its sign: what f32 holds with room for factors such as sqrt(rank).
+MIN_ALPHA, MAX_ALPHA = 1e-30, 1e30
 
+_ALPHAS = f"a number other than 0, of a size from {MIN_ALPHA:g} to {MAX_ALPHA:g},"
 _PREFIX = "wgtrain."
 _HF_PREFIX = "base_model.model."
 _HF_KEY = re.compile(r"base_model\.model\.(.{1,200})\.lora_([AB])\.weight")
@@ -57,10 +62,12 @@ class Adapter:
 def write_adapter_gguf(adapter: Adapter) -> bytes:
     """The adapter as llama.cpp loads it, in f32; the same adapter gives the same bytes.
 
-    OptionError for an alpha of 0, which llama.cpp reads as alpha = rank.
+    OptionError for an alpha that f32 cannot hold, or 0, which llama.cpp reads as alpha = rank.
     """
-    if not np.float32(adapter.alpha):
+    if not adapter.alpha:
         raise OptionError("alpha is 0, which llama.cpp would read as alpha = rank")
+    if not F32_MIN <= abs(adapter.alpha) <= F32_MAX:
+        raise OptionError(f"alpha is {adapter.alpha:g}, which the file's f32 cannot hold")
     metadata = {
         "general.type": "adapter",
         "general.architecture": adapter.architecture,
@@ -93,6 +100,8 @@ def read_adapter_gguf(data: Data, name: str = "adapter.gguf") -> Adapter:
             raise FileError(f"{name}: tensor {info.name!r} ends in neither .lora_a nor .lora_b")
     pairs, rank = _pairs(parts, name, repr)
     alpha = gguf.get("adapter.lora.alpha", float, 0.0) or float(rank)
+    if not MIN_ALPHA < abs(alpha) < MAX_ALPHA:
+        raise FileError(f"{name}: key 'adapter.lora.alpha' is {alpha}; {_ALPHAS} expected")
     mine = {k.removeprefix(_PREFIX): v for k, v in gguf.metadata.items() if k.startswith(_PREFIX)}
     return Adapter(gguf.get("general.architecture", str), rank, alpha, pairs, mine)
 
@@ -257,6 +266,9 @@ def read_adapter_peft(
         if file not in files:
             have = ", ".join(sorted(files)) or "nothing"
             raise FileError(f"{name}: {file} is missing; there is {shown(have, 200)}")
+    if len(files[CONFIG_FILE]) > MAX_CONFIG:
+        size = len(files[CONFIG_FILE])
+        raise FileError(f"{name}/{CONFIG_FILE}: {size} bytes, at most {MAX_CONFIG} are read")
     rank, alpha = _peft_config(json_object(files[CONFIG_FILE], f"{name}/{CONFIG_FILE}"), name)
     where = f"{name}/{TENSOR_FILE}"
     parts: dict[str, dict[str, np.ndarray]] = {}
@@ -308,8 +320,8 @@ def _peft_config(config: dict[str, Any], name: str) -> tuple[int, float]:
     rank, alpha = config.get("r"), config.get("lora_alpha", 8)  # 8 is PEFT's own default
     if type(rank) is not int or not 1 <= rank < 1 << 31:
         problems.append(f"r is {shown(rank)}, an integer from 1 expected")
-    if type(alpha) not in (int, float) or not 1e-30 < abs(alpha) < 1e30:
-        problems.append(f"lora_alpha is {shown(alpha)}, a finite number other than 0 expected")
+    if type(alpha) not in (int, float) or not MIN_ALPHA < abs(alpha) < MAX_ALPHA:
+        problems.append(f"lora_alpha is {shown(alpha)}, {_ALPHAS} expected")
     stabilised = config.get("use_rslora", False)
     if type(stabilised) is not bool:
         problems.append(f"use_rslora is {shown(stabilised)}, true or false expected")

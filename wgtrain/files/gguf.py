@@ -16,6 +16,7 @@ from wgtrain.files.blocks import BLOCKS
 from wgtrain.files.gguf_parser import (
     ALIGNMENT,
     ARRAY,
+    F32_MAX,
     GGUF,
     MAX_DIMS,
     MAX_KEY,
@@ -27,7 +28,7 @@ from wgtrain.files.gguf_parser import (
     Parser,
     TensorInfo,
 )
-from wgtrain.files.source import Data, Source, read_range, shown, source_name
+from wgtrain.files.source import Data, Source, read_range, shown, source_name, source_size
 
 __all__ = ["GGUF", "Raw", "TensorInfo", "gguf_head", "parse_gguf", "read_gguf", "write_gguf"]
 
@@ -45,7 +46,7 @@ class Raw:
 
 async def read_gguf(source: Source) -> GGUF:
     """Metadata and tensor table of a GGUF file, version 2 or 3, reading no more than its front."""
-    parser = Parser(source_name(source), source.size)
+    parser = Parser(source_name(source), source_size(source))
     need = 0
     while True:
         await _move(parser, source, need)
@@ -70,7 +71,7 @@ async def _move(parser: Parser, source: Source, need: int) -> None:
     have, begin = parser.base + len(parser.data), parser.done[0]
     parser.data = parser.data[begin - parser.base :]
     parser.base = begin
-    upto = min(max(have + max(READ, len(parser.data)), need), source.size, METADATA_LIMIT)
+    upto = min(max(have + max(READ, len(parser.data)), need), parser.size, METADATA_LIMIT)
     parser.data = b"".join((parser.data, await read_range(source, have, upto - have)))
 
 
@@ -78,7 +79,8 @@ def write_gguf(metadata: dict[str, Any], tensors: dict[str, np.ndarray | Raw]) -
     """A GGUF v3 file, alignment 32, entries in the order given; same input, same bytes.
 
     numpy scalars and arrays keep their type; int becomes u32, or i64 or u64 where it does not fit,
-    float f32, list[str] an array of strings. ValueError or TypeError for what GGUF cannot hold.
+    float f32 or f64, list[str] an array of strings, a tuple an array of arrays. ValueError or
+    TypeError for what GGUF cannot hold.
     """
     raws = {n: t if isinstance(t, Raw) else _raw(n, t) for n, t in tensors.items()}
     head = gguf_head(metadata, {name: (raw.type, raw.shape) for name, raw in raws.items()})
@@ -141,6 +143,11 @@ def _value(key: str, value: Any) -> bytes:
         return struct.pack("<I", STRING) + _text(value)
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return struct.pack("<IIQ", ARRAY, STRING, len(value)) + b"".join(map(_text, value))
+    if isinstance(value, tuple) and all(isinstance(v, list | tuple | np.ndarray) for v in value):
+        items = [
+            _value(key, item)[4:] for item in value
+        ]  # each without its own type, which is array
+        return struct.pack("<IIQ", ARRAY, ARRAY, len(value)) + b"".join(items)
     if isinstance(value, bool):
         value = np.bool_(value)
     elif isinstance(value, int):
@@ -149,7 +156,8 @@ def _value(key: str, value: Any) -> bytes:
         small, signed = 0 <= value < 1 << 32, value < 1 << 63
         value = (np.uint32 if small else np.int64 if signed else np.uint64)(value)
     elif isinstance(value, float) and not isinstance(value, np.generic):
-        value = np.float32(value)
+        wide = F32_MAX < abs(value) < math.inf
+        value = np.float64(value) if wide else np.float32(value)
     if not isinstance(value, (np.generic, np.ndarray)) or value.ndim > 1:
         raise TypeError(f"key {key!r}: GGUF cannot hold {shown(value)} ({type(value).__name__})")
     dtype = value.dtype.newbyteorder("<")

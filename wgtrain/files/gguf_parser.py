@@ -19,12 +19,16 @@ from wgtrain.files.source import Data, shown
 
 METADATA_LIMIT = 64 << 20  # bytes; the largest vocabularies of today take 25 MB
 MAX_ENTRIES = 1 << 16  # metadata entries, or tensors
-MAX_ITEMS = 1 << 21  # strings and arrays in arrays; vocabulary and merges have under a million
+MAX_ITEMS = 1 << 21  # strings in arrays; vocabulary and merges have under a million
+_ARRAY_ITEMS = 32  # for how many strings an array in an array counts, by the time it takes
 ALIGNMENT = 32  # bytes, where general.alignment does not say otherwise
 MAX_KEY = 65_535  # bytes, by the specification
 MAX_TENSOR_NAME = 63  # bytes, as llama.cpp has it
 MAX_DIMS = 4
 MAX_DEPTH = 4  # of arrays in arrays
+
+# Numbers of configurations and adapters, apart from their sign: a GPU computes with normal f32.
+F32_MIN, F32_MAX = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 STRING, ARRAY, BOOL = 8, 9, 7
 # Value type id -> (name, little-endian numpy type)
@@ -122,7 +126,7 @@ class Parser:
         self.data: Data = b""
         self.base = 0
         self.pos = 0  # where reading stands, as all positions from the start of the file
-        self.items = 0  # strings and arrays in arrays so far
+        self.items = 0  # strings in arrays so far, arrays in arrays as _ARRAY_ITEMS each
         self.done = 0, 0  # pos and items where the next run begins
         self.key, self.value_at = "", 0  # of the entry being read
         self.cut: tuple[int, list[str]] | None = None  # count and first strings of its array
@@ -267,10 +271,10 @@ class Parser:
         if kind not in _TYPE_NAMES:
             raise self.fail(f"array of type {kind}, known are {_known(_TYPE_NAMES)}", start)
         n = self.u64("the array's count")
-        most = MAX_ITEMS - self.items if kind in (STRING, ARRAY) else None
+        weight = {STRING: 1, ARRAY: _ARRAY_ITEMS}.get(kind, 0)
+        most = (MAX_ITEMS - self.items) // weight if weight else None
         self.fits(n, _SMALLEST[kind], f"{_TYPE_NAMES[kind]} elements", start + 4, most)
-        if most is not None:
-            self.items += n
+        self.items += n * weight
         if kind == STRING:
             return self.strings(n, [], depth == 1)
         if kind == ARRAY:

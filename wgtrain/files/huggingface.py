@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from wgtrain.errors import FileError
-from wgtrain.files.gguf_parser import GGUF, METADATA_LIMIT, TensorInfo
+from wgtrain.files.gguf_parser import F32_MAX, F32_MIN, GGUF, METADATA_LIMIT, TensorInfo
 from wgtrain.files.names import BLOCK_LINEARS, PERMUTED, permute_rows, split_tensor
 from wgtrain.files.safetensors import Entry, json_object, parse_header, read_header
-from wgtrain.files.source import BytesSource, Data, Source, read_range, shown
+from wgtrain.files.source import BytesSource, Data, Source, read_range, shown, source_size
 
 Files = Mapping[str, Source]  # by file name
 
@@ -64,6 +64,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "dual_chunk_attention_config": (),
     "auto_map": (),  # code that comes with the model
 }
+_NUMBER = "a number above 0 that f32 holds"
 _ROPE_KEYS = {"rope_theta": None, "rope_type": None, "type": None}
 _ROPE_NEUTRAL = {"partial_rotary_factor": 1, "factor": 1}
 
@@ -150,7 +151,7 @@ async def read_folder(files: Files, name: str = "folder") -> tuple[FolderSource,
     for file in await _weight_files(files, name):
         header = await read_header(files[file])
         digests.append(hashlib.sha256(header).digest())
-        for key, entry in parse_header(header, files[file].size, f"{name}/{file}").items():
+        for key, entry in parse_header(header, source_size(files[file]), f"{name}/{file}").items():
             if key in entries:
                 raise FileError(
                     f"{name}: tensor {shown(key)} is in {entries[key][0]} and in {file}"
@@ -173,6 +174,9 @@ async def read_folder(files: Files, name: str = "folder") -> tuple[FolderSource,
             problems.append(
                 f"tensor {key} of {file} has type {entry.dtype}; F32, F16 and BF16 are read"
             )
+        if 0 in entry.shape:
+            problems.append(f"tensor {key} of {file} is empty, {entry.shape}")
+            continue
         nbytes = entry.end - entry.begin
         place = split_tensor(tensor)
         permuted = place and metadata["general.architecture"] == "llama" and heads.get(place[1])
@@ -201,9 +205,10 @@ async def read_small(files: Files, file: str, name: str) -> Data:
             hint = "; tokenizer.model is not read: load and save the tokenizer with transformers"
         raise FileError(f"{name}: {file} is missing{hint}; there is {_listed(files)}")
     source = files[file]
-    if source.size > METADATA_LIMIT:
-        raise FileError(f"{name}/{file}: {source.size} bytes; at most {METADATA_LIMIT} are read")
-    return await read_range(source, 0, source.size)
+    size = source_size(source)
+    if size > METADATA_LIMIT:
+        raise FileError(f"{name}/{file}: {size} bytes; at most {METADATA_LIMIT} are read")
+    return await read_range(source, 0, size)
 
 
 def _listed(files: Files) -> str:
@@ -237,9 +242,9 @@ def _metadata(config: dict[str, Any], name: str) -> tuple[dict[str, Any], bool]:
     def count(key: str, default: int | None = None) -> int:
         value = config.get(key)
         value = default if value is None else value
-        if type(value) is not int or value < 1:
+        if type(value) is not int or not 1 <= value < 1 << 24:
             what = "missing" if value is None else shown(value)
-            problems.append(f"{key} is {what}; an integer from 1 is needed")
+            problems.append(f"{key} is {what}; an integer from 1 to {(1 << 24) - 1} is needed")
             return 1
         return value
 
@@ -252,7 +257,7 @@ def _metadata(config: dict[str, Any], name: str) -> tuple[dict[str, Any], bool]:
     if type(tied) is not bool:
         problems.append(f"tie_word_embeddings is {shown(tied)}; true or false is needed")
     if not _is_number(eps):
-        problems.append(f"rms_norm_eps is {shown(eps)}; a number is needed")
+        problems.append(f"rms_norm_eps is {shown(eps)}; {_NUMBER} is needed")
     architecture = _ARCHITECTURES[kind]
     values = {
         "vocab_size": count("vocab_size"),
@@ -281,7 +286,7 @@ def _metadata(config: dict[str, Any], name: str) -> tuple[dict[str, Any], bool]:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) is float or (type(value) is int and abs(value) < 1 << 63)
+    return type(value) in (int, float) and F32_MIN <= value <= F32_MAX
 
 
 def _sliding_problems(config: dict[str, Any], kind: str) -> list[str]:
@@ -322,7 +327,7 @@ def _rope_theta(config: dict[str, Any]) -> tuple[float, list[str]]:
         theta = rope.get("rope_theta", theta)
     theta = 10_000.0 if theta is None else theta
     if not _is_number(theta):
-        problems.append(f"rope_theta is {shown(theta)}; a number is needed")
+        problems.append(f"rope_theta is {shown(theta)}; {_NUMBER} is needed")
     return theta, problems
 
 

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from wgtrain.errors import FileError
-from wgtrain.files.source import Data, Source, read_range, shown, source_name
+from wgtrain.files.source import Data, Source, read_range, shown, source_name, source_size
 
 MAX_HEADER = 4 << 20  # bytes; forty thousand tensors
+MAX_CONTAINERS = 1 << 21  # of one JSON text; the largest tokenizer.json of today has half a million
 
 _DTYPES = {
     "BOOL": "?",
@@ -54,9 +55,9 @@ def read_safetensors(data: Data, name: str = "file") -> dict[str, np.ndarray]:
 
 async def read_header(source: Source) -> bytes:
     """The JSON in front of a file's arrays."""
-    name = source_name(source)
-    first = await read_range(source, 0, min(8, source.size))
-    return bytes(await read_range(source, 8, _header_length(first, source.size, name)))
+    name, size = source_name(source), source_size(source)
+    first = await read_range(source, 0, min(8, size))
+    return bytes(await read_range(source, 8, _header_length(first, size, name)))
 
 
 def _header_length(first: Data, size: int, name: str) -> int:
@@ -89,6 +90,8 @@ def parse_header(data: Data, size: int, name: str) -> dict[str, Entry]:
                 f"{where}: data_offsets {begin} to {end} hold {end - begin} bytes, "
                 f"{nbytes} needed for {dtype} {shown(shape)}"
             )
+        if math.prod(max(n, 1) for n in shape) >= 1 << 59:  # of an empty one; numpy cannot hold it
+            raise FileError(f"{where}: shape {shown(shape)} is too large")
         if start + end > size:
             raise FileError(
                 f"{where}: data_offsets end at {end}, the file's data at {size - start}"
@@ -168,7 +171,10 @@ def json_object(data: Data, where: str) -> dict[str, Any]:
         return found
 
     try:
-        value = json.loads(str(data, "utf-8"), object_pairs_hook=pairs)
+        text = str(data, "utf-8")
+        if text.count("{") + text.count("[") > MAX_CONTAINERS:  # each takes 30 times its bytes
+            raise FileError(f"{where}: more than {MAX_CONTAINERS} objects and arrays")
+        value = json.loads(text, object_pairs_hook=pairs)
     except UnicodeDecodeError as error:
         raise FileError(f"{where}: no valid UTF-8 at its byte {error.start}") from None
     except json.JSONDecodeError as error:

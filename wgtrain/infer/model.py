@@ -15,7 +15,7 @@ from wgtrain.engine.probe import find_subgroup_size
 from wgtrain.engine.weight import PRECISIONS
 from wgtrain.errors import FileError, OptionError
 from wgtrain.files import GGUF, Adapter, adapter_fits, read_adapter_gguf, read_gguf, read_range
-from wgtrain.files.source import Source, shown, source_name
+from wgtrain.files.source import Source, shown
 from wgtrain.gpu import Device, open_device
 from wgtrain.infer.decode import greedy
 from wgtrain.infer.session import Session
@@ -24,6 +24,7 @@ from wgtrain.model.folder import Folder
 from wgtrain.model.weights import Weights, check_precision, load_weights, plan_weights
 
 AdapterLike = Any  # an Adapter, the bytes of an adapter GGUF, or what the face's reader takes
+MAX_SCALE = 1e6  # of an adapter: strength * alpha / rank
 _SAMPLE = 1 << 20  # bytes of tensor data at either end that the fingerprint covers
 
 
@@ -138,6 +139,7 @@ class Model:
         stack = [(self.read_adapter(adapter), strength) for adapter, strength in _pairs(adapters)]
         for adapter, _ in stack:
             adapter_fits(adapter, self.gguf.tensors, self.config.architecture)
+        _check_strengths(stack)
         key = [(_digest(adapter), strength) for adapter, strength in stack]
         if self._session and self._session[0] == key and self._session[1].max_tokens >= max_tokens:
             return self._session[1]
@@ -175,13 +177,23 @@ def _pairs(adapters: Sequence[tuple[AdapterLike, float]]) -> list[tuple[AdapterL
             adapter, strength = pair
             if isinstance(pair, str) or not math.isfinite(strength):
                 raise ValueError
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise OptionError(
                 f"adapters[{number}] = {shown(pair)}: (adapter, strength) is needed, as in "
                 "('adapter.gguf', 1.0)"
             ) from None
         pairs.append((adapter, float(strength)))
     return pairs
+
+
+def _check_strengths(stack: Sequence[tuple[Adapter, float]]) -> None:
+    """OptionError for an adapter so strong that no logits are left."""
+    for number, (adapter, strength) in enumerate(stack):
+        if abs(strength * adapter.alpha / adapter.rank) > MAX_SCALE:
+            raise OptionError(
+                f"adapters[{number}]: strength {strength:g} x alpha {adapter.alpha:g} / rank "
+                f"{adapter.rank} is beyond {MAX_SCALE:g}"
+            )
 
 
 def adapter_from_bytes(adapter: Any) -> Adapter:
@@ -232,10 +244,6 @@ async def open_model(
     if not isinstance(opened, Folder):
         opened = Folder(opened, await read_gguf(opened), None)
     source, gguf = opened.source, opened.gguf
-    if gguf.metadata.get("general.type", "model") != "model":
-        raise FileError(
-            f"{source_name(source)}: general.type is {gguf.metadata['general.type']!r}, not 'model'"
-        )
     config = read_config(gguf)
     fingerprint = await _fingerprint(source, gguf)
     device = await open_device(adapter_index, limits=limits, budget=budget)

@@ -2,7 +2,6 @@
 refused by name.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from wgtrain.errors import FileError
 from wgtrain.files import GGUF
+from wgtrain.files.gguf_parser import F32_MAX, F32_MIN
 from wgtrain.files.source import shown
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
@@ -125,10 +125,13 @@ class ModelConfig:
 
 def read_config(gguf: GGUF) -> ModelConfig:
     """The configuration of a model file; FileError for one that is not covered or not whole."""
+    if (kind := gguf.get("general.type", str, "model")) != "model":
+        raise FileError(f"{gguf.name}: general.type is {shown(kind)}, not 'model'")
+    gguf.get("general.name", str, "")  # of use later, and refused now where it is no text
     architecture = gguf.get("general.architecture", str)
     if architecture not in ARCHITECTURES:
         raise FileError(
-            f"{gguf.name}: general.architecture {architecture!r} is not one of "
+            f"{gguf.name}: general.architecture {shown(architecture)} is not one of "
             f"{', '.join(ARCHITECTURES)}"
         )
     if features := _feature_problems(gguf, architecture):
@@ -138,7 +141,7 @@ def read_config(gguf: GGUF) -> ModelConfig:
         name = f"{architecture}.{key}"
         value = gguf.get(name, int) if default is None else gguf.get(name, int, default)
         if not 1 <= value < 1 << 24:
-            raise FileError(f"{gguf.name}: {name} is {value}; 1 to {(1 << 24) - 1} allowed")
+            raise FileError(f"{gguf.name}: {name} is {shown(value)}; 1 to {(1 << 24) - 1} allowed")
         return value
 
     width, heads = count("embedding_length"), count("attention.head_count")
@@ -182,10 +185,18 @@ def _unusable(gguf: GGUF, problems: list[str]) -> FileError:
     )
 
 
+def _is_one_of(value: Any, allowed: tuple[Any, ...]) -> bool:
+    """Whether a value from a file is one of these and of its kind; an array never is."""
+    kinds = {bool: (bool,), str: (str,)}
+    return any(type(value) in kinds.get(type(v), (int, float)) and value == v for v in allowed)
+
+
 def _positive(gguf: GGUF, key: str, default: float | None = None) -> float:
     value = gguf.get(key, float) if default is None else gguf.get(key, float, default)
-    if not (math.isfinite(value) and value > 0):
-        raise FileError(f"{gguf.name}: {key} is {value}; a number above 0 is needed")
+    if not F32_MIN <= value <= F32_MAX:
+        raise FileError(
+            f"{gguf.name}: {key} is {value:g}; a number above 0 that f32 holds is needed"
+        )
     return float(value)
 
 
@@ -193,7 +204,7 @@ def _feature_problems(gguf: GGUF, architecture: str) -> list[str]:
     """Metadata that is not known, or known to change the mathematics."""
     problems = []
     parts = gguf.metadata.get("split.count", 1)
-    if parts not in (0, 1):
+    if not _is_one_of(parts, (0, 1)):
         problems.append(f"split.count = {shown(parts)}: one part of a model; join the parts first")
     for name, value in gguf.metadata.items():
         prefix, _, key = name.partition(".")
@@ -204,7 +215,7 @@ def _feature_problems(gguf: GGUF, architecture: str) -> list[str]:
                 f"{name} = {shown(value)} is not known, so it may be a feature that is not "
                 "supported"
             )
-        elif not any(bool(np.all(value == neutral)) for neutral in _NEUTRAL[key]):
+        elif not _is_one_of(value, _NEUTRAL[key]):
             problems.append(f"{name} = {shown(value)} is a feature that is not supported")
     return problems
 

@@ -13,7 +13,7 @@ from wgtrain.engine.dispatch import Caller
 from wgtrain.engine.graph import Storage, Window, padded
 from wgtrain.engine.kernel import Kernel, load_kernel
 from wgtrain.engine.weight import FORMATS, Weight, plan_weight
-from wgtrain.errors import DeviceError, OptionError, OutOfMemoryError
+from wgtrain.errors import DeviceError, FileError, OptionError, OutOfMemoryError
 from wgtrain.files import GGUF, TensorInfo, read_range
 from wgtrain.files.source import Source, source_name
 from wgtrain.gpu import Buffer, Device, Limits
@@ -139,6 +139,9 @@ async def _load_vectors(device: Device, source: Source, gguf: GGUF, weights: Wei
         raw = np.frombuffer(await read_range(source, tensor.offset, tensor.nbytes), np.uint8)
         values = np.zeros(window.size // 4, np.float32)
         values[: tensor.shape[0]] = _floats(raw, tensor.type)
+        if len(wrong := np.flatnonzero(~np.isfinite(values))):
+            at = int(wrong[0])
+            raise FileError(f"{source_name(source)}: tensor {name}[{at}] is {values[at]}")
         assert window.storage.buffer is not None
         device.write(window.storage.buffer, window.offset, values)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from wgtrain.engine.weight import PRECISIONS
 from wgtrain.errors import OptionError
+from wgtrain.files.adapters import MAX_ALPHA, MIN_ALPHA
 from wgtrain.files.names import resolve_targets
 from wgtrain.train.settings import check, setting
 
@@ -69,7 +70,8 @@ class LoraConfig:
         32.0,
         float,
         "The adapter's output is scaled by alpha / rank.",
-        above=0,
+        low=MIN_ALPHA,
+        high=MAX_ALPHA,
         aliases=("lora_alpha",),
     )
     dropout: float = setting(
