@@ -28,6 +28,8 @@ class FakeModel:
     """As much of a model as the trainer asks for."""
 
     name, base_name, fingerprint = "fake.gguf", "someone/fake", "f" * 64
+    device = None
+    base = property(lambda self: self)
     config = SimpleNamespace(architecture="qwen2", n_layer=LAYERS, n_head=2, n_head_kv=1, context=5)
     gguf = SimpleNamespace(
         metadata={"general.name": "Fake"},
@@ -56,9 +58,10 @@ class FakeLearner:
 
     def __init__(
         self,
-        model,
+        base,
         lora,
         *,
+        device,
         max_tokens,
         max_row,
         grad_checkpoint=False,
@@ -237,7 +240,7 @@ def install(patch=setattr):
     from wgtrain.runs import session
     from wgtrain.train import trainer
 
-    patch(trainer, "Learner", FakeLearner)
+    patch(trainer, "lora_learner", FakeLearner)
     patch(trainer.Trainer, "choose_tuning", staticmethod(lambda learner, *_: learner.tuning))
     patch(session, "load_model", FakeModel)
     patch(session, "load_dataset", fake_dataset)

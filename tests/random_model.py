@@ -18,7 +18,7 @@ from wgtrain.infer.model import Model, adapter_from_bytes, open_model
 from wgtrain.model.config import read_config
 from wgtrain.model.weights import load_weights, plan_weights
 from wgtrain.train.config import LoraConfig
-from wgtrain.train.learner import Learner
+from wgtrain.train.learner import Learner, lora_learner
 
 
 @dataclass(frozen=True)
@@ -162,9 +162,14 @@ def batch(rng: np.random.Generator, lengths: list[int], vocabulary: int) -> Batc
     )
 
 
+def planned(model: Model, lora: LoraConfig, **options: Any) -> Learner:
+    """A learner that is not built yet."""
+    return lora_learner(model.base, lora, device=model.device, **options)
+
+
 def learner(model: Model, lora: LoraConfig | None = None, **options: Any) -> Learner:
     """A built learner with random parameters, B not zero."""
-    made = Learner(
+    made = planned(
         model,
         lora or LoraConfig(rank=4, alpha=8.0),
         **{"max_tokens": 40, "max_row": 24, **options},

@@ -167,7 +167,7 @@ def test_engine_options_reach_the_engine(toy, capsys, monkeypatch):
             super().__init__(model, lora, **options)
             made.append((model.adapter_index, model.precision, self.options))
 
-    monkeypatch.setattr("wgtrain.train.trainer.Learner", Watched)
+    monkeypatch.setattr("wgtrain.train.trainer.lora_learner", Watched)
     options = ["--capture", "bf16", "--grad-checkpoint", "on", "--adapter-index", "3"]
     train(capsys, *options, "--precision", "f16")
     assert made == [(3, "f16", {"capture": "bf16", "grad_checkpoint": True})]
@@ -286,7 +286,7 @@ def test_not_finite(toy, capsys, monkeypatch):
             super().__init__(*arguments, **options)
             self.poison_at = 6
 
-    monkeypatch.setattr("wgtrain.train.trainer.Learner", Poisoned)
+    monkeypatch.setattr("wgtrain.train.trainer.lora_learner", Poisoned)
     command = "train --model base.gguf --data rows.jsonl --out out".split()
     for every, place in ((2, "out/checkpoints/step-000004"), (0, "none was written yet")):
         shutil.rmtree("out", ignore_errors=True)
@@ -324,13 +324,13 @@ def test_device_lost_while_training(toy, capsys, monkeypatch):
                 raise DeviceError("the device was lost")
             super().update(step=step, **options)
 
-    monkeypatch.setattr("wgtrain.train.trainer.Learner", Lost)
+    monkeypatch.setattr("wgtrain.train.trainer.lora_learner", Lost)
     code, _, error = wgtrain(
         capsys, *"train --model base.gguf --data rows.jsonl --out out --save-every 2".split()
     )
     assert code == 3 and error == "error: the device was lost\n"
     assert json.loads(Path("out/summary.json").read_text())["error"] == "the device was lost"
-    monkeypatch.setattr("wgtrain.train.trainer.Learner", FakeLearner)
+    monkeypatch.setattr("wgtrain.train.trainer.lora_learner", FakeLearner)
     assert wgtrain(capsys, "train", "--resume", "out")[0] == 0
     train(capsys, out="whole")
     assert Path("out/adapter.gguf").read_bytes() == Path("whole/adapter.gguf").read_bytes()

@@ -146,7 +146,7 @@ def test_evaluation_sums_loss_and_counts(llama: Model) -> None:
     assert loss == single[0][0] + single[1][0]
     assert count == sum(int((batch.targets >= 0).sum()) for batch in two)
     # By the logits of another plan, in float64.
-    adapterless = Learner(llama, LoraConfig(rank=4), max_tokens=40, max_row=24)
+    adapterless = rm.planned(llama, LoraConfig(rank=4), max_tokens=40, max_row=24)
     gpu.run(adapterless.build())
     expected, batch, start = 0.0, two[0], 0
     for length in LENGTHS:
@@ -186,7 +186,7 @@ def test_recomputing_saves_memory_with_depth() -> None:
     for layers in (2, 6):
         model = rm.load(rm.build(replace(SHAPES["llama"], layers=layers)))
         for recompute in (False, True):
-            learner = Learner(
+            learner = rm.planned(
                 model, LoraConfig(rank=4), max_tokens=256, max_row=256, grad_checkpoint=recompute
             )
             sizes[layers, recompute] = learner.plan.by_purpose()["activations"]
@@ -239,7 +239,7 @@ def test_packed_captures_are_close_and_smaller(model: Model) -> None:
         found.append(gradients(learner, batch))
         sizes.append(learner.nbytes)
         learner.close()
-        deep = Learner(model, LoraConfig(rank=4), max_tokens=512, max_row=512, capture=capture)
+        deep = rm.planned(model, LoraConfig(rank=4), max_tokens=512, max_row=512, capture=capture)
         sizes.append(deep.plan.by_purpose()["activations"])
     exact, packed = found
     assert_close(packed, exact, 0.03)
@@ -252,7 +252,7 @@ def test_layers_below_the_first_adapter_get_no_gradient_work() -> None:
     model = rm.load(rm.build(replace(SHAPES["llama"], layers=4)))
     counts = {}
     for layers in ("all", "1", "0-0", "2"):
-        learner = Learner(model, LoraConfig(rank=4, layers=layers), max_tokens=40, max_row=24)
+        learner = rm.planned(model, LoraConfig(rank=4, layers=layers), max_tokens=40, max_row=24)
         launches = learner.plan.launches["micro"]
         counts[layers] = len(launches)
         if layers == "1":
@@ -353,7 +353,7 @@ def head_gradients(
 def test_a_tied_head_is_no_target() -> None:
     model = rm.load(rm.build(SHAPES["qwen2"]))
     with pytest.raises(OptionError, match="lm_head"):
-        Learner(model, LoraConfig(target_modules="lm_head"), max_tokens=8, max_row=8)
+        rm.planned(model, LoraConfig(target_modules="lm_head"), max_tokens=8, max_row=8)
     model.close()
 
 

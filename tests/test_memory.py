@@ -16,7 +16,6 @@ from wgtrain import gpu
 from wgtrain.files import Adapter
 from wgtrain.infer.model import Model
 from wgtrain.train.config import LoraConfig
-from wgtrain.train.learner import Learner
 
 pytestmark = pytest.mark.gpu
 SHAPE = rm.Shape(layers=2, vocabulary=131)
@@ -55,7 +54,7 @@ def test_a_learner_takes_what_its_plan_says(
 ) -> None:
     before = model.device.allocated
     lora = LoraConfig(rank=5, dropout=0.1, target_modules="all-linear,lm_head")
-    learner = Learner(
+    learner = rm.planned(
         model, lora, max_tokens=max_tokens, max_row=max_tokens, grad_checkpoint=recompute,
         capture=capture,
     )  # fmt: skip
@@ -134,7 +133,6 @@ import numpy as np
 import random_model as rm
 from wgtrain import gpu
 from wgtrain.train.config import LoraConfig
-from wgtrain.train.learner import Learner
 
 def resident():
     ctypes.CDLL(None).malloc_trim(0)  # what is free already
@@ -143,7 +141,7 @@ def resident():
 SHAPE = rm.Shape(width=256, heads=4, kv_heads=4, head_size=64, feed_forward=768, layers=4,
                  vocabulary=2000)
 def learner(model, rank, tokens, row, **lora):
-    made = Learner(model, LoraConfig(rank=rank, **lora), max_tokens=tokens, max_row=row)
+    made = rm.planned(model, LoraConfig(rank=rank, **lora), max_tokens=tokens, max_row=row)
     gpu.run(made.build())
     return made
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import random_model as rm
 from figures import record
 from peft_oracle import Pairs, Peft, Rows, Run, Settings, Tensors
 from tiny import LINEARS, SPECS, TYPES, Tiny, from_gguf, random_adapter, random_rows, targets, tiny
@@ -19,7 +20,6 @@ import wgtrain
 from wgtrain.data.batches import make_batch
 from wgtrain.data.jsonl import Dataset, Row
 from wgtrain.files.adapters import Adapter, read_adapter_gguf
-from wgtrain.train.learner import Learner
 
 pytestmark = [pytest.mark.oracle, pytest.mark.gpu]
 
@@ -102,7 +102,7 @@ def our_gradients(
     config = wgtrain.LoraConfig(
         rank=RANK, alpha=ALPHA, target_modules=module_names(pairs), layers=layers
     )
-    learner = Learner(model, config, max_tokens=96, max_row=32, grad_checkpoint=checkpoint)
+    learner = rm.planned(model, config, max_tokens=96, max_row=32, grad_checkpoint=checkpoint)
     assert set(learner.shapes) == set(flat(pairs))
     learner.set_parameters(flat(pairs))
     wgtrain.run(learner.build())

@@ -111,7 +111,7 @@ def test_no_two_live_temporaries_share_a_buffer(
     model: Model, recompute: bool, capture: str
 ) -> None:
     lora = LoraConfig(rank=4, dropout=0.1, target_modules="all-linear,lm_head")
-    learner = Learner(
+    learner = rm.planned(
         model, lora, max_tokens=TOKENS, max_row=24, grad_checkpoint=recompute, capture=capture
     )
     plan = learner.plan
@@ -257,7 +257,7 @@ def test_a_launch_takes_the_slots_of_its_kernel_and_no_other() -> None:
 @pytest.mark.parametrize("recompute", [False, True])
 def test_bytes_are_exact_and_sum_up(model: Model, recompute: bool) -> None:
     before = model.device.allocated
-    learner = Learner(
+    learner = rm.planned(
         model, LoraConfig(rank=3), max_tokens=37, max_row=21, grad_checkpoint=recompute
     )
     assert model.device.allocated == before, "planning allocates nothing"
@@ -276,7 +276,7 @@ def test_bytes_are_exact_and_sum_up(model: Model, recompute: bool) -> None:
 
 
 def test_a_plan_prints_itself(model: Model) -> None:
-    learner = Learner(model, LoraConfig(rank=4), max_tokens=TOKENS, max_row=24)
+    learner = rm.planned(model, LoraConfig(rank=4), max_tokens=TOKENS, max_row=24)
     text = str(learner.plan)
     lines = text.splitlines()
     assert f"{TOKENS} tokens" in lines[0] and f"{learner.nbytes:,} bytes" in lines[0]
@@ -318,7 +318,7 @@ def test_a_step_too_large_for_a_binding_is_refused_before_anything_is_allocated(
     model: Model,
 ) -> None:
     def make() -> Learner:
-        return Learner(model, LoraConfig(rank=4), max_tokens=600, max_row=64)
+        return rm.planned(model, LoraConfig(rank=4), max_tokens=600, max_row=64)
 
     error, learner = refusing(model, make, binding=128 << 10)
     text = str(error)
@@ -332,7 +332,7 @@ def test_a_step_too_large_for_a_binding_is_refused_before_anything_is_allocated(
 
 def test_a_step_with_too_many_workgroups_is_refused(model: Model) -> None:
     def make() -> Learner:
-        return Learner(model, LoraConfig(rank=4), max_tokens=600, max_row=64)
+        return rm.planned(model, LoraConfig(rank=4), max_tokens=600, max_row=64)
 
     error, _ = refusing(model, make, workgroups=500)
     assert "600 tokens" in str(error) and "500" in str(error) and "batch_size" in str(error)
@@ -340,7 +340,7 @@ def test_a_step_with_too_many_workgroups_is_refused(model: Model) -> None:
     wide = rm.load(rm.build(rm.Shape(layers=1, vocabulary=3000)))
     error, _ = refusing(
         wide,
-        lambda: Learner(wide, LoraConfig(rank=4), max_tokens=8, max_row=8),
+        lambda: rm.planned(wide, LoraConfig(rank=4), max_tokens=8, max_row=8),
         workgroups=20,
     )
     assert "8 tokens" in str(error) and "allows 20" in str(error)
@@ -348,7 +348,7 @@ def test_a_step_with_too_many_workgroups_is_refused(model: Model) -> None:
 
 
 def test_a_plan_beyond_the_budget_is_refused_before_anything_is_allocated(model: Model) -> None:
-    learner = Learner(model, LoraConfig(rank=4), max_tokens=600, max_row=64)
+    learner = rm.planned(model, LoraConfig(rank=4), max_tokens=600, max_row=64)
     device = model.device
     kept, created, create = device.budget, [], device.create_buffer
     device.create_buffer = lambda *a, **k: created.append(a) or create(*a, **k)  # type: ignore
@@ -374,7 +374,7 @@ def test_a_plan_beyond_the_budget_is_refused_before_anything_is_allocated(model:
 def test_a_build_that_fails_frees_what_it_made(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    learner = Learner(model, LoraConfig(rank=4), max_tokens=TOKENS, max_row=24)
+    learner = rm.planned(model, LoraConfig(rank=4), max_tokens=TOKENS, max_row=24)
     before = model.device.allocated
     for method in ("bind", "pipeline", "program"):
         with monkeypatch.context() as patch:
@@ -493,7 +493,7 @@ def test_a_large_step_takes_several_submits(device: Device) -> None:
     model = rm.load(
         rm.build(rm.Shape(width=256, heads=4, head_size=64, feed_forward=512, vocabulary=2000))
     )
-    learner = Learner(model, LoraConfig(rank=8), max_tokens=2048, max_row=512)
+    learner = rm.planned(model, LoraConfig(rank=8), max_tokens=2048, max_row=512)
     gpu.run(learner.build())
     program = learner.plan.programs["micro"]
     assert len(program.cuts(FIRST_SUBMIT, 1.0)) >= 3

@@ -22,7 +22,6 @@ from wgtrain.errors import DeviceError, OptionError
 from wgtrain.files import write_gguf
 from wgtrain.gpu import Device
 from wgtrain.train.config import LoraConfig
-from wgtrain.train.learner import Learner
 from wgtrain.train.trainer import Trainer
 
 pytestmark = pytest.mark.gpu
@@ -120,7 +119,7 @@ def outcome(model: Any) -> tuple[np.ndarray, float, dict[str, np.ndarray]]:
     """(logits, mean loss, gradients) of an adapter that matters."""
     pairs = random_adapter(SPECS["llama"], targets(SPECS["llama"]), 3, seed=7)
     config = LoraConfig(rank=3, alpha=6.0)
-    learner = Learner(model, config, max_tokens=96, max_row=32)
+    learner = rm.planned(model, config, max_tokens=96, max_row=32)
     values = {f"{n}.lora_{k}": x for n, ab in pairs.items() for k, x in zip("ab", ab, strict=True)}
     learner.set_parameters(values)
     gpu.run(learner.build())

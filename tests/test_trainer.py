@@ -23,7 +23,7 @@ TRAIN = TrainConfig(epochs=2, batch_size=3, learning_rate=0.05)
 
 @pytest.fixture(autouse=True)
 def numpy_learner(monkeypatch):
-    monkeypatch.setattr(trainer_module, "Learner", FakeLearner)
+    monkeypatch.setattr(trainer_module, "lora_learner", FakeLearner)
     monkeypatch.setattr(Trainer, "choose_tuning", staticmethod(lambda learner, *_: learner.tuning))
 
 

@@ -12,7 +12,7 @@ from wgtrain import gpu
 from wgtrain.engine import tuning
 from wgtrain.engine.graph import Graph
 from wgtrain.engine.kernel import load_kernel, read_shader
-from wgtrain.engine.ops import linear
+from wgtrain.engine.linear import Linear, linear
 from wgtrain.engine.probe import find_subgroup_size, subgroup_size
 from wgtrain.engine.tuning import DEFAULT_CPU, DEFAULT_GPU, DEFAULT_SWIFTSHADER, Choice, Tuning
 from wgtrain.engine.weight import FORMATS, plan_weight
@@ -87,7 +87,7 @@ def test_a_graph_records_the_choice_of_its_table() -> None:
     table = replace(DEFAULT_CPU, table={**DEFAULT_CPU.table, "nt/weight_f32": chosen})
     for choice, tile in ((DEFAULT_CPU, (16, 16)), (table, (4, 8))):
         g = Graph(tuning=choice)
-        linear(g, g.tensor("x", "T", 16), weight)
+        linear(g, g.tensor("x", "T", 16), Linear(weight))
         (launch,) = g.launches
         constants = launch.kernel.constants
         assert (constants["TILE_ROWS"], constants["TILE_COLS"]) == tile

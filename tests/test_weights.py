@@ -23,7 +23,6 @@ from wgtrain.model import weights as weights_module
 from wgtrain.model.config import read_config
 from wgtrain.model.weights import load_weights, plan_weights
 from wgtrain.train.config import LoraConfig
-from wgtrain.train.learner import Learner
 
 pytestmark = pytest.mark.gpu
 # Rows of Q8_0 and Q4_0 here are odd multiples of a block, so 34 n or 18 n bytes, n odd.
@@ -291,7 +290,7 @@ def results(model: Model, targets: str) -> dict[str, Any]:
     learner.update(step=1, learning_rate=1e-2, max_grad_norm=1.0)
     [report] = gpu.run(learner.reports())
     parameters = gpu.run(learner.parameters())
-    segments = len(learner._arena.sizes)
+    segments = len(learner.trainables.layout.sizes)
     learner.close()
     logits = model.logits(batch.tokens[:20].tolist())
     return {
@@ -354,7 +353,7 @@ def test_a_head_in_several_buffers_trains_alone() -> None:
 def test_a_parameter_too_large_for_a_binding_is_refused() -> None:
     model = rm.load_split(rm.build(SPLIT), {}, {"binding": 4096})
     with pytest.raises(OutOfMemoryError, match=r"ffn_gate\.weight\.lora_b' needs 6,144 .* rank"):
-        Learner(model, LoraConfig(rank=8), max_tokens=8, max_row=8)
+        rm.planned(model, LoraConfig(rank=8), max_tokens=8, max_row=8)
     model.close()
 
 

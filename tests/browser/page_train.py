@@ -81,7 +81,7 @@ async def speed(source: Any, lengths: list[int], steps: int, text: str = "") -> 
 
     from wgtrain.data import make_batch
     from wgtrain.data.jsonl import Row
-    from wgtrain.train.learner import Learner
+    from wgtrain.train.learner import lora_learner
 
     model = await wgtrain.aio.load_model(source, limits="default")
     if text:
@@ -93,7 +93,8 @@ async def speed(source: Any, lengths: list[int], steps: int, text: str = "") -> 
         rows.append(Row(tokens, np.append(tokens[1:], -1).astype(np.int32), 1))
     batch = make_batch(rows)
     lora = LoraConfig(rank=8, alpha=16)
-    learner = Learner(model, lora, max_tokens=len(batch.tokens), max_row=max(lengths))
+    sizes = {"max_tokens": len(batch.tokens), "max_row": max(lengths)}
+    learner = lora_learner(model.base, lora, device=model.device, **sizes)
     await learner.build()
     javascript = getattr(model.device, "javascript", None)
     before = javascript.seconds if javascript else 0.0

@@ -15,9 +15,12 @@ from wgtrain.engine import ops
 from wgtrain.engine.attention import attention, default_attention_scale, rope
 from wgtrain.engine.graph import Graph, Launch, Storage, Tensor, Window, padded
 from wgtrain.engine.inputs import InputBuffer
+from wgtrain.engine.linear import Adapter, Linear, linear
+from wgtrain.engine.lora import Lora
 from wgtrain.engine.loss import chunk_columns, cross_entropy
-from wgtrain.engine.products import Lora, Parameter, fuses
+from wgtrain.engine.products import fuses
 from wgtrain.engine.structs import CONTROL, TOTALS
+from wgtrain.engine.trainables import Parameter
 from wgtrain.engine.tuning import Tuning
 from wgtrain.engine.weight import Weight, plan_weight
 from wgtrain.gpu import Limits
@@ -93,10 +96,10 @@ def product_cases(s: Setting, types: Sequence[str]) -> Iterator[list[Case]]:
 
 
 def _linear(
-    s: Setting, outputs: int, inputs: int, type_: str, loras: tuple[Lora, ...] = ()
+    s: Setting, outputs: int, inputs: int, type_: str, adapters: tuple[Adapter, ...] = ()
 ) -> tuple[list[Launch], list[Launch]]:
-    weight = s.weight(outputs, inputs, type_)
-    return s.record(lambda g: ops.linear(g, s.input(inputs), weight, None, loras))
+    of = Linear(s.weight(outputs, inputs, type_), None, adapters)
+    return s.record(lambda g: linear(g, s.input(inputs), of))
 
 
 def lora_cases(s: Setting) -> Iterator[list[Case]]:
@@ -168,9 +171,9 @@ def loss_cases(s: Setting, types: Sequence[str]) -> list[Case]:
     for type_ in types:
         graph = Graph(tuning=s.tuning)
         hidden = Tensor("hidden", "C", config.width, trains=True)
-        head = s.weight(config.vocabulary, config.width, type_)
+        head = Linear(s.weight(config.vocabulary, config.width, type_))
         totals = Storage("totals", "reports", TOTALS.itemsize).window()
-        cross_entropy(graph, hidden, head, (), inputs, totals, columns)
+        cross_entropy(graph, hidden, head, inputs, totals, columns)
         what = f"{t} x {config.vocabulary} x {config.width}"
         flops = 4.0 * t * config.vocabulary * config.width
         found.append(

@@ -20,10 +20,10 @@ from wgtrain.bench.runner import Runner
 from wgtrain.bench.shapes import Shape
 from wgtrain.bench.tuned import AUTO, make_learner
 from wgtrain.bench.weights import RandomWeights
+from wgtrain.engine.optimizer import RING
 from wgtrain.engine.tuning import to_json
 from wgtrain.infer.model import Model, open_model
 from wgtrain.model.weights import stored_type
-from wgtrain.train.learner import RING
 
 SAMPLE_SECONDS = 0.2  # a sample is as many steps as take this long
 _LONG = 5.0  # seconds of a step from which on what went before does not show in it
@@ -46,7 +46,7 @@ class Stepper:
             open_model(source, adapter_index=adapter_index, precision=precision)
         )
         try:
-            self.learner = make_learner(self.model, shape, mode)
+            self.learner = make_learner(self.model.base, self.model.device, shape, mode)
             self.learner.set_parameters(
                 {
                     f"{name}.lora_{letter}": matrix

@@ -1,9 +1,8 @@
 """The kernels that a run of a shape would use here, chosen as a training run chooses them."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from wgtrain import gpu
 from wgtrain.bench.shapes import Shape
@@ -13,24 +12,15 @@ from wgtrain.engine.tuning import Choice, Tuning
 from wgtrain.engine.weight import FORMATS
 from wgtrain.files import read_gguf
 from wgtrain.gpu import Device
-from wgtrain.model.config import ModelConfig
-from wgtrain.model.weights import Weights, plan_weights, stored_type
+from wgtrain.model.base import Base, base_on
+from wgtrain.model.weights import plan_weights, stored_type
 from wgtrain.train.config import LoraConfig
-from wgtrain.train.learner import Learner
+from wgtrain.train.learner import Learner, lora_learner
 from wgtrain.tune import cache as tune
 from wgtrain.tune.sweep import Measured
 
 RUN = 1000  # steps of the run that a measured step stands for
 AUTO, MEASURE = "auto", "measure"  # modes of `tune.choose`
-
-
-@dataclass(frozen=True)
-class Planned:
-    """As much of a model as planning a step takes: no weight is on the GPU."""
-
-    config: ModelConfig
-    weights: Weights
-    device: Device
 
 
 def open_device(adapter_index: int | None) -> Device:
@@ -40,17 +30,23 @@ def open_device(adapter_index: int | None) -> Device:
     return device
 
 
-def planned(shape: Shape, device: Device, precision: str = "f32") -> Planned:
-    """A shape's model, laid out."""
+def planned(shape: Shape, device: Device, precision: str = "f32") -> Base:
+    """A shape's model, laid out: no weight is on the GPU."""
     gguf = gpu.run(read_gguf(RandomWeights(shape)))
-    weights = plan_weights(gguf, shape.config, device.limits, precision)
-    return Planned(shape.config, weights, device)
+    return base_on(device, shape.config, plan_weights(gguf, shape.config, device.limits, precision))
 
 
-def make_learner(model: Any, shape: Shape, mode: str, steps: int = RUN) -> Learner:
+def make_learner(base: Base, device: Device, shape: Shape, mode: str, steps: int = RUN) -> Learner:
     """A learner of the shape's step, not built yet, with the tuning of a run of so many steps."""
     lora = LoraConfig(rank=shape.rank, alpha=shape.alpha)
-    make = partial(Learner, model, lora, max_tokens=shape.tokens, max_row=shape.length)
+    make = partial(
+        lora_learner,
+        base,
+        lora,
+        device=device,
+        max_tokens=shape.tokens,
+        max_row=shape.length,
+    )
     learner = make()
     tuning = tune.choose(learner, steps, mode)
     if tuning.table != learner.tuning.table:
@@ -67,8 +63,8 @@ def tuning_of(
     table: dict[str, Choice] = {}
     origins = []
     for type_ in types:
-        model = planned(replace(shape, type=type_), device, precision)
-        found = make_learner(model, replace(shape, type=type_), mode, 0).tuning
+        base = planned(replace(shape, type=type_), device, precision)
+        found = make_learner(base, device, replace(shape, type=type_), mode, 0).tuning
         library = f"/{FORMATS[stored_type(type_, precision)].library}"
         table.update({f: c for f, c in found.table.items() if not table or f.endswith(library)})
         origins.append(found.origin)
@@ -83,7 +79,7 @@ def measure_anew(
     try:
         for shape in shapes:
             advance(shape.name)
-            make_learner(planned(shape, device), shape, MEASURE)
+            make_learner(planned(shape, device), device, shape, MEASURE)
         return tune.load(device.info).measured
     finally:
         device.close()

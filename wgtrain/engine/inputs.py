@@ -1,5 +1,7 @@
 """The buffer a step's batch is written to, sized once for the longest stream."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from wgtrain.engine.graph import Storage
@@ -8,25 +10,34 @@ from wgtrain.gpu import Device
 
 
 class InputBuffer:
-    """Five small arrays for up to `max_tokens` tokens; see `ops.Inputs` for their meaning."""
+    """Small arrays for up to `max_tokens` tokens; see `ops.Inputs` for their meaning. `more`: names
+    of others, and their bytes a token.
+    """
 
-    def __init__(self, max_tokens: int):
-        sizes = {"tokens": 4, "spans": 8, "trained": 4, "where": 4, "targets": 4}
+    def __init__(self, max_tokens: int, more: Mapping[str, int] | None = None):
+        sizes = {"tokens": 4, "spans": 8, "trained": 4, "where": 4, "targets": 4, **(more or {})}
         self._offsets, end = {}, 0
         for name, size in sizes.items():
             self._offsets[name] = end
             end += -(-max(size * max_tokens, 16) // 256) * 256
         self.storage = Storage("batch", "inputs", end)
         self._packed = np.zeros(end, np.uint8)
+        windows = {
+            name: self.storage.window(self._offsets[name], max(size * max_tokens, 16))
+            for name, size in sizes.items()
+        }
         self.inputs = Inputs(
-            **{
-                name: self.storage.window(self._offsets[name], max(size * max_tokens, 16))
-                for name, size in sizes.items()
-            }
+            **{name: window for name, window in windows.items() if name not in (more or {})},
+            more={name: windows[name] for name in more or {}},
         )
 
     def pack(
-        self, tokens: np.ndarray, starts: np.ndarray, ends: np.ndarray, targets: np.ndarray
+        self,
+        tokens: np.ndarray,
+        starts: np.ndarray,
+        ends: np.ndarray,
+        targets: np.ndarray,
+        more: Mapping[str, np.ndarray] | None = None,
     ) -> tuple[np.ndarray, int]:
         """The content for one stream: all (T,), `targets` -1 = not trained; and the number of
         trained positions C. It is overwritten by the next call.
@@ -40,6 +51,7 @@ class InputBuffer:
             "trained": trained.astype(np.int32),
             "where": where,
             "targets": targets[trained].astype(np.uint32),
+            **(more or {}),
         }
         for name, array in arrays.items():
             at = self._offsets[name]
@@ -53,9 +65,10 @@ class InputBuffer:
         starts: np.ndarray,
         ends: np.ndarray,
         targets: np.ndarray,
+        more: Mapping[str, np.ndarray] | None = None,
     ) -> int:
         """Queues what `pack` makes of a stream; returns C."""
         assert self.storage.buffer is not None
-        content, trained = self.pack(tokens, starts, ends, targets)
+        content, trained = self.pack(tokens, starts, ends, targets, more)
         device.write(self.storage.buffer, 0, content)  # one write: each has its price
         return trained

@@ -1,23 +1,15 @@
 """The operations of a language model: each forward, and right below it its vjp.
 
-Shapes: T tokens, D width, H heads, K key-value heads, E head size, F feed-forward, V vocabulary, R
-rank. An operation records launches on a graph and returns the tensor it made; a vjp gets the
-gradient of that tensor and records what flows on to those inputs that train.
+Shapes: T tokens, D width, H heads, K key-value heads, E head size, F feed-forward, V vocabulary. An
+operation records launches on a graph and returns the tensor it made; a vjp gets the gradient of
+that tensor and records what flows on to those inputs that train.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from wgtrain.engine.graph import Graph, Tensor, Window, padded
-from wgtrain.engine.products import (
-    Lora,
-    accumulate,
-    fuses,
-    product,
-    product_backward,
-    small_nn,
-    small_nt,
-)
 from wgtrain.engine.weight import Weight
 
 
@@ -25,13 +17,14 @@ from wgtrain.engine.weight import Weight
 class Inputs:
     """What a step brings: `spans` = (start, end) of each token's row, `trained` = positions with a
     target (C,), `where` = index into `trained` or -1 (T,), `targets` = vocabulary index of each
-    trained position (C,)."""
+    trained position (C,); `more` = what a loss takes besides, by name."""
 
     tokens: Window
     spans: Window
     trained: Window
     where: Window
     targets: Window
+    more: Mapping[str, Window] = field(default_factory=dict)
 
 
 def _elementwise(tensor: Tensor) -> dict[str, Any]:
@@ -89,82 +82,6 @@ def dropout(g: Graph, x: Tensor, p: float, site: int, into: Tensor | None = None
     params = {**_elementwise(x), "site": site, "threshold": round(p * 2**24), "scale": 1 / (1 - p)}
     g.launch("dropout", {"x": x, "y": y}, params, constants={"ADD": into is not None})
     return y
-
-
-def linear(
-    g: Graph,
-    x: Tensor,
-    weight: Weight,
-    bias: Window | None = None,
-    loras: tuple[Lora, ...] = (),
-    name: str = "linear",
-) -> Tensor:
-    """x W^T + b + sum of LoRA corrections; (T, inputs) -> (T, outputs)."""
-    trains = x.trains or any(lora.trains for lora in loras)
-    y = g.tensor(name, x.rows, weight.rows, trains=trains)
-    factors = [(lora, lora_factor(g, x, lora, f"{name}.z")[1]) for lora in loras]
-    fused = factors[:1] if fuses(weight) else []
-    product(g, x, weight, y, fused)
-    if bias is not None:
-        g.launch("add_bias", {"bias": bias, "y": y}, _elementwise(y))
-    for lora, z in factors[len(fused) :]:
-        small_nt(g, z, lora.b, y, columns=y.cols, scale=lora.scale, add=True)
-    saved = g.save(x) if any(lora.trains for lora in loras) else None
-
-    def vjp(dy: Tensor) -> None:
-        products = [(lora, g.tensor(f"{name}.u", x.rows, lora.rank)) for lora in loras]
-        for lora, u in products:
-            small_nn(g, dy, lora.b, u, add=False)
-        if x.trains:
-            _input_gradient(g, x, dy, weight, products)
-        for (lora, z), (_, u) in zip(factors, products, strict=True):
-            if lora.trains:
-                _lora_gradients(g, saved() if saved else x, dy, u, lora, z)
-
-    g.on_backward(y, vjp)
-    return y
-
-
-def lora_factor(g: Graph, x: Tensor, lora: Lora, name: str) -> tuple[Tensor, Tensor]:
-    """(dropout(x), z = its product with A^T (T, R)): the adapter's part of x W^T is s z B^T."""
-    source = dropout(g, x, lora.dropout, lora.site) if lora.dropout else x
-    z = g.tensor(name, x.rows, lora.rank)
-    small_nt(g, source, lora.a, z, columns=lora.rank, add=False)
-    return source, z
-
-
-def _input_gradient(
-    g: Graph, x: Tensor, dy: Tensor, weight: Weight, products: list[tuple[Lora, Tensor]]
-) -> None:
-    """dx = dy W + sum of s dropout'(u A), with u = dy B; a mask keeps the latter apart."""
-    dx, add = g.gradient(x)
-    fused = [(lora, u) for lora, u in products if fuses(weight) and not lora.dropout][:1]
-    product_backward(g, dy, weight, dx, add, fused)
-    for lora, u in products:
-        if (lora, u) not in fused:
-            lora_input_gradient(g, x, u, lora)
-
-
-def _lora_gradients(g: Graph, kept: Tensor, dy: Tensor, u: Tensor, lora: Lora, z: Tensor) -> None:
-    """dB += s dy^T z, dA += s u^T dropout(x)."""
-    assert lora.a.gradient is not None and lora.b.gradient is not None
-    accumulate(g, dy, z, lora.b.gradient, lora.scale)
-    source = dropout(g, kept, lora.dropout, lora.site) if lora.dropout else kept
-    accumulate(g, u, source, lora.a.gradient, lora.scale)
-
-
-def lora_input_gradient(g: Graph, x: Tensor, u: Tensor, lora: Lora) -> None:
-    """dx += s dropout'(u A), where x trains."""
-    if not x.trains:
-        return
-    dx, add = g.gradient(x)
-    if not lora.dropout:
-        small_nn(g, u, lora.a, dx, scale=lora.scale, add=add)
-        return
-    assert add, "the base product writes dx first"
-    through = g.tensor("through", x.rows, x.cols)
-    small_nn(g, u, lora.a, through, scale=lora.scale, add=False)
-    dropout(g, through, lora.dropout, lora.site, into=dx)
 
 
 def swiglu(g: Graph, gate: Tensor, up: Tensor) -> Tensor:

@@ -1,114 +1,118 @@
-"""Products with frozen weights and with adapter matrices, as launches of tuned kernels."""
+"""Products with frozen weights and with small trained matrices, as launches of tuned kernels."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from wgtrain.engine.graph import Graph, Tensor, Window, padded
+from wgtrain.engine.trainables import Parameter
 from wgtrain.engine.tuning import nn_small, nt_small, tn_small
-from wgtrain.engine.weight import Weight, dense_operands, dense_strides
+from wgtrain.engine.weight import Segment, Weight, dense_operands, dense_strides
 
 
 @dataclass(frozen=True)
-class Parameter:
-    """A trainable matrix in the arenas: `rows` x `columns` f32, rows padded; `gradient` None =
-    frozen.
+class Rows:
+    """The rows of a weight that a product takes: outputs `first`, a multiple of 16, to `first +
+    count`.
     """
 
-    name: str
-    rows: int
-    columns: int
-    value: Window
-    gradient: Window | None
+    first: int
+    count: int
+
+    def __post_init__(self) -> None:
+        assert self.first % 16 == 0, "its columns and its part of a gradient could not be bound"
+
+    def within(self, weight: Weight) -> Iterator[tuple[Segment, int, int]]:
+        """(segment, row within it, rows) of each part; none crosses a segment."""
+        for segment in weight.segments:
+            start = max(self.first, segment.first)
+            end = min(self.first + self.count, segment.first + segment.rows)
+            if start < end:
+                yield segment, start - segment.first, end - start
 
 
-@dataclass(frozen=True)
-class Lora:
-    """y += scale B (A dropout(x)): A (R, inputs), B (outputs, R). `site` numbers its mask."""
+class Fused(NamedTuple):
+    """A product of low rank that a base product takes along in its sum: scale times `factor`
+    (rows, R), times `matrix` (R, inputs) or, on the way forward, the transpose of (outputs, R).
+    """
 
-    a: Parameter
-    b: Parameter
+    factor: Tensor
+    matrix: Parameter
     scale: float
-    dropout: float = 0.0
-    site: int = 0
-
-    @property
-    def rank(self) -> int:
-        """R."""
-        return self.a.rows
-
-    @property
-    def trains(self) -> bool:
-        """Whether its gradients are wanted."""
-        return self.a.gradient is not None
 
 
 def fuses(weight: Weight) -> bool:
-    """Whether products with a weight take an adapter's part along. Tiles of f16 do not: what an
+    """Whether products with a weight take one of low rank along. Tiles of f16 do not: what an
     adapter adds stays f32.
     """
     return weight.precision == "f32"
 
 
-def launch_nt(
-    g: Graph,
-    weight: Weight,
-    operands: dict[str, Any],
-    params: dict[str, Any],
-    fused: Sequence[tuple[Lora, Tensor]] = (),
-    first: int = 0,
+def product(
+    g: Graph, x: Tensor, weight: Weight, rows: Rows, y: Tensor | Window, fused: Fused | None = None
 ) -> None:
-    """Records x W^T with a part of a frozen weight, in the weight's precision; `fused`: none, or
-    one (adapter, z), whose s z B^T from row `first` of B on is added.
-    """
-    family, libraries = _family("nt", weight)
-    for lora, z in fused:
-        operands, params, libraries = _with(lora, z, lora.b, operands, params, libraries)
-        params["lora_row"] = first
-    g.launch_tuned(family, operands, params, libraries=libraries)
+    """y (T, count) = x W^T over rows of W, segment by segment, in the weight's precision."""
+    for segment, row, count in rows.within(weight):
+        family, libraries = _family("nt", weight)
+        operands = {"x": x, "y": y, **weight.operands(segment)}
+        at = segment.first + row
+        params = {
+            **_nt_params(x, count),
+            **weight.strides(),
+            "weight_row": row,
+            "y_stride": padded(rows.count) // 4,
+            "y_column": (at - rows.first) // 4,
+        }
+        if fused:
+            operands, params, libraries = _with(fused, operands, params, libraries)
+            params["lora_row"] = at
+        g.launch_tuned(family, operands, params, libraries=libraries)
 
 
-def launch_nn(
+def product_backward(
     g: Graph,
+    dy: Tensor,
     weight: Weight,
-    operands: dict[str, Any],
-    params: dict[str, Any],
-    fused: Sequence[tuple[Lora, Tensor]] = (),
+    rows: Rows,
+    dx: Tensor,
+    add: bool,
+    fused: Fused | None = None,
 ) -> None:
-    """Records dy W with a part of a frozen weight, in the weight's precision; as several launches
-    of about equal size where the kernel names the most rows of W that one should take. `fused`:
-    none, or one (adapter, u), whose s u A is added.
+    """dx (+)= dy W over rows of W, segment by segment, in the weight's precision; as several
+    launches of about equal size where the kernel names the most rows of W that one should take.
     """
     family, libraries = _family("nn", weight)
-    n = params["n"]
-    most = int(g.kernel(family, libraries=libraries).constants.get("MOST_N", n))
-    size = padded(-(-n // -(-n // most)))
-    for first in range(0, n, size):
-        part = {
-            **params,
-            "n": min(size, n - first),
-            "weight_row": params["weight_row"] + first,
-            "dy_column": params["dy_column"] + first // 4,
-            "add": int(params["add"] or first > 0),
-        }
-        taken = operands, part, libraries
-        for lora, u in fused if first == 0 else ():
-            taken = _with(lora, u, lora.a, *taken)
-        g.launch_tuned(family, taken[0], taken[1], libraries=taken[2])
+    for segment, row, count in rows.within(weight):
+        most = int(g.kernel(family, libraries=libraries).constants.get("MOST_N", count))
+        size = padded(-(-count // -(-count // most)))
+        for first in range(row, row + count, size):
+            n = min(size, row + count - first)
+            operands = {"dy": dy, "dx": dx, **weight.operands(segment)}
+            params = {
+                **_nn_params(dx, n),
+                **weight.strides(),
+                "weight_row": first,
+                "dy_stride": padded(dy.cols) // 4,
+                "dy_column": (segment.first + first - rows.first) // 4,
+                "add": int(add),
+            }
+            taken = operands, params, libraries
+            if fused:
+                taken = _with(fused, *taken)
+            g.launch_tuned(family, taken[0], taken[1], libraries=taken[2])
+            add, fused = True, None
 
 
 def _with(
-    lora: Lora,
-    factor: Tensor,  # z or u
-    matrix: Parameter,
+    fused: Fused,
     operands: dict[str, Any],
     params: dict[str, Any],
     libraries: dict[str, str],
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
-    """What launches a base product, with an adapter beside it."""
+    """What launches a base product, with a product of low rank beside it."""
     return (
-        {**operands, "lora": factor, "lora_matrix": matrix.value},
-        {**params, "lora_rank": lora.rank, "lora_scale": lora.scale},
+        {**operands, "lora": fused.factor, "lora_matrix": fused.matrix.value},
+        {**params, "lora_rank": fused.factor.cols, "lora_scale": fused.scale},
         {**libraries, "lora": "lora"},
     )
 
@@ -120,62 +124,16 @@ def _family(product: str, weight: Weight) -> tuple[str, dict[str, str]]:
     return f"{product} f16/{weight.library}", {**weight.libraries, "tile": "tile_f16"}
 
 
-def product(
-    g: Graph, x: Tensor, weight: Weight, y: Tensor, fused: Sequence[tuple[Lora, Tensor]]
-) -> None:
-    """y = x W^T, segment by segment of W's rows; `fused` as in `launch_nt`."""
-    for segment in weight.segments:
-        launch_nt(
-            g,
-            weight,
-            {"x": x, "y": y, **weight.operands(segment)},
-            {
-                **nt_params(x, segment.rows),
-                **weight.strides(),
-                "y_stride": padded(y.cols) // 4,
-                "y_column": segment.first // 4,
-            },
-            fused,
-            segment.first,
-        )
-
-
-def product_backward(
-    g: Graph,
-    dy: Tensor,
-    weight: Weight,
-    dx: Tensor,
-    add: bool,
-    fused: Sequence[tuple[Lora, Tensor]],
-) -> None:
-    """dx = dy W, segment by segment of W's rows; `fused` as in `launch_nn`."""
-    for segment in weight.segments:
-        launch_nn(
-            g,
-            weight,
-            {"dy": dy, "dx": dx, **weight.operands(segment)},
-            {
-                **nn_params(dx, segment.rows),
-                **weight.strides(),
-                "dy_stride": padded(dy.cols) // 4,
-                "dy_column": segment.first // 4,
-                "add": int(add),
-            },
-            fused if segment.first == 0 else (),
-        )
-        add = True
-
-
-# All rows of W, no adapter, written over what is there
+# All rows of W, nothing of low rank, written over what is there
 _WHOLE = {"weight_row": 0, "scale": 1.0, "add": 0, "lora_rank": 0, "lora_scale": 0.0}
 
 
-def nt_params(x: Tensor, n: int) -> dict[str, Any]:
+def _nt_params(x: Tensor, n: int) -> dict[str, Any]:
     """Parameters of matmul_nt that do not depend on the weight: x (rows, K) -> n columns."""
     return {"rows": x.rows, "n": n, "k4": padded(x.cols) // 4, **_WHOLE, "lora_row": 0}
 
 
-def nn_params(dx: Tensor, n: int) -> dict[str, Any]:
+def _nn_params(dx: Tensor, n: int) -> dict[str, Any]:
     """Parameters of matmul_nn that do not depend on the weight: n columns -> dx (rows, K)."""
     return {"rows": dx.rows, "n": n, "k4": padded(dx.cols) // 4, **_WHOLE}
 
@@ -185,31 +143,30 @@ def small_nt(
     x: Tensor,
     p: Parameter,
     y: Tensor | Window,
+    rows: Rows,
     *,
-    columns: int,
     scale: float = 1.0,
-    first: int = 0,
     add: bool,
 ) -> None:
-    """y (rows, columns) (+)= scale x P^T for an adapter matrix P, from its row `first` on."""
+    """y (T, count) (+)= scale x P^T over rows of a trained matrix P."""
     params = {
-        **nt_params(x, columns),
+        **_nt_params(x, rows.count),
         **dense_strides(p.columns),
         "scale": scale,
-        "weight_row": first,
+        "weight_row": rows.first,
         "add": int(add),
     }
-    params |= {"y_stride": padded(columns) // 4, "y_column": 0}
+    params |= {"y_stride": padded(rows.count) // 4, "y_column": 0}
     operands = {"x": x, "y": y, **dense_operands(p.value)}
-    g.launch_tuned(nt_small(columns), operands, params)
+    g.launch_tuned(nt_small(rows.count), operands, params)
 
 
 def small_nn(
     g: Graph, dy: Tensor, p: Parameter, dx: Tensor, *, scale: float = 1.0, first: int = 0, add: bool
 ) -> None:
-    """dx (+)= scale dy P for an adapter matrix P, from its row `first` on."""
+    """dx (+)= scale dy P for a trained matrix P, from its row `first` on."""
     params = {
-        **nn_params(dx, dy.cols),
+        **_nn_params(dx, dy.cols),
         **dense_strides(p.columns),
         "scale": scale,
         "weight_row": first,

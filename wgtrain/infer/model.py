@@ -19,6 +19,7 @@ from wgtrain.files.source import Source, shown
 from wgtrain.gpu import Device, open_device
 from wgtrain.infer.decode import greedy
 from wgtrain.infer.session import Session
+from wgtrain.model.base import Base, base_on
 from wgtrain.model.config import ModelConfig, read_config
 from wgtrain.model.folder import Folder
 from wgtrain.model.weights import Weights, check_precision, load_weights, plan_weights
@@ -55,6 +56,11 @@ class Model:
         self._no_tokenizer = no_tokenizer
         self._tokenizer: Tokenizer | None = None
         self._session: tuple[Any, Session] | None = None
+
+    @property
+    def base(self) -> Base:
+        """The model as plans see it."""
+        return base_on(self.device, self.config, self.weights)
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -4,19 +4,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from wgtrain.engine.arena import Arena
 from wgtrain.engine.graph import Graph, Storage, padded
 from wgtrain.engine.inputs import InputBuffer
+from wgtrain.engine.lora import Lora
 from wgtrain.engine.loss import head_logits
 from wgtrain.engine.plan import Plan
-from wgtrain.engine.products import Lora
 from wgtrain.engine.structs import step_bytes
 from wgtrain.engine.tuning import default_tuning
 from wgtrain.files import Adapter
 from wgtrain.gpu import Device
 from wgtrain.model.config import ModelConfig
 from wgtrain.model.forward import Network, forward
-from wgtrain.model.lora import adapter_arrays, adapter_shapes, make_lora
+from wgtrain.model.lora import adapter_trainables
 from wgtrain.model.weights import Weights
 
 LOGITS_BYTES = 64 << 20  # of the logits read back at once
@@ -40,21 +39,14 @@ class Session:
         self.max_tokens = max_tokens
         self._inputs = InputBuffer(max_tokens)
         self._rope = config.rope_table(max_tokens)
-        self._arenas = [
-            Arena(adapter_shapes(_bases(adapter), adapter.rank), device.limits)
-            for adapter, _ in adapters
+        self._stack = [
+            adapter_trainables(adapter, strength, device.limits, f"adapter {i}")
+            for i, (adapter, strength) in enumerate(adapters)
         ]
-        self._values = [
-            arena.storages(f"adapter {i}", "adapter") for i, arena in enumerate(self._arenas)
-        ]
-        self._adapters = [adapter for adapter, _ in adapters]
         loras: dict[str, tuple[Lora, ...]] = {}
-        for (adapter, strength), arena, values in zip(
-            adapters, self._arenas, self._values, strict=True
-        ):
-            for name in adapter.tensors:
-                scale = strength * adapter.alpha / adapter.rank
-                loras[name] = (*loras.get(name, ()), make_lora(name, arena, values, None, scale))
+        for trainables in self._stack:
+            for name, lora in trainables.made(training=False).items():
+                loras[name] = (*loras.get(name, ()), lora)
 
         row = padded(config.vocabulary) * 4
         most = min(LOGITS_BYTES, device.limits.binding, device.limits.buffer)
@@ -72,13 +64,10 @@ class Session:
         params = {"rows": "C", "d4": padded(config.width) // 4}
         operands = {"x": hidden.window(), "index": self._inputs.inputs.trained, "y": picked}
         head.launch("gather_rows", operands, params)
-        name = config.head_name
-        head_logits(
-            head, picked, weights.matrices[name], loras.get(name, ()), self._logits.window()
-        )
+        head_logits(head, picked, net.head, self._logits.window())
         storages = [
             self._inputs.storage,
-            *(s for v in self._values for s in v),
+            *(storage for trainables in self._stack for storage in trainables.values.storages),
             hidden,
             rope,
             self._logits,
@@ -90,8 +79,8 @@ class Session:
         await self.plan.build(self._device)
         assert self._rope_storage.buffer is not None
         self._device.write(self._rope_storage.buffer, 0, self._rope)
-        for adapter, arena, values in zip(self._adapters, self._arenas, self._values, strict=True):
-            arena.write(self._device, values, adapter_arrays(adapter))
+        for trainables in self._stack:
+            trainables.values.open(self._device)
 
     async def logits(
         self, rows: Sequence[Sequence[int]], positions: Sequence[int] | None = None
@@ -124,7 +113,3 @@ class Session:
     def close(self) -> None:
         """Frees its buffers."""
         self.plan.close()
-
-
-def _bases(adapter: Adapter) -> dict[str, tuple[int, int]]:
-    return {name: (b.shape[0], a.shape[1]) for name, (a, b) in adapter.tensors.items()}

@@ -6,24 +6,32 @@ from dataclasses import dataclass
 from wgtrain.engine import ops
 from wgtrain.engine.attention import attention, default_attention_scale, rope
 from wgtrain.engine.graph import Graph, Tensor, Window
+from wgtrain.engine.linear import Adapter, Linear, linear
 from wgtrain.engine.ops import Inputs
-from wgtrain.engine.products import Lora
 from wgtrain.model.config import ModelConfig
 from wgtrain.model.weights import Weights
-
-Loras = Mapping[str, tuple[Lora, ...]]  # base tensor name -> its corrections
 
 
 @dataclass(frozen=True)
 class Network:
-    """Everything `forward` reads: shapes, frozen weights, adapters, and the rotary table
-    (positions, rotary / 2).
+    """Everything `forward` reads: shapes, frozen weights, adapters by the tensor they stand beside,
+    and the rotary table (positions, rotary / 2).
     """
 
     config: ModelConfig
     weights: Weights
-    loras: Loras
+    adapters: Mapping[str, tuple[Adapter, ...]]
     rope: Window
+
+    def linear(self, name: str) -> Linear:
+        """The linear of the weight `name`."""
+        bias = self.weights.vectors.get(f"{name.removesuffix('weight')}bias")
+        return Linear(self.weights.matrices[name], bias, self.adapters.get(name, ()))
+
+    @property
+    def head(self) -> Linear:
+        """What makes logits of hidden states."""
+        return self.linear(self.config.head_name)
 
 
 def forward(
@@ -66,9 +74,7 @@ def _block(g: Graph, net: Network, inputs: Inputs, x: Tensor, prefix: str) -> Te
 
 
 def _linear(g: Graph, net: Network, x: Tensor, prefix: str, name: str) -> Tensor:
-    full = f"{prefix}{name}.weight"
-    bias = net.weights.vectors.get(f"{prefix}{name}.bias")
-    return ops.linear(g, x, net.weights.matrices[full], bias, net.loras.get(full, ()), name)
+    return linear(g, x, net.linear(f"{prefix}{name}.weight"), name)
 
 
 def _rotated(

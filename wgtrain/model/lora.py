@@ -1,15 +1,14 @@
-"""Where LoRA adapters sit in a model, and their matrices as parameters in arenas."""
+"""Where LoRA adapters sit in a model."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from wgtrain import random
-from wgtrain.engine.arena import Arena
-from wgtrain.engine.graph import Storage
-from wgtrain.engine.products import Lora, Parameter
+from wgtrain.engine.lora import Lora, LoraKind
+from wgtrain.engine.trainables import Trainables
 from wgtrain.errors import OptionError
 from wgtrain.files import Adapter, split_tensor, tensor_name
+from wgtrain.gpu import Limits
 from wgtrain.model.config import ModelConfig
 
 
@@ -38,36 +37,28 @@ def target_tensors(
     return found
 
 
-def adapter_shapes(bases: dict[str, tuple[int, int]], rank: int) -> dict[str, tuple[int, int]]:
-    """The adapter's own matrices: A (rank, inputs) as `.lora_a`, B (outputs, rank) as `.lora_b`."""
-    shapes = {}
-    for name, (outputs, inputs) in bases.items():
-        shapes[f"{name}.lora_a"] = (rank, inputs)
-        shapes[f"{name}.lora_b"] = (outputs, rank)
-    return shapes
-
-
-def dropout_site(name: str) -> int:
-    """The number of a linear's dropout mask: a hash of its name."""
-    return random.key(0, name)
-
-
-def make_lora(
-    name: str,
-    arena: Arena,
-    values: list[Storage],
-    gradients: list[Storage] | None,
+def lora_trainables(
+    bases: Mapping[str, tuple[int, int]],
+    limits: Limits,
+    rank: int,
     scale: float,
     dropout: float = 0.0,
-) -> Lora:
-    """The correction of base tensor `name`, whose matrices lie in `values` (and `gradients`)."""
+    name: str = "parameters",
+) -> Trainables[Lora]:
+    """Matrices beside the linears `bases`, name -> (outputs, inputs)."""
+    kinds = [LoraKind(base, *shape, rank, scale, dropout) for base, shape in bases.items()]
+    return Trainables(kinds, limits, name)
 
-    def parameter(suffix: str) -> Parameter:
-        full = f"{name}.{suffix}"
-        gradient = arena.window(gradients, full) if gradients else None
-        return Parameter(full, *arena.shapes[full], arena.window(values, full), gradient)
 
-    return Lora(parameter("lora_a"), parameter("lora_b"), scale, dropout, dropout_site(name))
+def adapter_trainables(
+    adapter: Adapter, strength: float, limits: Limits, name: str
+) -> Trainables[Lora]:
+    """Those of an adapter from a file, set to its values."""
+    bases = {base: (b.shape[0], a.shape[1]) for base, (a, b) in adapter.tensors.items()}
+    scale = strength * adapter.alpha / adapter.rank
+    found = lora_trainables(bases, limits, adapter.rank, scale, name=name)
+    found.values.set(adapter_arrays(adapter))
+    return found
 
 
 def adapter_arrays(adapter: Adapter) -> dict[str, np.ndarray]:

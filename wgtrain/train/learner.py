@@ -1,5 +1,5 @@
-"""The compiled training plan of a model with a LoRA adapter; knows nothing of files, data sets or
-schedules.
+"""The compiled training plan of a base model, of what trains beside it and of an objective; knows
+nothing of files, data sets or schedules.
 
 One replay of "micro" is forward and backward of a batch, adding to gradients and loss; one of
 "update" clips, applies AdamW and leaves a report in a ring that is read some steps later.
@@ -8,148 +8,122 @@ One replay of "micro" is forward and backward of a batch, adding to gradients an
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
 from wgtrain.data.batches import Batch
-from wgtrain.engine.arena import Arena
 from wgtrain.engine.graph import Graph, Launch, Storage
 from wgtrain.engine.inputs import InputBuffer
-from wgtrain.engine.loss import chunk_columns, cross_entropy
-from wgtrain.engine.ops import gather
+from wgtrain.engine.linear import Adapter
+from wgtrain.engine.optimizer import AdamW, Report, Settings
 from wgtrain.engine.plan import Plan
-from wgtrain.engine.structs import CONTROL, IDLE_UPDATE, REPORT, TOTALS, step_bytes
-from wgtrain.engine.tuning import Tuning, default_tuning, fitted
+from wgtrain.engine.structs import TOTALS, step_bytes
+from wgtrain.engine.trainables import Trainables
+from wgtrain.engine.tuning import Tuning
 from wgtrain.errors import DeviceLostError
 from wgtrain.files import resolve_targets
+from wgtrain.gpu import Device
+from wgtrain.model.base import Base
 from wgtrain.model.forward import Network, forward
-from wgtrain.model.lora import adapter_shapes, make_lora, target_tensors
+from wgtrain.model.lora import lora_trainables, target_tensors
 from wgtrain.train.config import LoraConfig
+from wgtrain.train.objectives import NextToken, Objective
 
-RING = 64  # reports on the GPU; more updates than this must not pass between two reads
 SUBMIT_SECONDS = 0.1  # a desktop's watchdog ends a submit of two seconds
-_GROUPS = 512  # workgroups at most, and partial sums, of grad_norm for each arena segment
 
 
 @dataclass(frozen=True)
-class Report:
-    """What one update left: mean loss over the window before it, gradient norm before clipping."""
+class Accumulated:
+    """What the micro-batches of a window left: gradients of the summed loss by parameter, f32, that
+    sum, and the count by which both will be divided. Those of several learners add up.
+    """
 
-    step: int
+    gradients: dict[str, np.ndarray]
     loss: float
     count: int
-    grad_norm: float
-    finite: bool
+
+    def __add__(self, other: "Accumulated") -> "Accumulated":
+        assert self.gradients.keys() == other.gradients.keys()
+        gradients = {name: g + other.gradients[name] for name, g in self.gradients.items()}
+        loss = float(np.float32(self.loss) + np.float32(other.loss))
+        return Accumulated(gradients, loss, self.count + other.count)
 
 
 class Learner:
     """Plan and state of one training run for streams of up to `max_tokens` tokens, rows up to
     `max_row`.
 
-    Construction plans memory (`nbytes`, `plan`); `build` allocates and compiles, and everything
-    asynchronous builds first. `micro` and `update` only queue work.
+    Construction plans memory (`nbytes`, `plan`), for which no `device` is needed; `build` allocates
+    and compiles there, and everything asynchronous builds first. `micro` and `update` only queue
+    work.
     """
 
     def __init__(
         self,
-        model: Any,
-        lora: LoraConfig,
+        base: Base,
+        trainables: Trainables[Adapter],
+        objective: Objective,
         *,
         max_tokens: int,
         max_row: int,
+        device: Device | None = None,
         grad_checkpoint: bool = False,
         capture: str = "f32",
-        tuning: Tuning | None = None,
     ):
-        self.device, self.max_row = model.device, max_row
-        self.tuning = fitted(tuning, self.device) if tuning else default_tuning(self.device)
-        config = model.config
-        bases = target_tensors(
-            config, resolve_targets(lora.target_modules), lora.layer_indices(config.n_layer)
-        )
-        self._arena = Arena(adapter_shapes(bases, lora.rank), self.device.limits)
-        self.shapes = self._arena.shapes
-        self.parameter_count = sum(rows * columns for rows, columns in self.shapes.values())
-        self._values = self._arena.storages("parameters", "adapter")
-        self._gradients = self._arena.storages("gradients", "gradients")
-        self._first = self._arena.storages("first moments", "optimizer")
-        self._second = self._arena.storages("second moments", "optimizer")
-        self._inputs = InputBuffer(max_tokens)
-        self._rope = config.rope_table(max_row)
+        self.trainables, self.max_row, self.tuning = trainables, max_row, base.tuning
+        self._device, self._objective = device, objective
+        self._inputs = InputBuffer(max_tokens, objective.inputs)
+        self._rope = base.config.rope_table(max_row)
         self._rope_storage = Storage("rotary table", "inputs", self._rope.nbytes)
-        segments = len(self._arena.sizes)
-        self._small = {
-            "totals": Storage("totals", "reports", TOTALS.itemsize),
-            "evaluation": Storage("evaluation", "reports", TOTALS.itemsize),
-            "control": Storage("control", "reports", CONTROL.itemsize),
-            "partials": Storage("partials", "reports", 4 * _GROUPS * segments),
-            "ring": Storage("ring", "reports", REPORT.itemsize * RING),
-        }
-        columns = chunk_columns(config.vocabulary, max_tokens)
-        scale = lora.alpha / lora.rank
+        self._totals = Storage("totals", "reports", TOTALS.itemsize)
+        self._evaluation = Storage("evaluation", "reports", TOTALS.itemsize)
+        self.optimizer = AdamW(trainables, self._totals.window())
 
-        def network(gradients: list[Storage] | None) -> Network:
-            dropout = lora.dropout if gradients else 0.0
-            loras = {
-                name: (make_lora(name, self._arena, self._values, gradients, scale, dropout),)
-                for name in bases
-            }
-            return Network(config, model.weights, loras, self._rope_storage.window())
-
-        def loss(graph: Graph, net: Network, totals: str) -> None:
+        def record(graph: Graph, totals: Storage) -> Graph:
+            made = trainables.made(graph.training)
+            adapters = {name: (adapter,) for name, adapter in made.items()}
+            net = Network(base.config, base.weights, adapters, self._rope_storage.window())
             inputs = self._inputs.inputs
             hidden = forward(graph, net, inputs, grad_checkpoint)
-            trained = gather(graph, hidden, inputs.trained, inputs.where)
-            head = config.head_name
-            weight, loras = net.weights.matrices[head], net.loras.get(head, ())
-            cross_entropy(
-                graph, trained, weight, loras, inputs, self._small[totals].window(), columns
-            )
+            objective.record(graph, net, hidden, inputs, totals.window(), max_tokens)
+            graph.backward()
+            return graph
 
-        micro = Graph(capture=capture, tuning=self.tuning)
-        loss(micro, network(self._gradients), "totals")
-        micro.backward()
-        evaluate = Graph(training=False, tuning=self.tuning)
-        loss(evaluate, network(None), "evaluation")
-        graphs = {"micro": micro, "evaluate": evaluate, "update": self._update_graph()}
+        graphs = {
+            "micro": record(Graph(capture=capture, tuning=base.tuning), self._totals),
+            "evaluate": record(Graph(training=False, tuning=base.tuning), self._evaluation),
+            "update": Graph(training=False),
+        }
+        self.optimizer.record(graphs["update"])
         storages = [
-            *self._values,
-            *self._gradients,
-            *self._first,
-            *self._second,
+            *trainables.values.storages,
+            *trainables.gradients.storages,
+            *self.optimizer.storages,
             self._inputs.storage,
             self._rope_storage,
-            *self._small.values(),
+            self._totals,
+            self._evaluation,
         ]
         self.plan = Plan(graphs, storages, max_tokens)
         self._built = self._closed = False
-        self._pending: list[tuple[list[Storage], dict[str, np.ndarray]]] = []
-        self._steps: list[int] = []
-        self._slot = 0
         self._work = self._since = 0.0
 
-    def _update_graph(self) -> Graph:
-        graph = Graph(training=False)
-        small = {name: storage.window() for name, storage in self._small.items()}
-        for i, (storage, size) in enumerate(zip(self._gradients, self._arena.sizes, strict=True)):
-            operands = {"grads": storage.window(), "partials": small["partials"]}
-            graph.launch(
-                "grad_norm", operands, {"n4": size // 16, "first": i * _GROUPS}, {"GROUPS": _GROUPS}
-            )
-        ring = {name: small[name] for name in ("partials", "totals", "control", "ring")}
-        graph.launch("finish_step", ring, {"partial_count": _GROUPS * len(self._arena.sizes)})
-        sets = zip(self._values, self._gradients, self._first, self._second, strict=True)
-        for values, gradients, first, second in sets:
-            operands = {
-                "control": small["control"],
-                "params_arena": values.window(),
-                "grads": gradients.window(),
-                "first_moment": first.window(),
-                "second_moment": second.window(),
-            }
-            graph.launch("adamw", operands, {"n4": values.size // 16})
-        return graph
+    @property
+    def device(self) -> Device:
+        """Where it is built."""
+        assert self._device is not None, "this learner is only planned"
+        return self._device
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """The parameters, name -> (rows, columns)."""
+        return self.trainables.layout.shapes
+
+    @property
+    def parameter_count(self) -> int:
+        """Values that train."""
+        return self.trainables.layout.count
 
     @property
     def nbytes(self) -> int:
@@ -166,50 +140,63 @@ class Learner:
         self._built = True
         assert self._rope_storage.buffer is not None
         self.device.write(self._rope_storage.buffer, 0, self._rope)
-        for storages, tensors in self._pending:
-            self._arena.write(self.device, storages, tensors)
-        self._pending = []
+        for part in (self.trainables, self.optimizer):
+            part.open(self.device)
 
     def set_parameters(self, tensors: Mapping[str, np.ndarray]) -> None:
-        """Sets adapter matrices by name, f32 of `shapes`."""
-        self._set(self._values, tensors)
+        """Sets parameters by name, f32 of `shapes`."""
+        self.trainables.values.set(tensors)
 
     def set_moments(
         self, first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]
     ) -> None:
         """Sets AdamW's moments by name."""
-        self._set(self._first, first)
-        self._set(self._second, second)
-
-    def _set(self, storages: list[Storage], tensors: Mapping[str, np.ndarray]) -> None:
-        if self._built:
-            self._arena.write(self.device, storages, tensors)
-        else:
-            self._pending.append((storages, dict(tensors)))
+        self.optimizer.first.set(first)
+        self.optimizer.second.set(second)
 
     def reset(self) -> None:
         """Forgets a window that was begun, unread reports and the latch of one not finite."""
-        self._steps = []
+        self.optimizer.reset()
+        self.trainables.gradients.clear()
         if self._built:
-            for storage in (*self._gradients, self._small["totals"], self._small["control"]):
-                assert storage.buffer is not None
-                self.device.write(storage.buffer, 0, bytes(storage.size))
+            self._write_totals(self._totals)
 
     async def parameters(self) -> dict[str, np.ndarray]:
-        """The adapter matrices, f32."""
-        return await self._read(self._values)
+        """The parameters, f32."""
+        await self.build()
+        return await self.trainables.values.read()
 
     async def gradients(self) -> dict[str, np.ndarray]:
         """The gradients of the current window, f32: of the summed loss, not of its mean."""
-        return await self._read(self._gradients)
+        await self.build()
+        return await self.trainables.gradients.read()
 
     async def moments(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """AdamW's first and second moments."""
-        return await self._read(self._first), await self._read(self._second)
-
-    async def _read(self, storages: list[Storage]) -> dict[str, np.ndarray]:
         await self.build()
-        return await self._arena.read(self.device, storages)
+        return await self.optimizer.first.read(), await self.optimizer.second.read()
+
+    async def window(self) -> Accumulated:
+        """What `micro` has left since the last update."""
+        gradients = await self.gradients()
+        return Accumulated(gradients, *await self._read_totals(self._totals))
+
+    def set_window(self, window: Accumulated) -> None:
+        """Puts a window, of other learners for example, in the place of its own."""
+        assert self._built, "build() first"
+        assert window.gradients.keys() == self.shapes.keys()
+        self.trainables.gradients.set(window.gradients)
+        self._write_totals(self._totals, loss=window.loss, count=window.count)
+
+    async def _read_totals(self, storage: Storage) -> tuple[float, int]:
+        assert storage.buffer is not None
+        data = await self.device.read(storage.buffer, 0, storage.size)
+        (totals,) = np.frombuffer(data, TOTALS)
+        return float(totals["loss"]), int(totals["count"])
+
+    def _write_totals(self, storage: Storage, loss: float = 0.0, count: int = 0) -> None:
+        assert storage.buffer is not None
+        self.device.write(storage.buffer, 0, np.array((loss, count), TOTALS).tobytes())
 
     def micro(self, batch: Batch, *, dropout_key: int = 0) -> None:
         """Queues forward and backward of one batch."""
@@ -224,8 +211,9 @@ class Learner:
     def _write(self, batch: Batch, dropout_key: int = 0) -> tuple[bytes, int, int]:
         """Queues a batch's arrays; what a replay takes: step uniform, T and C."""
         assert self._built, "build() first"
+        more = self._objective.arrays(batch)
         trained = self._inputs.write(
-            self.device, batch.tokens, batch.starts, batch.ends, batch.targets
+            self.device, batch.tokens, batch.starts, batch.ends, batch.targets, more
         )
         counts = len(batch.tokens), trained
         return step_bytes(*counts, dropout_key=dropout_key), *counts
@@ -236,61 +224,19 @@ class Learner:
         It ends a window as `update` does, without a report; parameters and moments stay.
         """
         micro = await self.plan.profile("micro", *self._write(batch))
-        step = step_bytes(slot=self._slot, **IDLE_UPDATE)
-        return micro + await self.plan.profile("update", step, 0, 0)
+        return micro + await self.plan.profile("update", self.optimizer.idle_step(), 0, 0)
 
-    def update(
-        self,
-        *,
-        step: int,
-        learning_rate: float,
-        weight_decay: float = 0.0,
-        max_grad_norm: float = 0.0,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-    ) -> None:
-        """Queues clipping (0 = none) and AdamW for optimizer step `step` (from 1); ends the
-        window.
-        """
+    def update(self, *, step: int, **settings: Unpack[Settings]) -> None:
+        """Queues clipping and AdamW for optimizer step `step` (from 1); ends the window."""
         assert self._built, "build() first"
-        assert len(self._steps) < RING, "reports() has to be read in between"
-        block = step_bytes(
-            slot=self._slot,
-            learning_rate=learning_rate,
-            keep=1 - learning_rate * weight_decay,
-            max_grad_norm=max_grad_norm,
-            beta1=betas[0],
-            beta2=betas[1],
-            rest1=1 - betas[0],
-            rest2=1 - betas[1],
-            correction1=1 - betas[0] ** step,
-            correction2=1 - betas[1] ** step,
-            epsilon=eps,
-        )
-        self.plan.run("update", block, 0, 0)
-        self._steps.append(step)
-        self._slot = (self._slot + 1) % RING
+        self.plan.run("update", self.optimizer.step(step, **settings), 0, 0)
+        self.optimizer.queued(step)
 
     async def reports(self) -> list[Report]:
         """The reports of all updates since the last call, oldest first."""
-        ring = self._small["ring"].buffer
-        if not self._steps or ring is None:
-            return []
-        kept = np.frombuffer(await self.device.read(ring, 0, ring.size), REPORT)
-        first = self._slot - len(self._steps)
-        rows = [kept[(first + i) % RING] for i in range(len(self._steps))]
-        found = [
-            Report(
-                step,
-                float(row["loss"]),
-                int(row["count"]),
-                float(row["norm"]),
-                bool(row["finite"]),
-            )
-            for step, row in zip(self._steps, rows, strict=True)
-        ]
-        self._steps = []
-        self._calibrate()
+        found = await self.optimizer.reports()
+        if found:
+            self._calibrate()
         return found
 
     def _calibrate(self) -> None:
@@ -301,21 +247,40 @@ class Learner:
         self._work = 0.0
 
     async def evaluate(self, batches: Iterable[Batch]) -> tuple[float, int]:
-        """(summed loss, trained tokens) of the batches, without dropout; changes nothing."""
+        """(summed loss, count) of the batches, without dropout; changes nothing."""
         await self.build()
-        buffer = self._small["evaluation"].buffer
-        assert buffer is not None
         loss, count = 0.0, 0
         for batch in batches:
-            self.device.write(buffer, 0, bytes(buffer.size))
+            self._write_totals(self._evaluation)
             self._queue("evaluate", batch)
-            (totals,) = np.frombuffer(await self.device.read(buffer, 0, buffer.size), TOTALS)
-            loss += float(totals["loss"])
-            count += int(totals["count"])
+            found = await self._read_totals(self._evaluation)
+            loss, count = loss + found[0], count + found[1]
         self._work = 0.0
         return loss, count
 
     def close(self) -> None:
         """Frees its buffers, for good; the model stays."""
         self.plan.close()
+        for part in (self.trainables, self.optimizer):
+            part.close()
         self._built, self._closed = False, True
+
+
+def lora_learner(
+    base: Base,
+    lora: LoraConfig,
+    *,
+    device: Device | None = None,
+    tuning: Tuning | None = None,
+    **options: Any,
+) -> Learner:
+    """A learner of next tokens with a LoRA adapter; `options` are those of `Learner`. `tuning`: a
+    table in place of the base's.
+    """
+    config = base.config
+    blocks = lora.layer_indices(config.n_layer)
+    bases = target_tensors(config, resolve_targets(lora.target_modules), blocks)
+    scale = lora.alpha / lora.rank
+    trainables = lora_trainables(bases, base.limits, lora.rank, scale, lora.dropout)
+    base = base.tuned(tuning, device)
+    return Learner(base, trainables, NextToken(), device=device, **options)

@@ -24,7 +24,7 @@ from wgtrain.files.adapters import (
 )
 from wgtrain.train import checkpoint as ckpt
 from wgtrain.train.config import LoraConfig, TrainConfig
-from wgtrain.train.learner import Learner
+from wgtrain.train.learner import Learner, lora_learner
 from wgtrain.train.results import Evaluation, Queued, StepResult, non_finite
 from wgtrain.train.schedule import make_schedule
 from wgtrain.train.settings import as_mapping
@@ -97,9 +97,10 @@ class Trainer:
         self._held = list(in_batches(valid, config.batch_size)) if valid else []
         held_rows = [len(row.tokens) for row in valid.rows] if valid else []
         self._new_learner = partial(
-            Learner,
-            model,
+            lora_learner,
+            model.base,
             lora,
+            device=model.device,
             max_tokens=max([self._windows.max_tokens, *(len(b.tokens) for b in self._held)]),
             max_row=max([self._windows.max_row, *held_rows]),
             grad_checkpoint=config.grad_checkpoint == "on",

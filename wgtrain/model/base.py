@@ -1,0 +1,45 @@
+"""A base model as plans see it: known from a file's metadata alone, with or without a device."""
+
+from dataclasses import dataclass, replace
+
+from wgtrain.engine.tuning import DEFAULT_GPU, Tuning, default_tuning, fitted
+from wgtrain.files import GGUF
+from wgtrain.gpu import Device, Limits
+from wgtrain.model.config import ModelConfig, read_config
+from wgtrain.model.weights import Weights, plan_weights
+
+
+@dataclass(frozen=True)
+class Base:
+    """Frozen weights and where they lie, what an adapter allows, and the kernels of its programs.
+
+    What a plan over it takes is known before anything is on a GPU: `Plan.nbytes` beside
+    `weights.nbytes`.
+    """
+
+    config: ModelConfig
+    weights: Weights
+    limits: Limits
+    tuning: Tuning
+
+    def tuned(self, tuning: Tuning | None, device: Device | None) -> "Base":
+        """The same with another table, fitted to the device if there is one; None = as it is."""
+        if tuning is None:
+            return self
+        return replace(self, tuning=fitted(tuning, device) if device else tuning)
+
+
+def plan_base(
+    gguf: GGUF,
+    limits: Limits | None = None,
+    tuning: Tuning = DEFAULT_GPU,
+    precision: str = "f32",
+) -> Base:
+    """The base model of a file, of whose tensors nothing is read; by default as on any GPU."""
+    config, limits = read_config(gguf), limits or Limits()
+    return Base(config, plan_weights(gguf, config, limits, precision), limits, tuning)
+
+
+def base_on(device: Device, config: ModelConfig, weights: Weights) -> Base:
+    """The base model whose weights are planned for a device."""
+    return Base(config, weights, device.limits, default_tuning(device))
