@@ -1,0 +1,212 @@
+"""One line an operation: forward and backward through tape and plan against its oracle."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import oracles
+import pytest
+from op_check import Tape, check_op, compare, finite_differences
+
+from wgtrain import random
+from wgtrain.engine import ops
+from wgtrain.engine.graph import padded
+from wgtrain.engine.linear import Linear, linear
+from wgtrain.engine.lora import Lora
+from wgtrain.engine.loss import cross_entropy
+from wgtrain.engine.structs import TOTALS
+from wgtrain.engine.weight import plan_weight
+from wgtrain.gpu import Device, Limits
+
+pytestmark = pytest.mark.gpu
+SIZES = [(1, 1), (5, 7), (17, 12)]  # T, D
+
+
+def normal(*shape: int) -> np.ndarray:
+    return np.random.standard_normal(shape)
+
+
+@pytest.mark.parametrize(("t", "d"), SIZES)
+def test_add(device: Device, t: int, d: int) -> None:
+    check_op(
+        device,
+        lambda tape, x: ops.add(tape.graph, x.a, x.b),
+        lambda x: x.a + x.b,
+        {"a": normal(t, d), "b": normal(t, d)},
+    )
+
+
+@pytest.mark.parametrize(("t", "d"), SIZES)
+def test_swiglu(device: Device, t: int, d: int) -> None:
+    check_op(
+        device,
+        lambda tape, x: ops.swiglu(tape.graph, x.gate, x.up),
+        lambda x: oracles.swiglu(x.gate, x.up)["y"],
+        {"gate": 3 * normal(t, d), "up": normal(t, d)},
+    )
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize(("t", "d"), [(1, 4), (5, 8), (17, 12)])
+def test_rms_norm(device: Device, t: int, d: int, groups: int) -> None:
+    check_op(
+        device,
+        lambda tape, x: ops.rms_norm(tape.graph, x.x, x.w, 1e-2, groups),
+        lambda x: oracles.rms_norm(x.x, x.w, groups, 1e-2)["y"],
+        {"x": normal(t, groups * d)},
+        fixed={"w": 1 + 0.2 * normal(d)},
+    )
+
+
+@pytest.mark.parametrize(("t", "d"), SIZES)
+def test_gather(device: Device, t: int, d: int) -> None:
+    index = np.arange(t)[::-2].astype(np.int32)
+    inverse = np.full(t, -1, np.int32)
+    inverse[index] = np.arange(len(index))
+    check_op(
+        device,
+        lambda tape, x: ops.gather(tape.graph, x.x, x.index, x.inverse),
+        lambda x: oracles.gather_rows(x.x, x.index)["y"],
+        {"x": normal(t, d)},
+        fixed={"index": index, "inverse": inverse},
+        trained=len(index),
+    )
+
+
+def frozen(tape: Tape, array: np.ndarray, limits: Limits | None = None) -> Any:
+    """An F32 weight on a tape, in as many segments as the limits ask for."""
+    weight = plan_weight("weight", "F32", *array.shape, limits or Limits())
+    for segment in weight.segments:
+        tape.put(segment.storage, array[segment.first : segment.first + segment.rows])
+    return weight
+
+
+TWO_SEGMENTS = Limits(binding=64 * 3 * 16)  # 64 rows of 12 values, and the rest
+
+
+@pytest.mark.parametrize("limits", [None, TWO_SEGMENTS])
+def test_embed(device: Device, limits: Limits | None) -> None:
+    table, tokens = normal(70, 11), np.array([69, 0, 63, 64, 64], np.uint32)
+    tape = Tape(len(tokens))
+    y = ops.embed(tape.graph, tape.fixed("tokens", tokens), frozen(tape, table, limits))
+    tape.output("y", y)
+    compare("y", tape.run(device)["y"], table.astype(np.float32)[tokens], 0.0)
+
+
+LORA = {"rank": 5, "scale": 0.7}
+LINEARS: dict[str, dict[str, Any]] = {
+    "bare": {},
+    "bias": {"bias": True},
+    "an adapter": {"adapters": [LORA]},
+    "two adapters": {"bias": True, "adapters": [LORA, {"rank": 2, "scale": -0.4}]},
+    "dropout": {"adapters": [{**LORA, "dropout": 0.3}]},
+    "segments": {"bias": True, "adapters": [LORA], "n": 70, "limits": TWO_SEGMENTS},
+}
+
+
+@pytest.mark.parametrize("case", LINEARS)
+@pytest.mark.parametrize("t", [1, 17])
+def test_linear(device: Device, t: int, case: str) -> None:
+    said = LINEARS[case]
+    k, n, key = 11, said.get("n", 13), random.key(1, "dropout", 5)
+    adapters = said.get("adapters", [])
+    weight, bias = normal(n, k), normal(n) * bool(said.get("bias"))
+    parameters = {}
+    for i, a in enumerate(adapters):
+        parameters |= {f"a{i}": normal(a["rank"], k), f"b{i}": normal(n, a["rank"])}
+
+    def operation(tape: Tape, x: Any) -> Any:
+        loras = tuple(
+            Lora(getattr(x, f"a{i}"), getattr(x, f"b{i}"), a["scale"], a.get("dropout", 0.0), i)
+            for i, a in enumerate(adapters)
+        )
+        given = tape.fixed("bias", bias) if "bias" in said else None
+        return linear(
+            tape.graph, x.x, Linear(frozen(tape, weight, said.get("limits")), given, loras)
+        )
+
+    def oracle(x: Any) -> np.ndarray:
+        y = x.x @ weight.astype(np.float32).astype(np.float64).T + bias.astype(np.float32)
+        for i, a in enumerate(adapters):
+            source = dropped(x.x, a.get("dropout", 0.0), key, i)
+            y += np.float32(a["scale"]) * (source @ getattr(x, f"a{i}").T) @ getattr(x, f"b{i}").T
+        return y
+
+    check_op(device, operation, oracle, {"x": normal(t, k)}, parameters=parameters, dropout_key=key)
+
+
+def dropped(x: np.ndarray, p: float, key: int, site: int) -> np.ndarray:
+    if not p:
+        return x
+    threshold = round(p * 2**24)
+    return oracles.dropout(x, padded(x.shape[1]) // 4, key, site, threshold, 1 / (1 - p))["y"]
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+@pytest.mark.parametrize(("limits", "columns"), [(None, 64), (None, 128), (TWO_SEGMENTS, 64)])
+def test_cross_entropy(device: Device, limits: Limits | None, columns: int, adapter: bool) -> None:
+    """Its gradient is that of the sum of the losses, and begins the backward pass itself."""
+    c, d, v, rank, scale = 7, 12, 130, 3, 0.5
+    head, targets = normal(v, d), np.random.randint(0, v, c).astype(np.uint32)
+    values = {"hidden": normal(c, d), "a": normal(rank, d), "b": normal(v, rank)}
+    if not adapter:
+        values["b"] = np.zeros((v, rank))
+    values = {name: x.astype(np.float32).astype(np.float64) for name, x in values.items()}
+    tape = Tape(c)
+    hidden = tape.input("hidden", values["hidden"])
+    parameters = [tape.parameter(name, values[name]) for name in "ab"] if adapter else []
+    loras = (Lora(*parameters, scale),) if adapter else ()
+    totals = tape.fixed("totals", np.zeros(TOTALS.itemsize // 4, np.uint32))
+    inputs: Any = SimpleNamespace(targets=tape.fixed("targets", targets))
+    cross_entropy(
+        tape.graph, hidden, Linear(frozen(tape, head, limits), None, loras), inputs, totals, columns
+    )
+    tape.output("d.hidden", tape.graph.gradient(hidden)[0])
+    tape.window("loss", totals, (1, 4))
+
+    def loss(**changed: np.ndarray) -> float:
+        x = {**values, **changed}
+        logits = x["hidden"] @ head.astype(np.float32).astype(np.float64).T
+        logits += scale * (x["hidden"] @ x["a"].T) @ x["b"].T
+        highest = logits.max(1)
+        logs = highest + np.log(np.exp(logits - highest[:, None]).sum(1))
+        return float((logs - logits[np.arange(c), targets]).sum())
+
+    found = tape.run(device, trained=c)
+    compare("loss", found["loss"][:, :1], np.array([[loss()]]), 1e-6)
+    for name in ("hidden", *(["a", "b"] if adapter else [])):
+        want = finite_differences(lambda x, n=name: loss(**{n: x}), values[name])
+        compare(name, found[f"d.{name}"] - (name != "hidden"), want, 3e-6)
+
+
+def test_a_wrong_operation_is_seen(device: Device) -> None:
+    """Wrong forward, a gradient that is one part in a hundred thousand off, one not added up."""
+    inputs = {"a": normal(5, 7), "b": normal(5, 7)}
+    right = {
+        "operation": lambda tape, x: ops.add(tape.graph, x.a, x.b),
+        "oracle": lambda x: x.a + x.b,
+    }
+
+    def overwritten(tape: Tape, x: Any) -> Any:
+        g = tape.graph
+        z = g.tensor("z", "T", 7, trains=True)
+        g.launch("add", {"a": x.a, "b": x.b, "y": z}, {"rows": "T", "d4": 2})
+
+        def vjp(dz: Any) -> None:
+            g._gradients[x.a] = dz
+            g.pass_gradient(x.b, dz)
+
+        g.on_backward(z, vjp)
+        return z
+
+    check_op(device, **right, inputs=inputs)
+    for wrong, message in (
+        ({"oracle": lambda x: x.a + 1.00001 * x.b}, "y0: error"),
+        (
+            {"oracle": lambda x: x.a + x.b + 1e-5 * (x.b - inputs["b"].astype(np.float32))},
+            "d.b: error",
+        ),
+        ({"operation": overwritten}, "d.a: error"),
+    ):
+        with pytest.raises(AssertionError, match=message):
+            check_op(device, **{**right, **wrong}, inputs=inputs)
