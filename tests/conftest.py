@@ -69,6 +69,37 @@ def full_device() -> Iterator[Any]:
     opened.close()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def models_share_a_device(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Models are on one of two devices, which keep what was compiled; those that ask for a budget
+    or an adapter, and tests with `own_device`, get one of their own.
+    """
+    from shared_device import borrow
+
+    from wgtrain.infer import model
+
+    opened = model.open_device
+
+    async def open_device(*arguments: Any, limits: str | None = None, **options: Any) -> Any:
+        asked = [x for x in (*arguments, *options.values()) if x is not None]
+        if asked or os.environ.get("WGTRAIN_ADAPTER_INDEX") or limits not in (None, "default"):
+            return await opened(*arguments, limits=limits, **options)
+        return borrow(request.getfixturevalue("device" if limits else "full_device"))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "open_device", open_device)
+        yield
+
+
+@pytest.fixture
+def own_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model of this test has a device of its own, which goes away with it."""
+    from wgtrain import gpu
+    from wgtrain.infer import model
+
+    monkeypatch.setattr(model, "open_device", gpu.open_device)
+
+
 @pytest.fixture(scope="session")
 def checkers(device: Any, full_device: Any) -> Iterator[Any]:
     """What checks kernels: on the first device, and on the second (see `kernel_check.fit`)."""

@@ -114,6 +114,7 @@ def test_learners_and_sessions_stand_side_by_side(model: Model) -> None:
     assert device.allocated == 0
 
 
+@pytest.mark.usefixtures("own_device")
 def test_a_model_that_is_closed_lets_go_of_its_device() -> None:
     """Handles keep a device alive, with tens of MB of its driver's blocks; none may be left."""
     opened = rm.load(rm.build(SHAPE))
