@@ -80,7 +80,7 @@ def test_workgroup_memory_is_counted() -> None:
 
 @pytest.mark.parametrize("path", shader_paths())
 def test_loops_end(path: str) -> None:
-    """Each steps through a range, since natively nothing else need bound it (gpu/native_library)."""
+    """Each steps through a range, since natively nothing else need bound it (native_library)."""
     code = plain(read_shader(path))
     assert not re.search(r"\b(while|loop)\b", code)
     loops = re.findall(r"\bfor\s*\(([^{]*)\)\s*\{", code)
