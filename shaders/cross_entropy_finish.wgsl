@@ -9,7 +9,7 @@ struct Params {
   row_start: u32, // first vocabulary row of this segment
   row_count: u32,
   weight_stride: u32, // packs in a row of W
-  scale_stride: u32, // words in a row of W's scales
+  weight_side_stride: u32, // words in a row of its second plane
 }
 const DIVIDE: bool = true;
 @group(0) @binding(0) var<storage, read> targets: array<u32>;

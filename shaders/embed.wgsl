@@ -8,7 +8,7 @@ struct Params {
   row_start: u32, // first vocabulary row of this segment
   row_count: u32,
   weight_stride: u32, // packs in a row of W
-  scale_stride: u32, // words in a row of W's scales
+  weight_side_stride: u32, // words in a row of its second plane
 }
 @group(0) @binding(0) var<storage, read> tokens: array<u32>;
 @group(0) @binding(1) var<storage, read_write> y: array<vec4<f32>>;

@@ -1,7 +1,7 @@
 // Raw F32 or BF16 rows -> f16 rows of eight, padded with zeros (lib/weight_f16). Where a value lies beyond
 // f16, overflow[0] becomes 1.
 // One invocation makes one pack of one row.
-// grid: ceil_div(packs, 64), slice_rows
+// grid: ceil_div(weight_stride, 64), slice_rows
 // use: raw, planes, pack_f16
 const BF16: bool = false;
 @group(0) @binding(2) var<storage, read_write> overflow: array<atomic<u32>>;
@@ -18,17 +18,18 @@ fn value(row: u32, column: u32) -> f32 {
 
 @compute @workgroup_size(64)
 fn main(@builtin(global_invocation_id) id: vec3<u32>) {
-  if id.x >= params.packs {
+  if id.x >= params.weight_stride {
     return;
   }
-  let row = params.raw_offset + id.y * params.raw_row;
-  let pack = ((params.first_row + id.y) * params.packs + id.x) * 4u;
+  let row = raw_start(id.y);
+  var words = vec4<u32>();
   for (var i = 0u; i < 4u; i++) {
     let column = id.x * 8u + i * 2u;
     let pair = vec2<f32>(value(row, column), value(row, column + 1u));
     if any(abs(pair) > vec2<f32>(65504.0)) {
       atomicMax(&overflow[0], 1u);
     }
-    planes[pack + i] = f16_bits(pair.x) | (f16_bits(pair.y) << 16u);
+    words[i] = f16_bits(pair.x) | (f16_bits(pair.y) << 16u);
   }
+  store_pack(id.y, id.x, words);
 }

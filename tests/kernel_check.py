@@ -21,8 +21,9 @@ from gguf import GGMLQuantizationType, quants
 from wgtrain.engine.dispatch import Caller
 from wgtrain.engine.kernel import Kernel, load_kernel
 from wgtrain.engine.structs import step_bytes
-from wgtrain.engine.weight import FORMATS, Weight
-from wgtrain.gpu import Buffer, Device, run
+from wgtrain.engine.weight import FORMATS, Weight, plan_weight
+from wgtrain.gpu import Buffer, Device, Limits, run
+from wgtrain.model.weights import repack_places
 
 POISON = 0x7FC0DEAD  # a quiet NaN that no computation makes
 # Behind every array lie words that no kernel may use: NaN where it only reads, which shows in its
@@ -81,8 +82,7 @@ class Packed:
     values: np.ndarray
     raw: np.ndarray  # the bytes of a GGUF
     shape: Weight
-    quants: np.ndarray
-    scales: np.ndarray
+    planes: dict[str, np.ndarray]  # words, by the name of their binding
 
     @property
     def libraries(self) -> dict[str, str]:
@@ -95,21 +95,31 @@ def pack_weight(values: np.ndarray, type_: str = "F32") -> Packed:
     raw = quants.quantize(values.astype(np.float32), kind)
     exact = quants.dequantize(raw, kind).astype(np.float64)
     rows, columns = values.shape
-    weight = Weight("test", type_, rows, columns, ())
-    scales_at = rows * weight.packs * 4
+    weight = plan_weight("test", type_, rows, columns, Limits())
+    (segment,) = weight.segments
     common = {
         "raw": np.ascontiguousarray(raw).view(np.uint8).ravel(),
-        "planes": np.full(scales_at + rows * weight.scale_words, POISON, np.uint32),
+        "planes": np.full(segment.storage.size // 4, POISON, np.uint32),
         "slice_rows": rows,
         "first_row": 0,
-        "packs": weight.packs,
-        "scale_stride": weight.scale_words,
-        "scales_at": scales_at,
+        **repack_places(weight, segment),
         "raw_offset": 0,
         "raw_row": raw.nbytes // rows,
     }
     planes = call_oracle(FORMATS[type_].repack, common)["planes"]
-    return Packed(type_, exact, common["raw"], weight, planes[:scales_at], planes[scales_at:])
+    return Packed(type_, exact, common["raw"], weight, split_planes(weight, planes))
+
+
+def split_planes(weight: Weight, words: np.ndarray) -> dict[str, np.ndarray]:
+    """The planes of a weight of one segment; nothing is between them."""
+    found, end = {}, 0
+    for name, window in weight.operands(*weight.segments).items():
+        start, size = window.offset // 4, window.size // 4
+        assert np.all(words[end:start] == POISON)
+        end = start + size
+        found[name] = words[start:end]
+    assert end == len(words)
+    return found
 
 
 def call_oracle(name: str, known: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -219,7 +229,7 @@ class Checker:
         block = step_bytes(counts["T"], counts["C"], **(step or {}))
         contents = dict(arrays)
         if isinstance(weight := contents.get("weight"), Packed):
-            contents |= {"weight": weight.quants, "weight_scale": weight.scales}
+            contents |= weight.planes
         for output, like in outputs.items():
             words = -(-like.size * stored_type(like).itemsize // 4)
             contents.setdefault(output, np.full(words, POISON, "<u4"))

@@ -423,13 +423,13 @@ def repack_f32(
     planes: np.ndarray,
     slice_rows: int,
     first_row: int,
-    packs: int,
+    weight_stride: int,
     raw_offset: int,
     raw_row: int,
 ) -> Outputs:
     planes = planes.copy()
     rows = _blocks(raw, slice_rows, raw_offset, raw_row)
-    _write_rows(planes, rows, first_row, 4 * packs)
+    _write_rows(planes, rows, first_row, 4 * weight_stride)
     return {"planes": planes}
 
 
@@ -442,7 +442,7 @@ def repack_half(
     overflow: np.ndarray,
     slice_rows: int,
     first_row: int,
-    packs: int,
+    weight_stride: int,
     raw_offset: int,
     raw_row: int,
     BF16: bool,
@@ -454,7 +454,7 @@ def repack_half(
     values = bits.view("<f4")
     beyond = np.abs(values) > 65504
     half = np.where(beyond, np.copysign(np.inf, values), values).astype("<f2")
-    _write_rows(planes, half.view(np.uint8), first_row, 4 * packs)
+    _write_rows(planes, half.view(np.uint8), first_row, 4 * weight_stride)
     return {"planes": planes, "overflow": overflow | beyond.any()}
 
 
@@ -463,9 +463,9 @@ def repack_q8_0(
     planes: np.ndarray,
     slice_rows: int,
     first_row: int,
-    packs: int,
-    scale_stride: int,
-    scales_at: int,
+    weight_stride: int,
+    weight_side_stride: int,
+    weight_side_at: int,
     raw_offset: int,
     raw_row: int,
 ) -> Outputs:
@@ -473,9 +473,9 @@ def repack_q8_0(
     planes = planes.copy()
     blocks = _blocks(raw, slice_rows, raw_offset, raw_row).reshape(slice_rows, -1, 34)
     quants = blocks[..., 2:].reshape(slice_rows, -1, 4, 4).swapaxes(2, 3)
-    _write_rows(planes, quants.reshape(slice_rows, -1), first_row, 4 * packs)
+    _write_rows(planes, quants.reshape(slice_rows, -1), first_row, 4 * weight_stride)
     scales = blocks[..., :2].reshape(slice_rows, -1)
-    _write_rows(planes, scales, first_row, scale_stride, scales_at)
+    _write_rows(planes, scales, first_row, weight_side_stride, weight_side_at)
     return {"planes": planes}
 
 
@@ -484,9 +484,9 @@ def repack_q4_0(
     planes: np.ndarray,
     slice_rows: int,
     first_row: int,
-    packs: int,
-    scale_stride: int,
-    scales_at: int,
+    weight_stride: int,
+    weight_side_stride: int,
+    weight_side_at: int,
     raw_offset: int,
     raw_row: int,
 ) -> Outputs:
@@ -496,9 +496,9 @@ def repack_q4_0(
     values = np.concatenate([blocks[..., 2:] & 15, blocks[..., 2:] >> 4], -1)
     nibbles = (values ^ 8).reshape(slice_rows, -1, 8, 4).swapaxes(2, 3)
     quants = nibbles[..., 0::2] | nibbles[..., 1::2] << 4
-    _write_rows(planes, quants.reshape(slice_rows, -1), first_row, 4 * packs)
+    _write_rows(planes, quants.reshape(slice_rows, -1), first_row, 4 * weight_stride)
     scales = blocks[..., :2].reshape(slice_rows, -1)
-    _write_rows(planes, scales, first_row, scale_stride, scales_at)
+    _write_rows(planes, scales, first_row, weight_side_stride, weight_side_at)
     return {"planes": planes}
 
 

@@ -18,14 +18,14 @@ from wgtrain.bench.cases import Case
 from wgtrain.bench.flops import attention_flops, step_flops
 from wgtrain.bench.measure import ratios, spread
 from wgtrain.bench.scaling import points
-from wgtrain.bench.shapes import SHAPES, Shape, find_shape
+from wgtrain.bench.shapes import SHAPES, TYPES, Shape, find_shape
 from wgtrain.bench.tuned import open_device
 from wgtrain.bench.weights import RandomWeights
 from wgtrain.engine.tuning import Choice
 from wgtrain.errors import FileError, OptionError, WgtrainError
 from wgtrain.files import read_gguf
 from wgtrain.gpu import protocol
-from wgtrain.model.config import MATRIX_TYPES, read_config
+from wgtrain.model.config import read_config
 from wgtrain.tune import cache as tune
 from wgtrain.tune import sweep
 from wgtrain.tune.sweep import Measured
@@ -54,7 +54,7 @@ def record_of(capsys: Any, *arguments: Any) -> dict[str, Any]:
 # Shapes and weights
 
 
-@pytest.mark.parametrize("type_", MATRIX_TYPES)
+@pytest.mark.parametrize("type_", TYPES)
 def test_weights_are_a_model_file(type_: str) -> None:
     shape = find_shape("tiny", type=type_)
     source = RandomWeights(shape)

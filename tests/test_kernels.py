@@ -12,6 +12,7 @@ from kernel_check import (
     Packed,
     make_spans,
     pack_weight,
+    split_planes,
 )
 
 from wgtrain import random
@@ -26,7 +27,9 @@ from wgtrain.engine.tuning import (
     tn_small,
 )
 from wgtrain.engine.weight import FORMATS, plan_weight
+from wgtrain.files import BLOCKS
 from wgtrain.gpu import Device
+from wgtrain.model.weights import repack_places
 
 pytestmark = pytest.mark.gpu
 
@@ -189,8 +192,8 @@ def random_weight(rows: int, columns: int, type_: str) -> Packed:
 
 def columns_of(type_: str, columns: int) -> int:
     """The nearest number of columns that the type can have."""
-    block = FORMATS[type_].block
-    return -(-columns // block) * block if block else columns
+    block = BLOCKS[type_].size
+    return -(-columns // block) * block
 
 
 # rows, N, K
@@ -295,7 +298,7 @@ def test_embed_pads_with_zeros(check: Any) -> None:
 @pytest.mark.parametrize("type_", TYPES)
 def test_repack(checker: Checker, type_: str) -> None:
     """Two slices of a file at an even byte; then `embed` gives the package's own values exactly."""
-    columns = columns_of(type_, 70) if FORMATS[type_].block else 71
+    columns = columns_of(type_, 71)
     if type_ == "Q4_0":
         columns += 64  # packs and blocks are the same here: an odd number of them, more than one
     rows, skip = 7, 6
@@ -313,18 +316,13 @@ def test_repack(checker: Checker, type_: str) -> None:
             "slice_rows": count,
             "first_row": first,
             "columns": columns,
-            "packs": weight.packs,
-            "scale_stride": weight.scale_words,
-            "scales_at": segment.scales_at // 4,
+            **repack_places(weight, segment),
             "raw_offset": skip + first * (raw.nbytes // rows),
             "raw_row": raw.nbytes // rows,
         }
         arrays = {"raw": file, "planes": planes}
         planes = checker.check(FORMATS[type_].repack, arrays, params)["planes"]
-    end = rows * weight.packs * 4
-    scales = planes[segment.scales_at // 4 :]
-    assert np.all(planes[end : segment.scales_at // 4] == POISON)
-    packed = Packed(type_, exact.astype(np.float64), file, weight, planes[:end], scales)
+    packed = Packed(type_, exact.astype(np.float64), file, weight, split_planes(weight, planes))
     tokens = np.arange(rows, dtype=np.uint32)[::-1].copy()
     params = {**elementwise(columns), "row_start": 0, "row_count": rows}
     got = checker.check("embed", {"tokens": tokens, "weight": packed}, params, rows=rows)["y"]
@@ -342,8 +340,9 @@ def half_rows(type_: str, values: np.ndarray) -> tuple[dict[str, Any], dict[str,
         "planes": np.full(rows * packs * 4, POISON, np.uint32),
         "overflow": np.zeros(1, np.uint32),
     }
-    params = {"slice_rows": rows, "first_row": 0, "columns": columns, "packs": packs}
-    params |= {"scale_stride": 0, "scales_at": 0, "raw_offset": 0, "raw_row": raw.nbytes // rows}
+    params = {"slice_rows": rows, "first_row": 0, "columns": columns, "weight_stride": packs}
+    params |= {"weight_side_stride": 0, "weight_side_at": 0}
+    params |= {"raw_offset": 0, "raw_row": raw.nbytes // rows}
     return arrays, params
 
 

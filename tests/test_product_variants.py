@@ -13,6 +13,7 @@ from kernel_check import Checker, fit, pack_weight
 from wgtrain.engine.graph import padded
 from wgtrain.engine.kernel import load_kernel
 from wgtrain.engine.weight import FORMATS
+from wgtrain.files import BLOCKS
 
 pytestmark = pytest.mark.gpu
 
@@ -53,8 +54,8 @@ def normal(*shape: int) -> np.ndarray:
 
 def columns_of(type_: str, columns: int) -> int:
     """The nearest number of columns that the type can have."""
-    block = FORMATS[type_].block
-    return -(-columns // block) * block if block else columns
+    block = BLOCKS[type_].size
+    return -(-columns // block) * block
 
 
 def check_nt(

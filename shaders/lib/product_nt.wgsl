@@ -7,7 +7,7 @@ struct Params {
   y_column: u32,      // first vec4 of y that is written
   weight_row: u32,    // first row of W that is used
   weight_stride: u32, // packs in a row of W
-  scale_stride: u32,  // words in a row of W's scales, quantised formats
+  weight_side_stride: u32, // words in a row of its second plane; 0 = there is none
   scale: f32,
   add: u32,           // 1 = onto what is there
   lora_rank: u32,     // columns of z and of B; 0 = no adapter

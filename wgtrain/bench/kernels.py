@@ -9,12 +9,11 @@ from wgtrain.bench import cases
 from wgtrain.bench.ceiling import copy_ceiling, facts, product_ceilings
 from wgtrain.bench.measure import Record, record, spread
 from wgtrain.bench.runner import interleaved
-from wgtrain.bench.shapes import Shape, find_shape
+from wgtrain.bench.shapes import TYPES, Shape, find_shape
 from wgtrain.bench.tuned import AUTO, open_device, tuning_of
 from wgtrain.engine.tuning import default_tuning, to_json
 from wgtrain.files import BLOCKS
 from wgtrain.gpu import Device
-from wgtrain.model.config import MATRIX_TYPES
 from wgtrain.model.weights import check_precision, stored_type
 
 Advance = Callable[[str], None]
@@ -22,7 +21,7 @@ Advance = Callable[[str], None]
 
 def kinds(types: Sequence[str], precision: str) -> list[str]:
     """The weight types as which these, or all where there are none, lie on the GPU."""
-    return list(dict.fromkeys(stored_type(type_, precision) for type_ in types or MATRIX_TYPES))
+    return list(dict.fromkeys(stored_type(type_, precision) for type_ in types or TYPES))
 
 
 def parts(shapes: Sequence[Shape], types: Sequence[str], precision: str) -> int:

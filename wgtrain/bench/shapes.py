@@ -13,8 +13,9 @@ import numpy as np
 from wgtrain.data import Batch, Row, make_batch
 from wgtrain.errors import OptionError
 from wgtrain.files import BLOCKS
-from wgtrain.model.config import LINEARS, MATRIX_TYPES, ModelConfig
+from wgtrain.model.config import LINEARS, ModelConfig
 
+TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0")  # that `weights.py` can make
 _EPS = float(np.float32(1e-5))  # as a file holds it
 
 
@@ -162,8 +163,8 @@ def find_shape(name: str, **changed: Any) -> Shape:
         raise OptionError(f"shape = {name!r}{hint}: allowed are {', '.join(SHAPES)}")
     given = {field: value for field, value in changed.items() if value is not None}
     type_ = given.get("type", "F32")
-    if type_ not in MATRIX_TYPES:
-        raise OptionError(f"type = {type_!r}: allowed are {', '.join(MATRIX_TYPES)}")
+    if type_ not in TYPES:
+        raise OptionError(f"type = {type_!r}: allowed are {', '.join(TYPES)}")
     for field in ("rows", "length", "rank", "layers"):
         if given.get(field, 1) < 1:
             raise OptionError(f"{field} = {given[field]}: a number above 0 is needed")

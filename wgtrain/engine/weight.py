@@ -1,5 +1,5 @@
-"""Frozen weight matrices as they lie in GPU memory: one buffer per segment, planes of packs and
-scales.
+"""Frozen weight matrices as they lie in GPU memory: one buffer per segment, in it the planes of a
+format.
 
 A format is one entry of `FORMATS`, one `shaders/lib/weight_*.wgsl` that reads it and one
 `shaders/repack_*.wgsl` that makes it from the file's bytes; nothing else knows it.
@@ -16,34 +16,58 @@ PRECISIONS = ("f32", "f16")  # of the operands of products with weights
 
 
 @dataclass(frozen=True)
-class Format:
-    """How one tensor type is laid out. `pack`: values in 16 bytes; `block`: values a scale covers,
-    0 = none.
+class Plane:
+    """A part of a format with a binding of its own, `name`: `nbytes` bytes for each `values` values
+    of a row. Rows are padded to whole units of `unit` bytes; kernels count `<name>_stride` in them.
     """
+
+    name: str
+    values: int
+    nbytes: int
+    unit: int
+
+    def stride(self, columns: int) -> int:
+        """Units in a row of `columns` values."""
+        return -(-(-(-columns // self.values) * self.nbytes) // self.unit)
+
+
+@dataclass(frozen=True)
+class Format:
+    """How one tensor type is laid out: planes in the order in which they lie in a segment."""
 
     library: str
     repack: str
-    pack: int
-    block: int = 0
+    planes: tuple[Plane, ...]
+
+
+def _format(name: str, repack: str, values: int, side: tuple[int, int] | None = None) -> Format:
+    """`values` in each 16 bytes of the plane `weight`; `side`: (values, bytes) of `weight_side`."""
+    planes = [Plane("weight", values, 16, 16)]
+    if side:
+        planes.append(Plane("weight_side", *side, 4))
+    return Format(f"weight_{name}", f"repack_{repack}", tuple(planes))
 
 
 FORMATS = {
-    "F32": Format("weight_f32", "repack_f32", 4),
-    "F16": Format("weight_f16", "repack_16", 8),
-    "BF16": Format("weight_bf16", "repack_16", 8),
-    "Q8_0": Format("weight_q8_0", "repack_q8_0", 16, 32),
-    "Q4_0": Format("weight_q4_0", "repack_q4_0", 32, 32),
+    "F32": _format("f32", "f32", 4),
+    "F16": _format("f16", "16", 8),
+    "BF16": _format("bf16", "16", 8),
+    "Q8_0": _format("q8_0", "q8_0", 16, (32, 2)),
+    "Q4_0": _format("q4_0", "q4_0", 32, (32, 2)),
 }
+MATRIX_TYPES = tuple(FORMATS)  # that a file's matrices can have
+UNITS = {plane.name: plane.unit for entry in FORMATS.values() for plane in entry.planes}
+_APART = 256  # bytes; where bindings may begin
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Consecutive rows of a weight in one buffer; `scales_at` = byte at which the scales begin."""
+    """Consecutive rows of a weight in one buffer; `starts` = the byte where each plane begins."""
 
     storage: Storage
     first: int
     rows: int
-    scales_at: int
+    starts: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -61,15 +85,13 @@ class Weight:
     precision: str = "f32"
 
     @property
-    def packs(self) -> int:
-        """Packs in a row."""
-        return -(-self.columns // FORMATS[self.type].pack)
+    def planes(self) -> tuple[Plane, ...]:
+        """Of its format."""
+        return FORMATS[self.type].planes
 
-    @property
-    def scale_words(self) -> int:
-        """32-bit words of scales (f16 pairs) in a row."""
-        block = FORMATS[self.type].block
-        return -(-self.columns // (2 * block)) if block else 0
+    def row_nbytes(self, plane: Plane) -> int:
+        """Bytes of a plane's row."""
+        return plane.stride(self.columns) * plane.unit
 
     @property
     def library(self) -> str:
@@ -88,14 +110,14 @@ class Weight:
 
     def operands(self, segment: Segment) -> dict[str, Window]:
         """The bindings of one segment."""
-        quants = segment.storage.window(0, segment.rows * self.packs * 16)
-        if not self.scale_words:
-            return {"weight": quants}
-        return {"weight": quants, "weight_scale": segment.storage.window(segment.scales_at)}
+        return {
+            plane.name: segment.storage.window(start, segment.rows * self.row_nbytes(plane))
+            for plane, start in zip(self.planes, segment.starts, strict=True)
+        }
 
     def strides(self) -> dict[str, int]:
         """The parameters every reader of a weight takes."""
-        return {"weight_stride": self.packs, "scale_stride": self.scale_words}
+        return _strides({plane.name: plane.stride(self.columns) for plane in self.planes})
 
 
 def plan_weight(
@@ -103,9 +125,9 @@ def plan_weight(
 ) -> Weight:
     """Lays a weight out in as few segments as the adapter's binding and buffer limits allow."""
     shape = Weight(name, type_, rows, columns, (), precision)
-    row_bytes = shape.packs * 16 + shape.scale_words * 4
-    # Readers bind quants and scales one by one, but a repack shader binds a segment whole.
-    spare = 512 if shape.scale_words else 0
+    row_bytes = sum(shape.row_nbytes(plane) for plane in shape.planes)
+    # Readers bind planes one by one, but a repack shader binds a segment whole.
+    spare = 2 * _APART * (len(shape.planes) - 1)
     most = (min(limits.binding, limits.buffer) - spare) // row_bytes
     if most < min(rows, 64):
         raise OutOfMemoryError(
@@ -116,13 +138,11 @@ def plan_weight(
     segments = []
     for first in range(0, rows, most):
         count = min(most, rows - first)
-        scales_at = -(-count * shape.packs * 16 // 256) * 256
-        size = (
-            scales_at + count * shape.scale_words * 4
-            if shape.scale_words
-            else count * shape.packs * 16
-        )
-        segments.append(Segment(Storage(name, "weights", size), first, count, scales_at))
+        starts, size = [], 0
+        for plane in shape.planes:
+            starts.append(-(-size // _APART) * _APART)
+            size = starts[-1] + count * shape.row_nbytes(plane)
+        segments.append(Segment(Storage(name, "weights", size), first, count, tuple(starts)))
     return replace(shape, segments=tuple(segments))
 
 
@@ -133,4 +153,9 @@ def dense_operands(matrix: Window | Tensor) -> dict[str, Any]:
 
 def dense_strides(columns: int) -> dict[str, int]:
     """The strides of a padded f32 matrix of `columns` columns."""
-    return {"weight_stride": padded(columns) // 4, "scale_stride": 0}
+    return _strides({"weight": padded(columns) // 4})
+
+
+def _strides(found: dict[str, int]) -> dict[str, int]:
+    """By the names of parameters, 0 for a plane that is not there."""
+    return {f"{name}_stride": found.get(name, 0) for name in UNITS}

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from wgtrain.engine.weight import MATRIX_TYPES
 from wgtrain.errors import FileError
 from wgtrain.files import GGUF
 from wgtrain.files.gguf_parser import F32_MAX, F32_MIN
@@ -275,6 +276,3 @@ def _tensor_problems(gguf: GGUF, c: ModelConfig) -> list[str]:
         if name not in expected
     ]
     return problems
-
-
-MATRIX_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0")

@@ -12,7 +12,7 @@ import numpy as np
 from wgtrain.engine.dispatch import Caller
 from wgtrain.engine.graph import Storage, Window, padded
 from wgtrain.engine.kernel import Kernel, load_kernel
-from wgtrain.engine.weight import FORMATS, Weight, plan_weight
+from wgtrain.engine.weight import FORMATS, Segment, Weight, plan_weight
 from wgtrain.errors import DeviceError, FileError, OptionError, OutOfMemoryError
 from wgtrain.files import GGUF, TensorInfo, read_range
 from wgtrain.files.source import Source, source_name
@@ -114,6 +114,15 @@ async def load_weights(device: Device, source: Source, gguf: GGUF, weights: Weig
         raise
 
 
+def repack_places(weight: Weight, segment: Segment) -> dict[str, int]:
+    """The parameters that tell a repack shader where the planes of a segment lie."""
+    at = {
+        plane.name: start // plane.unit
+        for plane, start in zip(weight.planes, segment.starts, strict=True)
+    }
+    return {**weight.strides(), "weight_side_at": at.get("weight_side", 0)}
+
+
 def _repack(type_: str, stored: str) -> Kernel:
     """The kernel that makes the layout of `stored` from a file's tensor."""
     if type_ == stored:
@@ -174,9 +183,7 @@ async def _load_matrix(
                     "slice_rows": rows,
                     "first_row": first,
                     "columns": weight.columns,
-                    "packs": weight.packs,
-                    "scale_stride": weight.scale_words,
-                    "scales_at": segment.scales_at // 4,
+                    **repack_places(weight, segment),
                     "raw_offset": 0,
                     "raw_row": row,
                 },

@@ -18,6 +18,7 @@ from wgtrain.engine.kernel import Kernel
 from wgtrain.engine.plan import Plan
 from wgtrain.engine.structs import step_bytes
 from wgtrain.engine.tuning import Choice, candidates
+from wgtrain.engine.weight import UNITS
 from wgtrain.errors import OutOfMemoryError, ShaderError
 from wgtrain.gpu import Binding, Buffer, Device, Dispatch, Slot
 
@@ -237,10 +238,9 @@ class _Stage:
         """Bytes of an operand; of a weight, of the rows that are read."""
         if isinstance(operand, Tensor):
             return operand.nbytes(self._rows)
-        strides = {"weight": ("weight_stride", 16), "weight_scale": ("scale_stride", 4)}
-        stride, item = strides.get(name, ("", 0))
-        if stride in self._params and "n" in self._params:
-            return min(operand.size, self._params["n"] * self._params[stride] * item)
+        if name in UNITS and "n" in self._params:
+            stride = self._params[f"{name}_stride"]
+            return min(operand.size, self._params["n"] * stride * UNITS[name])
         return operand.size
 
     def _make(self, name: str, content: bytes, uniform: bool = False) -> Buffer:
