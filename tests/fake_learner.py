@@ -99,6 +99,12 @@ class FakeLearner:
         self.latched, self.unread = False, []
         self._zero()
 
+    def drop_window(self):
+        self._zero()
+
+    async def window_count(self):
+        return self.count
+
     def set_parameters(self, tensors):
         assert {n: x.shape for n, x in tensors.items()} == self.shapes
         self.p = {name: np.array(tensors[name], np.float32) for name in self.shapes}
@@ -182,9 +188,9 @@ class FakeLearner:
             self.p[name] -= f(learning_rate) * m / (np.sqrt(v) + f(eps))
         self._zero()
 
-    async def reports(self):
-        reports, self.unread = self.unread, []
-        return reports
+    async def reports(self, steps):
+        reports = {report.step: report for report in self.unread}
+        return [reports[step] for step in steps]
 
     async def evaluate(self, batches):
         parts = [self._loss(batch, 0) for batch in batches]

@@ -12,6 +12,7 @@ from fake_learner import FakeLearner, FakeModel, fake_rows
 from wgtrain import random
 from wgtrain.errors import FileError, NonFiniteError, OptionError
 from wgtrain.files.adapters import read_adapter_gguf, read_adapter_peft
+from wgtrain.train import loop as loop_module
 from wgtrain.train import trainer as trainer_module
 from wgtrain.train.config import LoraConfig, TrainConfig
 from wgtrain.train.start import initial_parameters
@@ -377,7 +378,7 @@ def test_checkpoint_does_not_disturb():
 
 
 def test_checkpoint_in_the_middle_of_a_burst_is_of_the_newest_step(monkeypatch):
-    monkeypatch.setattr(trainer_module, "READ_SECONDS", 1e9)
+    monkeypatch.setattr(loop_module, "READ_SECONDS", 1e9)
     trainer = make()
     run = trainer.run()
     assert next(run).step == 1 and next(run).step == 2

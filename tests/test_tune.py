@@ -409,7 +409,7 @@ def test_a_resumed_run_is_bitwise_whatever_the_cache_says(
     assert "kernels: made by a test" in "\n".join(said)
     with monkeypatch.context() as patch:
         stop_after(patch, 2)
-        patch.setattr("wgtrain.train.trainer.READ_SECONDS", 0.0)  # no step is ahead of its report
+        patch.setattr("wgtrain.train.loop.READ_SECONDS", 0.0)  # no step is ahead of its report
         assert not session.start({**settings, "out": out["run"]}, said.append)
     chosen[0] = None  # what was measured is gone
     assert session.resume(out["run"], said.append)

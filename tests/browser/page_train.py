@@ -14,7 +14,7 @@ from typing import Any
 import wgtrain
 from wgtrain import LoraConfig, TrainConfig, Trainer
 from wgtrain.data import load_rows
-from wgtrain.train.windows import Windows
+from wgtrain.train.windows import At, Windows
 
 LORA = LoraConfig(rank=4, alpha=8, dropout=0.1)
 STEPS = 20
@@ -50,9 +50,10 @@ async def make(
 
 def batches(trainer: Trainer) -> str:
     """A hash of everything that all the steps are fed with."""
-    windows, digest = Windows(trainer.rows, trainer.config), hashlib.sha256()
+    windows, digest, at = Windows(trainer.rows, trainer.config), hashlib.sha256(), At()
     for _ in range(trainer.total_steps):
-        for batch in windows.next():
+        window, at = windows.window(at)
+        for batch in window:
             for array in (batch.tokens, batch.targets, batch.starts, batch.ends):
                 digest.update(array.tobytes())
     return digest.hexdigest()

@@ -2,6 +2,7 @@
 updates leave in a ring on the GPU.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Required, TypedDict, Unpack
 
@@ -53,8 +54,7 @@ class AdamW:
         self._partials = Storage("partials", "reports", 4 * _GROUPS * segments)
         self._ring = Storage("ring", "reports", REPORT.itemsize * RING)
         self._device: Device | None = None
-        self._steps: list[int] = []  # updates whose report was not read
-        self._slot = 0
+        self._steps: list[int] = []  # updates since `reports` was called
 
     @property
     def storages(self) -> list[Storage]:
@@ -87,6 +87,11 @@ class AdamW:
         self.first.open(device)
         self.second.open(device)
 
+    def forget(self) -> None:
+        """Opening is done: see `Arena.forget`."""
+        self.first.forget()
+        self.second.forget()
+
     def close(self) -> None:
         """Its buffers are gone."""
         self._device = None
@@ -99,7 +104,7 @@ class AdamW:
         rate, decay = settings["learning_rate"], settings.get("weight_decay", 0.0)
         betas = settings.get("betas", (0.9, 0.999))
         return step_bytes(
-            slot=self._slot,
+            slot=number % RING,
             learning_rate=rate,
             keep=1 - rate * decay,
             max_grad_norm=settings.get("max_grad_norm", 0.0),
@@ -115,22 +120,21 @@ class AdamW:
     def queued(self, number: int) -> None:
         """Update `number` is on its way: its report will be read."""
         self._steps.append(number)
-        self._slot = (self._slot + 1) % RING
 
     def idle_step(self) -> bytes:
         """The step uniform of an update that changes nothing and leaves no report."""
-        return step_bytes(slot=self._slot, **IDLE_UPDATE)
+        return step_bytes(slot=(max(self._steps, default=0) + 1) % RING, **IDLE_UPDATE)
 
-    async def reports(self) -> list[Report]:
-        """The reports of all updates since the last call, oldest first; none if its buffers are
-        gone.
+    async def reports(self, steps: Sequence[int] | None = None) -> list[Report]:
+        """The reports of all updates since the last call, oldest first, or of `steps`; none if its
+        buffers are gone.
         """
-        if not self._steps or self._device is None:
+        steps = self._steps if steps is None else steps
+        if not steps or self._device is None:
             return []
         assert self._ring.buffer is not None
         kept = np.frombuffer(await self._device.read(self._ring.buffer, 0, self._ring.size), REPORT)
-        first = self._slot - len(self._steps)
-        rows = [kept[(first + i) % RING] for i in range(len(self._steps))]
+        rows = [kept[step % RING] for step in steps]
         found = [
             Report(
                 step,
@@ -139,7 +143,7 @@ class AdamW:
                 float(row["norm"]),
                 bool(row["finite"]),
             )
-            for step, row in zip(self._steps, rows, strict=True)
+            for step, row in zip(steps, rows, strict=True)
         ]
         self._steps = []
         return found

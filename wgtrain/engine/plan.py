@@ -243,10 +243,14 @@ class Plan:
         assert operand.storage.buffer is not None, f"{operand.storage.name} was not loaded"
         return Binding(slot.number, operand.storage.buffer, operand.offset, operand.size)
 
-    def run(self, name: str, step: bytes, tokens: int, trained: int) -> None:
+    def run(
+        self, name: str, step: bytes, tokens: int, trained: int, *, whole: bool = False
+    ) -> None:
         """Queues one replay: `step` is the content of the step uniform (see `structs`), T and C its
-        sizes."""
-        self._device.run(*self._prepare(name, step, tokens, trained))
+        sizes. `whole`: in one submit, however much it is.
+        """
+        program, counts, cuts = self._prepare(name, step, tokens, trained)
+        self._device.run(program, counts, [] if whole else cuts)
 
     def _prepare(
         self, name: str, step: bytes, tokens: int, trained: int

@@ -88,8 +88,11 @@ class Arena:
     def open(self, device: Device) -> None:
         """Its storages have buffers from now on: queues what was set before."""
         self._device = device
-        pending, self._pending = self._pending, {}
-        self.set(pending)
+        self.set(self._pending)
+
+    def forget(self) -> None:
+        """Opening is done, and needs not be repeated: what was set before is no longer kept."""
+        self._pending = {}
 
     def close(self) -> None:
         """Its buffers are gone."""
@@ -168,6 +171,11 @@ class Trainables(Generic[T_co]):
         """Both arenas have buffers from now on."""
         self.values.open(device)
         self.gradients.open(device)
+
+    def forget(self) -> None:
+        """Opening is done: see `Arena.forget`."""
+        self.values.forget()
+        self.gradients.forget()
 
     def close(self) -> None:
         """Their buffers are gone."""

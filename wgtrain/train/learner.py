@@ -6,7 +6,7 @@ One replay of "micro" is forward and backward of a batch, adding to gradients an
 """
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Unpack
 
@@ -136,12 +136,18 @@ class Learner:
             raise DeviceLostError("the trainer was closed: its adapter is gone from the GPU")
         if self._built:
             return
-        await self.plan.build(self.device)
-        self._built = True
-        assert self._rope_storage.buffer is not None
-        self.device.write(self._rope_storage.buffer, 0, self._rope)
+        try:
+            await self.plan.build(self.device)
+            assert self._rope_storage.buffer is not None
+            self.device.write(self._rope_storage.buffer, 0, self._rope)
+            for part in (self.trainables, self.optimizer):
+                part.open(self.device)
+            self._built = True
+        except BaseException:  # of an interrupt too: half a plan would train on zeros
+            self._free()
+            raise
         for part in (self.trainables, self.optimizer):
-            part.open(self.device)
+            part.forget()
 
     def set_parameters(self, tensors: Mapping[str, np.ndarray]) -> None:
         """Sets parameters by name, f32 of `shapes`."""
@@ -157,9 +163,18 @@ class Learner:
     def reset(self) -> None:
         """Forgets a window that was begun, unread reports and the latch of one not finite."""
         self.optimizer.reset()
+        self.drop_window()
+
+    def drop_window(self) -> None:
+        """Forgets the micro-batches since the last update."""
         self.trainables.gradients.clear()
         if self._built:
             self._write_totals(self._totals)
+
+    async def window_count(self) -> int:
+        """The count of the window alone; an update leaves 0."""
+        await self.build()
+        return (await self._read_totals(self._totals))[1]
 
     async def parameters(self) -> dict[str, np.ndarray]:
         """The parameters, f32."""
@@ -227,14 +242,18 @@ class Learner:
         return micro + await self.plan.profile("update", self.optimizer.idle_step(), 0, 0)
 
     def update(self, *, step: int, **settings: Unpack[Settings]) -> None:
-        """Queues clipping and AdamW for optimizer step `step` (from 1); ends the window."""
+        """Queues clipping and AdamW for optimizer step `step` (from 1); ends the window. One
+        submit: where this is interrupted, all of it is queued or nothing.
+        """
         assert self._built, "build() first"
-        self.plan.run("update", self.optimizer.step(step, **settings), 0, 0)
+        self.plan.run("update", self.optimizer.step(step, **settings), 0, 0, whole=True)
         self.optimizer.queued(step)
 
-    async def reports(self) -> list[Report]:
-        """The reports of all updates since the last call, oldest first."""
-        found = await self.optimizer.reports()
+    async def reports(self, steps: Sequence[int] | None = None) -> list[Report]:
+        """The reports of all updates since the last call, oldest first; or those of `steps`, as
+        often as they are asked for while fewer than `RING` updates follow.
+        """
+        found = await self.optimizer.reports(steps)
         if found:
             self._calibrate()
         return found
@@ -260,10 +279,14 @@ class Learner:
 
     def close(self) -> None:
         """Frees its buffers, for good; the model stays."""
+        self._closed = True
+        self._free()
+
+    def _free(self) -> None:
+        self._built = False
         self.plan.close()
         for part in (self.trainables, self.optimizer):
             part.close()
-        self._built, self._closed = False, True
 
 
 def lora_learner(

@@ -1,9 +1,10 @@
 """What training tells: one result per optimizer step, evaluations, a step that was not finite."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from wgtrain.errors import NonFiniteError
+from wgtrain.errors import NonFiniteError, WgtrainError
+from wgtrain.train.windows import START, At
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,45 @@ class Queued:
     learning_rate: float
     tokens: int
     lines: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run stands after `step` steps, before window `at`. A trainer replaces it as a whole,
+    so that an interrupt finds a step done or not begun.
+
+    `unread`: steps queued whose reports were not read; `ready`: results that were not yielded.
+    """
+
+    step: int = 0
+    at: At = START
+    tokens_seen: int = 0
+    elapsed_seconds: float = 0.0
+    unread: tuple[Queued, ...] = ()
+    ready: tuple[StepResult, ...] = ()
+    evaluations: tuple[Evaluation, ...] = ()
+    failure: WgtrainError | None = None
+
+    def with_report(self, report: Any, queued: Queued, rate: float) -> "Place":
+        """With the result of a queued step, at `rate` tokens a second."""
+        seen, elapsed = self.tokens_seen + queued.tokens, queued.tokens / rate
+        result = StepResult(
+            queued.step,
+            queued.epoch,
+            report.loss,
+            queued.learning_rate,
+            report.grad_norm,
+            report.count,
+            seen,
+            rate,
+            self.elapsed_seconds + elapsed,
+        )
+        return replace(
+            self,
+            tokens_seen=seen,
+            elapsed_seconds=result.elapsed_seconds,
+            ready=(*self.ready, result),
+        )
 
 
 def non_finite(report: Any, queued: Queued, name: str) -> NonFiniteError:

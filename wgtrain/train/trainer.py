@@ -1,9 +1,5 @@
 """The training loop: windows of micro-batches in, one result per optimizer step out; no paths."""
 
-import dataclasses
-import math
-import time
-from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -11,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from wgtrain import __version__, random
+from wgtrain import __version__
 from wgtrain.data import Dataset
 from wgtrain.dual import aio_view, dual, dual_iterator
 from wgtrain.engine.tuning import Tuning, from_json, to_json
@@ -25,20 +21,18 @@ from wgtrain.files.adapters import (
 from wgtrain.train import checkpoint as ckpt
 from wgtrain.train.config import LoraConfig, TrainConfig
 from wgtrain.train.learner import Learner, lora_learner
-from wgtrain.train.results import Evaluation, Queued, StepResult, non_finite
+from wgtrain.train.loop import Loop
+from wgtrain.train.results import Place, StepResult
 from wgtrain.train.schedule import make_schedule
 from wgtrain.train.settings import as_mapping
 from wgtrain.train.start import adopt, hash_rows, initial_parameters, split_rows
-from wgtrain.train.windows import Windows, in_batches
+from wgtrain.train.windows import At, Windows, in_batches
 
-# Reports are read after so many steps, or as many as take so long: what is queued cannot be
-# cancelled.
-MOST_UNREAD, READ_SECONDS = 8, 0.2
 # Settings that a checkpoint may differ in: they change no number, or what it holds covers them.
 FREE = {"eval_every", "save_every", "save_total_limit", "valid", "seq_len", "train_on", "tuning"}
 
 
-class Trainer:
+class Trainer(Loop):
     """Trains an adapter on token rows; every number follows from rows, settings and seed.
 
     `valid` are rows for validation, `init_adapter` an adapter to start from (whatever
@@ -115,14 +109,7 @@ class Trainer:
             if init_adapter
             else initial_parameters(self.learner.shapes, config.seed)
         )
-        self.step, self.tokens_seen, self.elapsed_seconds = 0, 0, 0.0
-        self.evaluations: list[Evaluation] = []
-        self.failure: NonFiniteError | None = None
-        self._unread: list[Queued] = []
-        self._most_unread = 1
-        self._ready: deque[StepResult] = deque()
-        self._stopping = False
-        self._last_read = 0.0
+        super().__init__()
 
     def _use(self, tuning: Tuning) -> None:
         """Makes a learner with another table, where it is another one."""
@@ -148,110 +135,19 @@ class Trainer:
         one, `checkpoint()` is sure to be of the step just yielded. NonFiniteError ends the run
         with the parameters of the last good step.
         """
-        self._stopping, more = False, True
-        await self.learner.build()
-        if self.step == 0 and self._held and not self.evaluations:
-            await self._validate()
-        self._last_read = time.perf_counter()
-        while more and not self.failure:
-            more = self.step < self.total_steps and not self._stopping
-            if more:
-                self._queue_step()
-            if not more or self._must_read():
-                await self._read()
-            while self._ready:
-                yield self._ready.popleft()
-                self._resume_clock()
+        self._stopping = False
+        await self._start()
+        while result := await self._next():
+            yield result
+            self._resume_clock()
         if self.failure:
             raise self.failure
-
-    def _queue_step(self) -> None:
-        """Queues one optimizer step: forward and backward of each micro-batch, then the update."""
-        c, step = self.config, self.step + 1
-        batches = self._windows.next()
-        for micro, batch in enumerate(batches):
-            self.learner.micro(batch, dropout_key=random.key(c.seed, "dropout", step, micro))
-        rate = self.schedule(step)
-        self.learner.update(
-            step=step,
-            learning_rate=rate,
-            weight_decay=c.weight_decay,
-            max_grad_norm=c.max_grad_norm,
-        )
-        self.step = step
-        tokens = sum(len(batch.tokens) for batch in batches)
-        lines = tuple(line for batch in batches for line in batch.lines)
-        self._unread.append(Queued(step, self._windows.passed(), rate, tokens, lines))
-
-    def _must_read(self) -> bool:
-        return (
-            len(self._unread) >= self._most_unread
-            or time.perf_counter() - self._last_read >= READ_SECONDS
-            or self._due(self.config.save_every)
-            or self._due_for_validation()
-        )
-
-    def _due(self, every: int) -> bool:
-        return self.step == self.total_steps or (every > 0 and self.step % every == 0)
-
-    def _due_for_validation(self) -> bool:
-        return bool(self._held) and self._due(self.config.eval_every)
-
-    async def _read(self) -> None:
-        """Turns the reports of all queued steps into results, with a validation if one is due."""
-        if not self._unread:
-            return
-        reports = await self.learner.reports()
-        now = time.perf_counter()
-        seconds = max(now - self._last_read, 1e-9)
-        queued, self._unread, self._last_read = self._unread, [], now
-        assert [r.step for r in reports] == [q.step for q in queued], "reports of other steps"
-        self._most_unread = min(max(int(READ_SECONDS * len(queued) / seconds), 1), MOST_UNREAD)
-        rate = sum(q.tokens for q in queued) / seconds
-        for report, q in zip(reports, queued, strict=True):
-            if not report.finite:
-                self.failure = non_finite(report, q, self.rows.name)
-                return
-            self.tokens_seen += q.tokens
-            self.elapsed_seconds += q.tokens / rate
-            result = StepResult(
-                q.step,
-                q.epoch,
-                report.loss,
-                q.learning_rate,
-                report.grad_norm,
-                report.count,
-                self.tokens_seen,
-                rate,
-                self.elapsed_seconds,
-            )
-            self._ready.append(result)
-        if self._due_for_validation():
-            loss = await self._validate()
-            self._ready[-1] = dataclasses.replace(self._ready[-1], eval_loss=loss)
-
-    def _resume_clock(self) -> None:
-        """What happens between two results (saving, drawing) counts as elapsed, not as training."""
-        now = time.perf_counter()
-        if not self._ready:
-            self.elapsed_seconds += now - self._last_read
-            self._last_read = now
-
-    async def _validate(self) -> float:
-        loss, count = await self.aio.evaluate()
-        if math.isfinite(loss):
-            self.evaluations.append(Evaluation(self.step, loss, count))
-        else:
-            self.failure = NonFiniteError(f"step {self.step}: the validation loss is {loss}")
-        return loss
 
     @dual
     async def evaluate(self) -> tuple[float, int]:
         """(mean loss, number of trained tokens) of the validation rows."""
-        if not self._held:
-            raise OptionError("valid: no validation rows were given")
-        total, count = await self.learner.evaluate(self._held)
-        return total / count, count
+        await self._settle()
+        return await self._evaluate()
 
     @dual
     async def fit(self) -> "Trainer":
@@ -270,6 +166,7 @@ class Trainer:
     @dual
     async def adapter(self) -> Adapter:
         """The adapter as it stands, float32; NonFiniteError where an update overflowed."""
+        await self._settle()
         model = self.model
         tensors = await self.learner.parameters()
         if wrong := [name for name, tensor in tensors.items() if not np.isfinite(tensor).all()]:
@@ -316,14 +213,14 @@ class Trainer:
 
         The files of a checkpoint, {file name: bytes}.
         """
+        await self._settle()
         await self._read()
         if self.failure:
             raise self.failure
         m, v = await self.learner.moments()
         state = ckpt.State(
             self.step,
-            self._windows.epoch,
-            self._windows.position,
+            *self._place.at,
             self.tokens_seen,
             self.elapsed_seconds,
             self._settings(),
@@ -354,17 +251,21 @@ class Trainer:
                 problems.append(f"{name}: its tensors are not those of this model and targets")
         if problems:
             raise OptionError("\n".join(dict.fromkeys(problems)))
+        evaluations = self.evaluations
+        broken = OptionError(f"restoring {name} was interrupted: restore a checkpoint again")
+        self._place, self._begun = Place(failure=broken), None
         if state.tuning:
             self._use(from_json(state.tuning))
         self.learner.reset()
         self.learner.set_parameters(parameters)
         self.learner.set_moments(saved.m, saved.v)
-        self.step = state.step
-        self.evaluations = [e for e in self.evaluations if e.step <= state.step > 0]
-        self._windows.epoch, self._windows.position = state.epoch, state.position
-        self.tokens_seen, self.elapsed_seconds = state.tokens_seen, state.elapsed_seconds
-        self._unread, self.failure = [], None
-        self._ready.clear()
+        self._place = Place(
+            state.step,
+            At(state.epoch, state.position),
+            state.tokens_seen,
+            state.elapsed_seconds,
+            evaluations=tuple(e for e in evaluations if e.step <= state.step > 0),
+        )
 
     def _settings(self) -> dict[str, Any]:
         """All that the numbers of this run follow from, beside the rows."""

@@ -1,15 +1,26 @@
 """Which rows each optimizer step trains on: a place in the data that can be found again."""
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from wgtrain.data import Batch, Batches, Dataset, make_batch
 from wgtrain.train.config import TrainConfig
 
 
+class At(NamedTuple):
+    """The window that comes next: number `position` of `epoch`, both from 0."""
+
+    epoch: int = 0
+    position: int = 0
+
+
+START = At()
+
+
 class Windows:
     """Accumulation windows, `grad_accum` batches each; they end with their epoch, maybe early.
 
-    `epoch` and `position` are those of the next window: functions of rows, settings and seed.
+    What a window holds is a function of rows, settings and seed: nothing here moves.
     """
 
     def __init__(self, rows: Dataset, config: TrainConfig):
@@ -29,25 +40,25 @@ class Windows:
             if config.packing
             else epochs * self.per_epoch
         )
-        self.epoch, self.position = 0, 0
         lengths = sorted((len(row.tokens) for row in self._rows), reverse=True)
         self.max_row = lengths[0]
         self.max_tokens = sum(lengths[: config.batch_size])
         if config.packing:
             self.max_tokens = min(config.batch_size * rows.seq_len, sum(lengths))
 
-    def next(self) -> list[Batch]:
-        """The batches of the next window."""
-        if self.position == len(self._starts(self.epoch)):
-            self.epoch, self.position = self.epoch + 1, 0
-        start = self._starts(self.epoch)[self.position]
-        self.position += 1
-        groups = self._batches.per_epoch(self.epoch)[start : start + self._size]
-        return [make_batch([self._rows[i] for i in group]) for group in groups]
+    def window(self, at: At) -> tuple[list[Batch], At]:
+        """The batches of a window, and where the one behind it is."""
+        epoch, position = at
+        if position == len(self._starts(epoch)):
+            epoch, position = epoch + 1, 0
+        start = self._starts(epoch)[position]
+        groups = self._batches.per_epoch(epoch)[start : start + self._size]
+        batches = [make_batch([self._rows[i] for i in group]) for group in groups]
+        return batches, At(epoch, position + 1)
 
-    def passed(self) -> float:
-        """Epochs trained so far, with the fraction of the one under way."""
-        return self.epoch + self.position / len(self._starts(self.epoch))
+    def passed(self, at: At) -> float:
+        """Epochs trained before a window, with the fraction of the one under way."""
+        return at.epoch + at.position / len(self._starts(at.epoch))
 
     def _starts(self, epoch: int) -> range:
         return range(0, len(self._batches.per_epoch(epoch)), self._size)
