@@ -19,7 +19,7 @@ from wgtrain.cli.main import main
 from wgtrain.data.jsonl import Dataset, Row
 from wgtrain.engine.tuning import DEFAULT_CPU
 from wgtrain.files.names import resolve_targets, tensor_name
-from wgtrain.infer.model import adapter_from_bytes
+from wgtrain.model.host import Host, adapter_from_bytes
 
 VOCAB, WIDTH, LAYERS = 11, 6, 3
 
@@ -28,7 +28,7 @@ class FakeModel:
     """As much of a model as the trainer asks for."""
 
     name, base_name, fingerprint = "fake.gguf", "someone/fake", "f" * 64
-    device = None
+    host, device = Host(choose_tuning=lambda *_: DEFAULT_CPU), None
     base = property(lambda self: self)
     config = SimpleNamespace(architecture="qwen2", n_layer=LAYERS, n_head=2, n_head_kv=1, context=5)
     gguf = SimpleNamespace(
@@ -68,7 +68,7 @@ class FakeLearner:
         capture="f32",
         tuning=None,
     ):
-        self.tuning = tuning or DEFAULT_CPU
+        self.plan, self.tuning = None, tuning or DEFAULT_CPU
         self.lora, self.max_tokens, self.max_row = lora, max_tokens, max_row
         self.options = {"grad_checkpoint": grad_checkpoint, "capture": capture}
         self.targets = []
@@ -247,7 +247,6 @@ def install(patch=setattr):
     from wgtrain.train import trainer
 
     patch(trainer, "lora_learner", FakeLearner)
-    patch(trainer.Trainer, "choose_tuning", staticmethod(lambda learner, *_: learner.tuning))
     patch(session, "load_model", FakeModel)
     patch(session, "load_dataset", fake_dataset)
 

@@ -14,7 +14,7 @@ import numpy as np
 from wgtrain import gpu
 from wgtrain.data import Batch
 from wgtrain.files import BytesSource, Raw, read_gguf, write_gguf
-from wgtrain.infer.model import Model, adapter_from_bytes, open_model
+from wgtrain.infer.model import Model, open_model
 from wgtrain.model.config import read_config
 from wgtrain.model.weights import load_weights, plan_weights
 from wgtrain.train.config import LoraConfig
@@ -140,7 +140,7 @@ def load_split(data: Any, weights: dict[str, int], device: dict[str, int]) -> Mo
         planned = plan_weights(gguf, config, replace(opened.limits, **weights))
         await load_weights(opened, source, gguf, planned)
         opened.limits = replace(opened.limits, **device)
-        return Model(gguf, config, planned, opened, "fingerprint", adapter_from_bytes)
+        return Model(gguf, config, planned, opened, "fingerprint")
 
     return gpu.run(open_())
 

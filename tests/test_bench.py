@@ -13,7 +13,7 @@ from gguf import GGMLQuantizationType, quants
 from test_cli import wgtrain
 
 from wgtrain import gpu
-from wgtrain.bench import ceiling, command, progress, report, rivals, runner, step, tables
+from wgtrain.bench import ceiling, command, report, rivals, runner, step, tables
 from wgtrain.bench.cases import Case
 from wgtrain.bench.flops import attention_flops, step_flops
 from wgtrain.bench.measure import ratios, spread
@@ -26,6 +26,7 @@ from wgtrain.errors import FileError, OptionError, WgtrainError
 from wgtrain.files import read_gguf
 from wgtrain.gpu import protocol
 from wgtrain.model.config import read_config
+from wgtrain.runs import parts
 from wgtrain.tune import cache as tune
 from wgtrain.tune import sweep
 from wgtrain.tune.sweep import Measured
@@ -193,8 +194,8 @@ def test_a_sample_begins_untimed_where_steps_are_short() -> None:
 def test_progress_says_what_is_left(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
-    with progress.progress(3) as advance:
+    monkeypatch.setattr(parts, "LINE_SECONDS", 0.0)
+    with parts.progress(3) as advance:
         for name in ("one", "two", "three"):
             advance(name)
     lines = capsys.readouterr().err.splitlines()

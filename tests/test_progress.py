@@ -1,5 +1,6 @@
 """What a run shows: plain lines, a bar, a chart in a notebook that runs an event loop."""
 
+import dataclasses
 import io
 import sys
 import types
@@ -9,6 +10,7 @@ import pytest
 from fake_learner import FakeModel, fake_rows
 
 import wgtrain
+from wgtrain import api
 from wgtrain.notebook import chart as notebook
 from wgtrain.runs import progress
 from wgtrain.train.config import LoraConfig, TrainConfig
@@ -18,7 +20,10 @@ from wgtrain.train.config import LoraConfig, TrainConfig
 def trainer(monkeypatch):
     fake_learner.install(monkeypatch.setattr)
     config = TrainConfig(epochs=30, batch_size=4, eval_every=50)
-    return wgtrain.Trainer(FakeModel(), fake_rows(), LoraConfig(rank=2), config, fake_rows(4))
+    host = dataclasses.replace(FakeModel.host, watch=api.HOST.watch)
+    return wgtrain.Trainer(
+        FakeModel(), fake_rows(), LoraConfig(rank=2), config, fake_rows(4), host=host
+    )
 
 
 def test_clock():

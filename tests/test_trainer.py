@@ -25,7 +25,6 @@ TRAIN = TrainConfig(epochs=2, batch_size=3, learning_rate=0.05)
 @pytest.fixture(autouse=True)
 def numpy_learner(monkeypatch):
     monkeypatch.setattr(trainer_module, "lora_learner", FakeLearner)
-    monkeypatch.setattr(Trainer, "choose_tuning", staticmethod(lambda learner, *_: learner.tuning))
 
 
 def make(lora=None, valid=None, init_adapter=None, given=(), rows=None, **train):
@@ -508,7 +507,7 @@ def test_awaitable_form_and_running_loop():
         _ = blocking.aio.close
 
 
-def test_fit_shows_every_step(monkeypatch):
+def test_fit_shows_every_step():
     shown = []
 
     class Watcher:
@@ -521,8 +520,8 @@ def test_fit_shows_every_step(monkeypatch):
         def __exit__(self, *error):
             shown.append("closed")
 
-    monkeypatch.setattr(Trainer, "watch", staticmethod(Watcher))
-    trainer = make()
+    host = dataclasses.replace(FakeModel.host, watch=Watcher)
+    trainer = Trainer(FakeModel(), fake_rows(), LORA, TRAIN, host=host)
     assert trainer.fit() is trainer
     assert shown[0] is trainer and shown[-1] == "closed"
     assert [r.step for r in shown[1:-1]] == list(range(1, 11))

@@ -10,7 +10,7 @@ import pytest
 import tiny
 
 import wgtrain
-from wgtrain import gpu
+from wgtrain import api, gpu
 from wgtrain.data import Dataset, Row
 from wgtrain.engine import kernel as loader
 from wgtrain.engine import tuning
@@ -282,6 +282,15 @@ def test_each_mode_changes_the_run(make: Any, clock: dict[int, float], cache: Pa
     assert make(tuning="default").learner.tuning == DEFAULT_CPU
 
 
+@pytest.mark.usefixtures("worth", "clock")
+def test_a_sweep_says_what_it_does(make: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer = make()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [f"measuring the kernels of {info(trainer).name}, for 12 s at most, once"]
+    make()
+    assert capsys.readouterr().err == ""
+
+
 def info(trainer: Trainer) -> AdapterInfo:
     found: AdapterInfo = trainer.model.device.info
     return found
@@ -400,9 +409,13 @@ def test_a_resumed_run_is_bitwise_whatever_the_cache_says(
 ) -> None:
     _, other = tables()
     settings = write_run(tmp_path)
-    chosen = [other]
-    choose = staticmethod(lambda learner, batches, mode: chosen[0] or learner.tuning)
-    monkeypatch.setattr(Trainer, "choose_tuning", choose)
+    chosen: list[Tuning | None] = [other]
+
+    def choose(device: Any, *_: Any) -> Tuning:
+        return chosen[0] or tuning.default_tuning(device)
+
+    host = dataclasses.replace(api.HOST, choose_tuning=choose)
+    monkeypatch.setattr(api, "HOST", host)
     said: list[str] = []
     out = {name: str(tmp_path / name) for name in ("whole", "run", "plain")}
     assert session.start({**settings, "out": out["whole"]}, said.append)

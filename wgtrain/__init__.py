@@ -28,7 +28,7 @@ _WHERE = {
     "LoraConfig": "train.config",
     "TrainConfig": "train.config",
     "StepResult": "train.trainer",
-    "Trainer": "api",
+    "Trainer": "train.trainer",
 }
 _MODULES = ("aio", "errors", "random")
 

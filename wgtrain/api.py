@@ -1,9 +1,11 @@
 """The functions of the Python API that take paths: they open files and hand bytes to the core."""
 
 import os
+import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -22,19 +24,17 @@ from wgtrain.files.adapters import (
 from wgtrain.files.gguf import read_gguf
 from wgtrain.files.source import BytesSource, Source, shown
 from wgtrain.infer.model import Model, open_model
+from wgtrain.model.config import ModelConfig
 from wgtrain.model.folder import Folder, open_folder
-from wgtrain.runs.progress import watch
+from wgtrain.model.host import Host, Show
+from wgtrain.notebook import chart
+from wgtrain.runs import parts, progress
 from wgtrain.train.trainer import Trainer
 from wgtrain.tune.cache import choose
 
 AnyPath = str | os.PathLike[str]
 AnyBytes = bytes | bytearray | memoryview
 _MODEL_FILES = (".json", ".jinja", ".safetensors", ".model", ".bin")  # the last two for messages
-
-
-# The core does not know where it runs.
-Trainer.watch = staticmethod(watch)
-Trainer.choose_tuning = staticmethod(choose)
 
 
 class FileSource:
@@ -124,16 +124,13 @@ async def load_model(
     ones, on a GPU that can: docs/precision.md.
     """
 
-    def read_adapter(adapter: Any) -> Adapter:
-        return adapter if isinstance(adapter, Adapter) else load_adapter(adapter, model)
-
     async def load(opened: Source | Folder) -> Model:
         return await open_model(
             opened,
             adapter_index=adapter_index,
             limits=limits,
             precision=precision,
-            read_adapter=read_adapter,
+            host=HOST,
         )
 
     if _is_folder(source):
@@ -188,8 +185,14 @@ async def load_tokenizer(source: AnyPath | AnyBytes | Source) -> Tokenizer:
     return read_tokenizer(gguf.metadata, gguf.name)
 
 
-def load_adapter(source: AnyPath | AnyBytes, model: Model) -> Adapter:
+def load_adapter(source: AnyPath | AnyBytes | Adapter, model: Model) -> Adapter:
     """An adapter for `model`: a GGUF file, its bytes, or a PEFT folder (or the tensors in it)."""
+    return _read_adapter(source, model.config)
+
+
+def _read_adapter(source: AnyPath | AnyBytes | Adapter, config: ModelConfig) -> Adapter:
+    if isinstance(source, Adapter):
+        return source
     if isinstance(source, bytes | bytearray | memoryview):
         return read_adapter_gguf(source, "adapter")
     if not isinstance(source, str | os.PathLike):
@@ -197,7 +200,6 @@ def load_adapter(source: AnyPath | AnyBytes, model: Model) -> Adapter:
     path = adapter_file(source)
     if path.name != TENSOR_FILE:
         return read_adapter_gguf(read_file(path), str(path))
-    config = model.config
     return read_adapter_peft(
         {name: read_file(path.parent / name) for name in (CONFIG_FILE, TENSOR_FILE)},
         str(path.parent),
@@ -213,3 +215,14 @@ def adapter_file(path: AnyPath) -> Path:
     if path.name == CONFIG_FILE:
         path = path.parent
     return path / TENSOR_FILE if path.is_dir() else path
+
+
+def watch(trainer: Trainer) -> AbstractContextManager[Show]:
+    """Shows a run in the way that fits: a chart in Jupyter, a bar in a terminal, lines."""
+    if chart.running():
+        return chart.chart(trainer)
+    return progress.bar(trainer) if sys.stderr.isatty() else progress.lines(trainer, print)
+
+
+# Where models run that are opened here.
+HOST = Host(_read_adapter, partial(choose, watch=parts.progress), watch)

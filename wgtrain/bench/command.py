@@ -10,10 +10,10 @@ import click
 
 from wgtrain.bench import charts, report, tables
 from wgtrain.bench.measure import Record
-from wgtrain.bench.progress import progress
 from wgtrain.bench.shapes import SHAPES, find_shape
 from wgtrain.engine.weight import PRECISIONS
 from wgtrain.errors import OptionError
+from wgtrain.runs.parts import progress
 
 _STEP_SHAPE, _KERNEL_SHAPES = "stories15M", ("stories260K", "stories15M", "SmolLM2-135M")
 _TUNE_SHAPES = ("stories15M", "SmolLM2-135M")

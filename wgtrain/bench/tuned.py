@@ -48,7 +48,7 @@ def make_learner(base: Base, device: Device, shape: Shape, mode: str, steps: int
         max_row=shape.length,
     )
     learner = make()
-    tuning = tune.choose(learner, steps, mode)
+    tuning = tune.choose(learner.device, learner.plan, learner.max_row, steps, mode)
     if tuning.table != learner.tuning.table:
         learner.close()
         learner = make(tuning=tuning)

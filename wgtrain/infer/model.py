@@ -4,7 +4,7 @@ import codecs
 import hashlib
 import math
 import operator
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from wgtrain.dual import aio_view, dual, dual_iterator
 from wgtrain.engine.probe import find_subgroup_size
 from wgtrain.engine.weight import PRECISIONS
 from wgtrain.errors import FileError, OptionError
-from wgtrain.files import GGUF, Adapter, adapter_fits, read_adapter_gguf, read_gguf, read_range
+from wgtrain.files import GGUF, Adapter, adapter_fits, read_gguf, read_range
 from wgtrain.files.source import Source, shown
 from wgtrain.gpu import Device, open_device
 from wgtrain.infer.decode import greedy
@@ -22,6 +22,7 @@ from wgtrain.infer.session import Session
 from wgtrain.model.base import Base, base_on
 from wgtrain.model.config import ModelConfig, read_config
 from wgtrain.model.folder import Folder
+from wgtrain.model.host import NOWHERE, Host
 from wgtrain.model.weights import Weights, check_precision, load_weights, plan_weights
 
 AdapterLike = Any  # an Adapter, the bytes of an adapter GGUF, or what the face's reader takes
@@ -45,14 +46,14 @@ class Model:
         weights: Weights,
         device: Device,
         fingerprint: str,
-        read_adapter: Callable[[Any], Adapter],
+        host: Host = NOWHERE,
         no_tokenizer: str | None = None,
         precision: str = "f32",
     ):
         self.gguf, self.config, self.weights, self.device = gguf, config, weights, device
         self.fingerprint, self.precision = fingerprint, precision
         self.name = gguf.name
-        self.read_adapter = read_adapter
+        self.host = host
         self._no_tokenizer = no_tokenizer
         self._tokenizer: Tokenizer | None = None
         self._session: tuple[Any, Session] | None = None
@@ -79,6 +80,10 @@ class Model:
             if isinstance(value, str):
                 return value
         return None
+
+    def read_adapter(self, adapter: AdapterLike) -> Adapter:
+        """What a person names as an adapter for this model, read."""
+        return self.host.read_adapter(adapter, self.config)
 
     @dual
     async def logits(
@@ -202,17 +207,6 @@ def _check_strengths(stack: Sequence[tuple[Adapter, float]]) -> None:
             )
 
 
-def adapter_from_bytes(adapter: Any) -> Adapter:
-    """An Adapter as it is, or read from the bytes of an adapter GGUF."""
-    if isinstance(adapter, Adapter):
-        return adapter
-    if isinstance(adapter, bytes | bytearray | memoryview):
-        return read_adapter_gguf(adapter)
-    raise OptionError(
-        f"adapter: {type(adapter).__name__} is neither an Adapter nor bytes of an adapter GGUF"
-    )
-
-
 def _digest(adapter: Adapter) -> bytes:
     digest = hashlib.blake2b(str((adapter.rank, adapter.alpha)).encode())
     for name, pair in adapter.tensors.items():
@@ -239,7 +233,7 @@ async def open_model(
     limits: str | None = None,
     budget: int | None = None,
     precision: str = "f32",
-    read_adapter: Callable[[Any], Adapter] = adapter_from_bytes,
+    host: Host = NOWHERE,
 ) -> Model:
     """Puts a GGUF's or folder's weights on a GPU; `gpu.open_device` says more on the options.
 
@@ -261,6 +255,4 @@ async def open_model(
     except BaseException:
         device.close()
         raise
-    return Model(
-        gguf, config, weights, device, fingerprint, read_adapter, opened.no_tokenizer, precision
-    )
+    return Model(gguf, config, weights, device, fingerprint, host, opened.no_tokenizer, precision)

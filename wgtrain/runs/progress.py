@@ -1,9 +1,8 @@
-"""What a run shows: a bar in a terminal, a chart in Jupyter, plain lines elsewhere."""
+"""What a run shows: a bar in a terminal, plain lines elsewhere."""
 
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,15 +11,6 @@ if TYPE_CHECKING:
 
 Show = Callable[["StepResult"], None]
 LINE_SECONDS = 10.0
-
-
-def watch(trainer: "Trainer") -> AbstractContextManager[Show]:
-    """The way that fits where the program runs."""
-    from wgtrain.notebook import chart
-
-    if chart.running():
-        return chart.chart(trainer)
-    return bar(trainer) if sys.stderr.isatty() else lines(trainer, print)
 
 
 def line(result: "StepResult", trainer: "Trainer", seconds_left: float) -> str:

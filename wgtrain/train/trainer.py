@@ -1,7 +1,6 @@
 """The training loop: windows of micro-batches in, one result per optimizer step out; no paths."""
 
-from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import AsyncGenerator, Mapping
 from functools import partial
 from typing import Any
 
@@ -18,9 +17,10 @@ from wgtrain.files.adapters import (
     write_adapter_gguf,
     write_adapter_peft,
 )
+from wgtrain.model.host import Host
 from wgtrain.train import checkpoint as ckpt
 from wgtrain.train.config import LoraConfig, TrainConfig
-from wgtrain.train.learner import Learner, lora_learner
+from wgtrain.train.learner import lora_learner
 from wgtrain.train.loop import Loop
 from wgtrain.train.results import Place, StepResult
 from wgtrain.train.schedule import make_schedule
@@ -38,19 +38,11 @@ class Trainer(Loop):
     `valid` are rows for validation, `init_adapter` an adapter to start from (whatever
     `model.logits` takes as one), which brings rank, alpha and targets; `given` names settings of
     `lora` that a person set explicitly and that it must not differ from. `tuning` is the table of
-    kernels to run with, in place of what `config.tuning` says.
+    kernels to run with, in place of what `config.tuning` says; `host` is where this runs, in place
+    of what the model was opened with.
     """
 
     aio = aio_view()
-    # Shows progress during `fit`: called with the trainer, entered, then called for each step.
-    watch: Callable[["Trainer"], AbstractContextManager[Callable[[StepResult], None]]] = (
-        staticmethod(lambda trainer: nullcontext(lambda result: None))
-    )
-
-    # The table for a learner that has to do so many micro-batches, by the mode in the settings.
-    choose_tuning: Callable[[Learner, int, str], Tuning] = staticmethod(
-        lambda learner, batches, mode: learner.tuning
-    )
 
     def __init__(
         self,
@@ -62,6 +54,7 @@ class Trainer(Loop):
         init_adapter: Any = None,
         given: tuple[str, ...] = (),
         tuning: Tuning | None = None,
+        host: Host | None = None,
     ):
         lora, config = lora or LoraConfig(), config or TrainConfig()
         if config.seq_len not in (TrainConfig().seq_len, rows.seq_len):
@@ -83,6 +76,7 @@ class Trainer(Loop):
             )
             lora = adopt(lora, init_adapter, model.config.n_layer, given)
         self.model, self.rows, self.valid, self.lora, self.config = model, rows, valid, lora, config
+        self.host: Host = host or model.host
 
         self._rows_hash = hash_rows(rows.rows)
         self._windows = Windows(rows, config)
@@ -103,7 +97,10 @@ class Trainer(Loop):
         self.learner = self._new_learner(tuning=tuning)
         if tuning is None:
             batches = self.total_steps * config.grad_accum
-            self._use(self.choose_tuning(self.learner, batches, config.tuning))
+            plan, max_row = self.learner.plan, self.learner.max_row
+            self._use(
+                self.host.choose_tuning(model.device, plan, max_row, batches, config.tuning)
+            )
         self.learner.set_parameters(
             ckpt.to_parameters(init_adapter)
             if init_adapter
@@ -152,7 +149,7 @@ class Trainer(Loop):
     @dual
     async def fit(self) -> "Trainer":
         """Trains to the end and shows progress: a bar in a terminal, a live chart in Jupyter."""
-        with self.watch(self) as show:
+        with self.host.watch(self) as show:
             async for result in self.aio.run():
                 show(result)
         return self

@@ -10,7 +10,8 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,29 @@ from wgtrain.engine.kernel import read_shader, shader_paths
 from wgtrain.engine.plan import Plan
 from wgtrain.engine.tuning import Choice, Tuning, choice_from_json, default_tuning, runs_on
 from wgtrain.gpu import AdapterInfo, Device
-from wgtrain.train.learner import Learner
-from wgtrain.tune.sweep import Measured, Shape, heaviest, measure, worthwhile
+from wgtrain.tune.sweep import (
+    GPU_SECONDS,
+    SECONDS,
+    Measured,
+    Shape,
+    heaviest,
+    measure,
+    replayed,
+    worthwhile,
+)
 
+# Shows that something takes its time: (number of parts, what in words), then each part's name.
+Watch = Callable[[int, str], AbstractContextManager[Callable[[str], None]]]
 VARIABLE = "WGTRAIN_CACHE"
 FORMAT = 1
 # Operations of a whole run from which on a sweep pays: about a minute of training.
 WORTH = {"CPU": 2e12}
 GPU_WORTH = 2e13
+
+
+def unwatched(parts: int, what: str) -> AbstractContextManager[Callable[[str], None]]:
+    """A `Watch` that shows nothing."""
+    return nullcontext(lambda name: None)
 
 
 @dataclass(frozen=True)
@@ -40,23 +56,28 @@ class Cached:
     problem: str = ""
 
 
-def choose(learner: Learner, batches: int, mode: str) -> Tuning:
-    """The table for a learner, not built yet, that has to do so many micro-batches.
+def choose(
+    device: Device, plan: Plan, max_row: int, replays: int, mode: str, watch: Watch = unwatched
+) -> Tuning:
+    """The table for a plan, not built yet, of rows up to `max_row` tokens, replayed so often.
 
     "auto" takes what was measured on this adapter for shapes like these, and measures what is
-    missing where it pays; "measure" measures anew; "default" does neither.
+    missing where it pays; "measure" measures anew; "default" does neither. `watch` shows how far
+    a sweep is.
     """
-    device, plan = learner.device, learner.plan
     if mode == "default" or sys.platform == "emscripten":
-        return learner.tuning
+        return default_tuning(device)
     cached = load(device.info)
     known = _alike(cached.measured, device, plan) if mode == "auto" else {}
     missing = [family for family in worthwhile(device, plan) if family not in known]
-    work = batches * sum(x.kernel.work(x.params, plan.max_tokens) for x in plan.launches["micro"])
+    work = replays * sum(x.kernel.work(x.params, plan.max_tokens) for x in replayed(plan))
     if not missing or (mode == "auto" and work < WORTH.get(device.info.type, GPU_WORTH)):
         return table(device, known.values(), cached.made, cached.problem)
     began = time.perf_counter()
-    fresh = gpu.run(measure(device, plan, learner.max_row, families=missing))
+    limit = SECONDS.get(device.info.type, GPU_SECONDS)
+    text = f"measuring the kernels of {device.info.name}, for {limit:.0f} s at most, once"
+    with watch(len(missing), text) as begin:
+        fresh = gpu.run(measure(device, plan, max_row, families=missing, begin=begin))
     seconds = time.perf_counter() - began
     problem = save(device.info, fresh, cached.measured) or cached.problem
     made = f"now in {seconds:.1f} s"

@@ -7,7 +7,7 @@ never taken, nor one that is not clearly faster.
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,12 +63,17 @@ class Measured:
     tried: int
 
 
+def replayed(plan: Plan) -> list[Launch]:
+    """The launches that a plan's time goes to: of training those of a micro-batch, else all."""
+    return plan.launches.get("micro") or [x for xs in plan.launches.values() for x in xs]
+
+
 def heaviest(plan: Plan) -> dict[str, tuple[Launch, Shape, float]]:
     """Of each family its heaviest launch, that one's shape, and the family's share of all work."""
     found: dict[str, tuple[float, Launch]] = {}
     work: dict[str, float] = {}
     rows = plan.max_tokens
-    for launch in plan.launches["micro"]:
+    for launch in replayed(plan):
         own = launch.kernel.work(launch.params, rows)
         work[launch.family] = work.get(launch.family, 0.0) + own
         if launch.family and own > found.get(launch.family, (0.0,))[0]:
@@ -100,9 +105,10 @@ async def measure(
     *,
     families: Sequence[str] | None = None,
     seconds: float | None = None,
+    begin: Callable[[str], None] = lambda family: None,
 ) -> list[Measured]:
     """Measures the families of a plan that need not be built, the heaviest first, while there is
-    time. `max_row`: tokens of a row. `families`: only these.
+    time. `max_row`: tokens of a row. `families`: only these. `begin` is told each in its turn.
     """
     if seconds is None:
         seconds = SECONDS.get(device.info.type, GPU_SECONDS)
@@ -112,6 +118,7 @@ async def measure(
     for family in worthwhile(device, plan) if families is None else families:
         if time.perf_counter() >= end:
             break
+        begin(family)
         launch, shape, _ = known[family]
         choices = candidates(family, device)
         try:

@@ -1,4 +1,6 @@
-"""How far a measurement is, on standard error: a bar in a terminal, else a line now and then."""
+"""How far something with parts is, on standard error: a bar in a terminal, else a line now and
+then.
+"""
 
 import sys
 import time
@@ -11,8 +13,10 @@ Advance = Callable[[str], None]  # begins a part, by its name
 
 
 @contextmanager
-def progress(parts: int) -> Iterator[Advance]:
-    """Shows parts begun and the time left, guessed from those done."""
+def progress(parts: int, what: str = "") -> Iterator[Advance]:
+    """Shows parts begun and the time left, guessed from those done; first says `what` it is."""
+    if what:
+        print(what, file=sys.stderr, flush=True)
     show = _bar(parts) if sys.stderr.isatty() else _lines(parts)
     with show as advance:
         yield advance
