@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from wgtrain import random
-from wgtrain.api import data_file, read_file
+from wgtrain.api import read_file
 from wgtrain.cli.main import main
 from wgtrain.data.jsonl import Dataset, Row
 from wgtrain.engine.tuning import DEFAULT_CPU
@@ -30,6 +30,7 @@ class FakeModel:
     name, base_name, fingerprint = "fake.gguf", "someone/fake", "f" * 64
     host, device = Host(choose_tuning=lambda *_: DEFAULT_CPU), None
     base = property(lambda self: self)
+    weights = SimpleNamespace(nbytes=3 << 20)
     config = SimpleNamespace(architecture="qwen2", n_layer=LAYERS, n_head=2, n_head_kv=1, context=5)
     gguf = SimpleNamespace(
         metadata={"general.name": "Fake"},
@@ -220,18 +221,17 @@ def fake_rows(n=14, seq_len=16, name="rows.jsonl"):
     return Dataset(rows, name, seq_len, 0, 0, [])
 
 
-def fake_dataset(data, model, seq_len, train_on, now, kind):
-    """Rows from a JSONL file of {"tokens", "targets"}, as `load_dataset` would give them."""
-    path = data_file(data)
+def fake_dataset(data, model, seq_len, train_on, now, kind, name="data"):
+    """Rows from the bytes of lines {"tokens", "targets"}, as `load_dataset` would give them."""
     rows = []
-    for line, text in enumerate(read_file(path).decode().splitlines(), 1):
+    for line, text in enumerate(data.decode().splitlines(), 1):
         row = json.loads(text)
         tokens = np.array(row["tokens"][:seq_len], np.uint32)
         targets = np.array(row["targets"][:seq_len], np.int32)
         if train_on == "all":
             targets[:-1] = tokens[1:]
         rows.append(Row(tokens, targets, line))
-    return Dataset(rows, str(path), seq_len, 0, 0, ["a note"], train_on)
+    return Dataset(rows, name, seq_len, 0, 0, ["a note"], train_on)
 
 
 def write_rows(path, n=14):

@@ -265,7 +265,7 @@ def test_init_adapter_as_gguf_and_as_peft_folder(toy, capsys):
         ("--resume nowhere", ["nowhere: not a run folder"]),
         (
             "--resume nowhere --rank 3 --config bad.yaml",
-            ["--resume: stands alone", "--rank, --config"],
+            ["--rank, --config: not beside resume"],
         ),
     ],
 )

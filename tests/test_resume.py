@@ -200,7 +200,7 @@ def test_finished_run_is_reported():
     said = []
     before = {p: p.stat().st_mtime_ns for p in Path("whole").rglob("*")}
     assert session.resume("whole", said.append)
-    assert "whole is finished: 48 steps" in said[0]
+    assert "whole is finished: 48 steps" in said[0] and "--resume whole --iters N" in said[0]
     assert before == {p: p.stat().st_mtime_ns for p in Path("whole").rglob("*")}
 
 

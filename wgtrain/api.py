@@ -150,15 +150,16 @@ async def load_dataset(
     train_on: str = "completions",
     now: datetime | None = None,
     kind: str | None = None,
+    name: str = "data",
 ) -> Dataset:
     """Token rows of a JSONL file, of its bytes, or of the `train.jsonl` in a folder.
 
     `model` gives the tokenizer (or is one). Rows longer than `seq_len` tokens are cut. `now` is the
     date for chat templates that write one. `kind` says how rows are read that have the fields of
-    two kinds: "text", "prompt", "messages", "instruction", "conversations" or "input_ids".
+    two kinds: "text", "prompt", "messages", "instruction", "conversations" or "input_ids". `name`
+    is what messages call bytes.
     """
     tokenizer: Any = getattr(model, "tokenizer", model)
-    name = "data"
     if isinstance(data, str | os.PathLike):
         path = data_file(data)
         name, data = str(path), read_file(path)

@@ -85,22 +85,18 @@ def cli() -> None:
 @click.option(
     "--resume",
     metavar="RUN",
-    help="Go on with the run in this folder, alone: everything else comes from it.",
+    help="Go on with the run in this folder; beside it only --iters or --epochs for another "
+    "length, and --model, --data, --valid, --init-adapter for files that moved.",
 )
 def train(config_file: str | None, resume: str | None, **given: Any) -> int:
     """Train an adapter on a GGUF model and JSONL rows."""
     from wgtrain.runs import session
-    from wgtrain.runs.folder import read_yaml
+    from wgtrain.runs.yaml_file import read_yaml
 
     explicit = {name: value for name, value in given.items() if value is not None}
     if resume is not None:
-        if explicit or config_file:
-            names = [*explicit, *(["config"] if config_file else [])]
-            raise OptionError(
-                f"resume: stands alone, everything else comes from the run; not together with "
-                f"{', '.join(map(_dashes, names))}"
-            )
-        return DONE if session.resume(resume, click.echo) else INTERRUPTED
+        beside = {**explicit, **({"config": config_file} if config_file else {})}
+        return DONE if session.resume(resume, click.echo, beside) else INTERRUPTED
     settings = canonical(explicit, CONFIGS, "command line")
     if config_file is not None:
         file = canonical(read_yaml(Path(config_file)), CONFIGS, config_file)
@@ -177,10 +173,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def as_options(message: str) -> str:
     """Names of settings that begin a line of a message, spelt as options."""
-    known = {f.name for config_class in CONFIGS for f in fields(config_class)} | {"resume"}
+    known = {f.name for config_class in CONFIGS for f in fields(config_class)}
+    known |= {"resume", "config"}
 
     def spelt(match: re.Match[str]) -> str:
         names = [_dashes(name) if name in known else name for name in match[1].split(", ")]
         return ", ".join(names) + match[2]
 
-    return re.sub(r"^(\w+(?:, \w+)?)( = |: )", spelt, message, flags=re.MULTILINE)
+    return re.sub(r"^(\w+(?:, \w+)*)( = |: )", spelt, message, flags=re.MULTILINE)

@@ -1,5 +1,6 @@
 """The loss curve as SVG."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 from xml.etree import ElementTree
@@ -27,7 +28,7 @@ def loss_svg(losses: Curve, evaluations: Curve = (), title: str = "Loss") -> byt
     return standalone(chart, "loss")
 
 
-def new_chart(kind: str, colors: Sequence[str], **options: Any) -> Any:
+def new_chart(kind: str, colors: Sequence[str], title: str, **options: Any) -> Any:
     """A pygal chart of class `kind` as all of ours look."""
     import pygal
 
@@ -39,6 +40,8 @@ def new_chart(kind: str, colors: Sequence[str], **options: Any) -> Any:
         guide_stroke_color="#dddddd",
         major_guide_stroke_color="#cccccc",
     )
+    # Control characters and halves of surrogate pairs cannot stand in XML, not even escaped.
+    options["title"] = re.sub(r"[^\t\n -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", title)
     common = {"width": 900, "height": 480, "legend_at_bottom": True}
     return getattr(pygal, kind)(style=style, js=[], **{**common, **options})
 

@@ -1,11 +1,14 @@
 """A checkpoint as three files of bytes: adapter, optimizer moments, and where the run stands.
 
 Random numbers are counter-based, so seed and step are the whole random state. `state.json` holds
-the hashes of the other two, so that a damaged checkpoint is known before it is used.
+the hashes of the other two and ends with one of all that stands before it, so that a checkpoint of
+which one bit is damaged is known before it is used.
 """
 
 import hashlib
 import json
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -16,9 +19,12 @@ from wgtrain.engine.tuning import Tuning, from_json
 from wgtrain.errors import FileError
 from wgtrain.files.adapters import Adapter, read_adapter_gguf, write_adapter_gguf
 from wgtrain.files.safetensors import read_safetensors, write_safetensors
+from wgtrain.files.source import shown
 
 ADAPTER, OPTIMIZER, STATE = "adapter.gguf", "optimizer.safetensors", "state.json"
-FORMAT = 1
+FORMAT = 2
+_SEAL = re.compile(rb',\n  "seal": "([0-9a-f]{64})"\n}\n')
+_SEAL_BYTES = len(',\n  "seal": ""\n}\n') + 64
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,13 @@ def pack(checkpoint: Checkpoint) -> dict[str, bytes]:
         **asdict(checkpoint.state),
         "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
     }
-    return files | {STATE: json.dumps(state, indent=2).encode() + b"\n"}
+    return files | {STATE: seal(state)}
+
+
+def seal(state: Mapping[str, Any]) -> bytes:
+    """The bytes of `state.json`; its last entry is the SHA-256 of all bytes before it."""
+    text = json.dumps(state, indent=2).removesuffix("\n}").encode()
+    return text + f',\n  "seal": "{hashlib.sha256(text).hexdigest()}"\n}}\n'.encode()
 
 
 def unpack(files: Mapping[str, bytes], name: str = "checkpoint") -> Checkpoint:
@@ -82,28 +94,42 @@ def unpack(files: Mapping[str, bytes], name: str = "checkpoint") -> Checkpoint:
 
 
 def _read_state(data: bytes, name: str) -> tuple[State, dict[str, str]]:
+    text, end = data[:-_SEAL_BYTES], data[-_SEAL_BYTES:]
     try:
         raw = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FileError(f"{name}: not JSON: {error}") from None
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
         found = raw.get("format") if isinstance(raw, dict) else raw
-        raise FileError(f"{name}: format = {found}: this version reads format {FORMAT}")
-    kinds: dict[str, Any] = {"settings": dict, "rows": str, "version": str, "tuning": dict}
-    kinds |= {"elapsed_seconds": (int, float)}
-    values = {}
-    for f in fields(State):
-        value = raw.get(f.name, {} if f.name == "tuning" else None)
-        kind: Any = kinds.get(f.name, int)
-        if not isinstance(value, kind):
-            raise FileError(f"{name}: {f.name} = {value!r}: not usable")
-        values[f.name] = value
+        hint = ", which cannot be told from a damaged one" if found == 1 else ""
+        raise FileError(
+            f"{name}: format = {shown(found)}{hint}: this version reads format {FORMAT}; the "
+            f"{ADAPTER} beside it can start a new run (init_adapter)"
+        )
+    match = _SEAL.fullmatch(end)
+    if match is None or hashlib.sha256(text).hexdigest().encode() != match[1]:
+        raise FileError(f"{name}: damaged, its contents are not what was written")
+    values: dict[str, Any] = {f.name: raw.get(f.name) for f in fields(State)}
+    for key, value in values.items():
+        if not _usable(key, value):
+            raise FileError(f"{name}: {key} = {shown(value)}: not usable")
     if values["tuning"]:
         check_tuning(values["tuning"], name)
     hashes = raw.get("sha256")
     if not isinstance(hashes, dict) or set(hashes) != {ADAPTER, OPTIMIZER}:
-        raise FileError(f"{name}: sha256 = {hashes!r}: not usable")
+        raise FileError(f"{name}: sha256 = {shown(hashes)}: not usable")
     return State(**values), hashes
+
+
+def _usable(key: str, value: Any) -> bool:
+    """Whether a value in `state.json` is of its field's kind."""
+    if key in ("settings", "tuning"):
+        return isinstance(value, dict)
+    if key in ("rows", "version"):
+        return isinstance(value, str)
+    if key == "elapsed_seconds":
+        return type(value) in (int, float) and 0 <= value < math.inf
+    return type(value) is int and 0 <= value < 2**53
 
 
 def check_tuning(data: Any, name: str) -> Tuning:

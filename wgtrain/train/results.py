@@ -6,6 +6,8 @@ from typing import Any
 from wgtrain.errors import NonFiniteError, WgtrainError
 from wgtrain.train.windows import START, At
 
+EARLY = 100  # steps in which a loss that is not finite points at the learning rate
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -90,7 +92,11 @@ def non_finite(report: Any, queued: Queued, name: str) -> NonFiniteError:
     """The error of a report that is not finite."""
     lines = sorted(set(queued.lines))
     shown = ", ".join(map(str, lines[:20])) + (", ..." if len(lines) > 20 else "")
+    # The first step's loss is that of the base: no rate has touched it yet.
+    early = 1 < queued.step <= EARLY
+    hint = f"; so early, a smaller learning_rate than {queued.learning_rate:.2g} mostly helps"
     return NonFiniteError(
         f"step {queued.step}: loss {report.loss}, gradient norm {report.grad_norm}, in the rows of "
         f"lines {shown} of {name}; the parameters are those after step {queued.step - 1}"
+        f"{hint if early else ''}"
     )

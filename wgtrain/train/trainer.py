@@ -17,6 +17,7 @@ from wgtrain.files.adapters import (
     write_adapter_gguf,
     write_adapter_peft,
 )
+from wgtrain.files.source import shown
 from wgtrain.model.host import Host
 from wgtrain.train import checkpoint as ckpt
 from wgtrain.train.config import LoraConfig, TrainConfig
@@ -98,9 +99,7 @@ class Trainer(Loop):
         if tuning is None:
             batches = self.total_steps * config.grad_accum
             plan, max_row = self.learner.plan, self.learner.max_row
-            self._use(
-                self.host.choose_tuning(model.device, plan, max_row, batches, config.tuning)
-            )
+            self._use(self.host.choose_tuning(model.device, plan, max_row, batches, config.tuning))
         self.learner.set_parameters(
             ckpt.to_parameters(init_adapter)
             if init_adapter
@@ -227,21 +226,34 @@ class Trainer(Loop):
         )
         return ckpt.pack(ckpt.Checkpoint(state, await self.aio.adapter(), m, v))
 
-    def restore(self, files: Mapping[str, bytes], name: str = "checkpoint") -> None:
-        """Continues from a checkpoint of a run with the same rows and settings, with its kernels.
+    def restore(
+        self, files: Mapping[str, bytes], name: str = "checkpoint", prolong: bool = False
+    ) -> None:
+        """Continues from a checkpoint of a run with the same base, rows and settings, with its
+        kernels.
 
-        Raises FileError for a damaged one, OptionError naming what differs for one of another run.
+        With `prolong` iters and epochs may differ: the schedule is that of the new total from there
+        on. Raises FileError for a damaged one, OptionError naming what differs for one of another
+        run.
         """
         saved = ckpt.unpack(files, name)
         state = saved.state
         own, theirs = self._settings(), {"precision": "f32", **state.settings}
         problems = [
-            f"{key} = {own[key]}: {name} was made with {theirs.get(key)}"
+            f"{key} = {own[key]}: {name} was made with {shown(theirs.get(key))}"
             for key in own
-            if key not in FREE and own[key] != theirs.get(key)
+            if key not in FREE
+            and not (prolong and key in ("iters", "epochs"))
+            and own[key] != theirs.get(key)
         ]
+        if saved.adapter.metadata.get("base.fingerprint") != self.model.fingerprint:
+            problems.append(f"{self.model.name}: {name} was made with another base model")
         if state.rows != self._rows_hash:
             problems.append(f"{self.rows.name}: {name} was made with other rows")
+        elif state.step > self.total_steps:
+            problems.append(f"{name}: it stands at step {state.step} of {self.total_steps}")
+        elif (state.epoch, state.position) != self._windows.place(state.step):
+            problems.append(f"{name}: its place in the data is not that of step {state.step}")
         parameters = ckpt.to_parameters(saved.adapter)
         for tensors in (parameters, saved.m, saved.v):
             if {key: x.shape for key, x in tensors.items()} != dict(self.learner.shapes):

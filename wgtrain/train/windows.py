@@ -4,7 +4,10 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from wgtrain.data import Batch, Batches, Dataset, make_batch
+from wgtrain.errors import OptionError
 from wgtrain.train.config import TrainConfig
+
+_MOST_COUNTED = 20_000_000  # rows packed before a run begins, to know its steps: some seconds
 
 
 class At(NamedTuple):
@@ -35,6 +38,11 @@ class Windows:
         )
         self.per_epoch = len(self._starts(0))
         epochs = config.epochs or 0
+        if config.packing and epochs * (len(self._rows) + 100) > _MOST_COUNTED:
+            raise OptionError(
+                f"epochs = {epochs}: with packing the steps of each are counted before the start, "
+                f"which takes too long for {len(self._rows)} rows; give iters instead"
+            )
         self.total = config.iters or (
             sum(len(self._starts(epoch)) for epoch in range(epochs))
             if config.packing
@@ -55,6 +63,17 @@ class Windows:
         groups = self._batches.per_epoch(epoch)[start : start + self._size]
         batches = [make_batch([self._rows[i] for i in group]) for group in groups]
         return batches, At(epoch, position + 1)
+
+    def place(self, step: int) -> At:
+        """The window after `step` of the run's steps."""
+        epoch = 0
+        if not self._batches.packing:
+            epoch = max(step - 1, 0) // self.per_epoch
+            return At(epoch, step - epoch * self.per_epoch)
+        while step > len(self._starts(epoch)):
+            step -= len(self._starts(epoch))
+            epoch += 1
+        return At(epoch, step)
 
     def passed(self, at: At) -> float:
         """Epochs trained before a window, with the fraction of the one under way."""

@@ -1,0 +1,238 @@
+"""The files a run reads: opened before any work is done, read once, known again by their hashes."""
+
+import hashlib
+import os
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from wgtrain.api import adapter_file, data_file
+from wgtrain.errors import FileError, WgtrainError
+from wgtrain.runs.paths import check_path, is_pipe, native, read_input
+from wgtrain.train.config import RunConfig, TrainConfig
+
+NAMES = ("model", "data", "valid", "init_adapter")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A file of rows as it was read; from a pipe it cannot be read again."""
+
+    path: Path
+    content: bytes
+    pipe: bool
+
+    @classmethod
+    def read(cls, path: Path) -> "Rows":
+        """FileError where there is nothing to read."""
+        pipe = is_pipe(path)
+        return cls(path, read_input(path), pipe)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """Size and SHA-256."""
+        found: dict[str, Any] = {"bytes": len(self.content), "sha256": _sha(self.content)}
+        return found | {"pipe": True} if self.pipe else found
+
+
+class Inputs:
+    """What the settings of a run name, found and, but for the model, read.
+
+    `paths` and `config` are the settings with the files in the place of folders, where `before`
+    (the entries of summary.json) says what the files were.
+    """
+
+    def __init__(self, paths: RunConfig, config: TrainConfig):
+        check_path(Path(paths.model))
+        if is_pipe(Path(paths.model)):
+            raise FileError(f"{paths.model}: a FIFO; a model is read more than once")
+        valid = _valid_file(paths, config)
+        self.paths, self.config = paths, config
+        self.data = Rows.read(data_file(paths.data))
+        self.valid = None if valid is None else Rows.read(valid)
+        self._read = {"data": self.data, "valid": self.valid}
+        if paths.init_adapter is not None:
+            self._read["init_adapter"] = Rows.read(adapter_file(paths.init_adapter))
+        self.model_hash = _ModelHash(Path(paths.model))
+
+    def notes(self) -> list[str]:
+        """What a person may not have meant."""
+        said = []
+        for name, rows in (("data", self.data), ("valid", self.valid)):
+            if rows is not None and rows.pipe:
+                said.append(
+                    f"{name}: {rows.path} is a pipe, read once: to resume, a file with the same "
+                    f"rows has to be named beside --resume, {rows.identity['bytes']:,} bytes with "
+                    f"SHA-256 {rows.identity['sha256']}"
+                )
+        if self.valid is not None and self.valid.content == self.data.content:
+            said.append(
+                f"warning: valid = {self.valid.path}: the same rows as the training rows; its loss "
+                "says nothing about rows that were not trained"
+            )
+        return said
+
+    def used(self) -> dict[str, str]:
+        """Absolute paths of the settings, so that the run can be resumed from anywhere."""
+        named: dict[str, Any] = {
+            name: getattr(self.paths, name) for name in NAMES if name != "valid"
+        }
+        named["valid"] = self.valid and self.valid.path
+        return {name: str(Path(path).absolute()) for name, path in named.items() if path}
+
+    def identity(
+        self, folder: Path, fingerprint: str, wait: bool = True
+    ) -> dict[str, dict[str, Any]]:
+        """Place, also as seen from the run's folder, and hash of every file.
+
+        The hash of a whole model takes a while: without `wait` it may be missing.
+        """
+        place = _place(Path(self.paths.model), folder)
+        model = {**place, "fingerprint": fingerprint, "sha256": self.model_hash(wait)}
+        files = {
+            name: {**_place(rows.path, folder), **rows.identity}
+            for name, rows in self._read.items()
+            if rows is not None
+        }
+        return {"model": {key: value for key, value in model.items() if value}, **files}
+
+
+def _valid_file(paths: RunConfig, config: TrainConfig) -> Path | None:
+    """The file of validation rows: as set, or `valid.jsonl` of a data folder."""
+    if isinstance(config.valid, str):
+        return data_file(config.valid, "valid")
+    beside = data_file(paths.data, "valid")
+    if config.valid is None and Path(paths.data).is_dir() and beside.is_file():
+        return beside
+    return None
+
+
+def found_again(
+    paths: RunConfig,
+    config: TrainConfig,
+    before: Mapping[str, Mapping[str, Any]],
+    given: Mapping[str, str],
+    folder: Path,
+) -> tuple[RunConfig, TrainConfig]:
+    """The settings of an earlier run with its files where they are now.
+
+    `before` are the entries of its summary, `given` what a person names instead. FileError lists
+    every file that is missing or is not what it was.
+    """
+    problems: list[str] = []
+    chosen: dict[str, Any] = {}
+    for name in NAMES:
+        old = getattr(config if name == "valid" else paths, name)
+        entry = before.get(name)
+        if entry is None and (name not in given or not isinstance(old, str)):
+            if name in given:
+                problems.append(f"{name} = {given[name]}: the run was started without")
+            continue
+        try:
+            chosen[name] = str(_found(name, entry or {}, given.get(name), folder))
+        except WgtrainError as error:
+            problems.append(str(error))
+    if problems:
+        raise FileError("\n".join(problems))
+    valid = chosen.pop("valid", config.valid)
+    return replace(paths, **chosen), replace(config, valid=valid)
+
+
+def _found(name: str, entry: Mapping[str, Any], given: str | None, folder: Path) -> Path:
+    part = "valid" if name == "valid" else "train"
+    if given is not None:
+        path = adapter_file(given) if name == "init_adapter" else Path(given)
+        places = [data_file(path, part) if name in ("data", "valid") else path]
+    elif entry.get("pipe"):
+        raise FileError(
+            f"{name}: {entry['path']} was a pipe, which is read once; name a file with the same "
+            f"rows beside resume: {name} = FILE"
+        )
+    else:
+        places = [native(entry["path"])]
+        if "relative" in entry:
+            places.append(Path(os.path.normpath(folder / native(entry["relative"]))))
+    problem = ""
+    for path in places:
+        try:
+            check_path(path)
+            content = None if name == "model" or not entry else read_input(path)
+        except FileError as error:
+            moved = "" if given else f"; moved? name its place beside resume: {name} = PATH"
+            problem = problem or f"{name}: {error}{moved}"
+            continue
+        if content is None or _sha(content) == entry.get("sha256"):
+            return path
+        problem = changed(name, str(path), folder)
+    raise FileError(problem)
+
+
+def changed(name: str, path: str, folder: Path) -> str:
+    """The error of a file that is another one than at the start of a run."""
+    return f"{name}: {path} has changed since the run in {folder} was started"
+
+
+def read_entries(raw: Any) -> dict[str, dict[str, Any]]:
+    """The `inputs` of a summary, checked; ValueError, KeyError or TypeError for other things."""
+    entries = {}
+    for name, entry in raw.items():
+        if name not in NAMES:
+            raise ValueError(f"inputs: {name!r} is no input")
+        texts = [key for key in ("path", "relative", "sha256", "fingerprint") if key in entry]
+        if not all(isinstance(entry[key], str) and "\0" not in entry[key] for key in texts):
+            raise ValueError(f"inputs: {name}: not usable")
+        entries[name] = {**entry, "path": entry["path"]}
+    return entries
+
+
+class _ModelHash:
+    """SHA-256 over all bytes of a model, computed beside the run.
+
+    The fingerprint covers what stands before the tensors and the ends of the file.
+    """
+
+    def __init__(self, path: Path):
+        self._path, self._value = path, ""
+        self._thread = threading.Thread(target=self._compute, daemon=True)
+        self._thread.start()
+
+    def _compute(self) -> None:
+        digest = hashlib.sha256()
+        try:
+            for path in _model_files(self._path):
+                with open(path, "rb", buffering=0) as file:
+                    while part := file.read(1 << 20):
+                        digest.update(part)
+                digest.update(path.name.encode("utf-8", "surrogateescape"))
+        except OSError:
+            return  # unknown; whoever reads the file next says what is wrong with it
+        self._value = digest.hexdigest()
+
+    def __call__(self, wait: bool = True) -> str:
+        """The hash, "" where it is not known."""
+        if wait:
+            self._thread.join()
+        return self._value
+
+
+def _model_files(path: Path) -> Iterable[Path]:
+    if not path.is_dir():
+        return [path]
+    kinds = (".json", ".jinja", ".safetensors")
+    return sorted(file for file in path.iterdir() if file.suffix in kinds and file.is_file())
+
+
+def _place(path: Path, folder: Path) -> dict[str, str]:
+    place = {"path": str(path.absolute())}
+    try:
+        place["relative"] = os.path.relpath(path, folder)
+    except ValueError:  # on another drive
+        pass
+    return place
+
+
+def _sha(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,63 @@
+"""Settings in YAML: one mapping, read within bounds of size and nesting."""
+
+from pathlib import Path
+from typing import Any
+
+from wgtrain.errors import FileError
+from wgtrain.runs.paths import read_input
+
+_MOST_BYTES = 1 << 20
+_MOST_VALUES = 10_000  # with every alias written out
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file that a person named; FileError names the file and the line."""
+    return parse_yaml(read_input(path), str(path))
+
+
+def parse_yaml(data: bytes, name: str) -> dict[str, Any]:
+    """The mapping in the bytes of a YAML file; FileError names it and the line."""
+    import yaml
+
+    if len(data) > _MOST_BYTES:
+        raise FileError(f"{name}: {len(data):,} bytes; settings take at most {_MOST_BYTES:,}")
+    try:
+        loader = yaml.SafeLoader(data.decode("utf-8"))
+        try:
+            node = loader.get_single_node()
+            if node is not None:
+                _check(node, name)
+            values = None if node is None else loader.construct_document(node)
+        finally:
+            loader.dispose()
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        raise FileError(f"{name}: not YAML: {' '.join(str(error).split())}") from None
+    if values is not None and not isinstance(values, dict):
+        raise FileError(f"{name}: a mapping of settings is needed, not {type(values).__name__}")
+    return values or {}
+
+
+def _check(root: Any, name: str) -> None:
+    """Refuses what aliases blow up, and a setting that stands there twice."""
+    import yaml
+
+    sizes: dict[int, int] = {}
+
+    def size(node: Any) -> int:
+        if id(node) not in sizes:
+            sizes[id(node)] = _MOST_VALUES + 1  # of one that holds itself
+            parts = [] if isinstance(node, yaml.ScalarNode) else node.value
+            if isinstance(node, yaml.MappingNode):
+                parts = [part for pair in parts for part in pair]
+            sizes[id(node)] = 1 + sum(map(size, parts))
+        return sizes[id(node)]
+
+    if size(root) > _MOST_VALUES:
+        raise FileError(f"{name}: more than {_MOST_VALUES:,} values, with its aliases written out")
+    seen: set[str] = set()
+    for key, _ in root.value if isinstance(root, yaml.MappingNode) else []:
+        if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+            if key.value in seen:
+                line = key.start_mark.line + 1
+                raise FileError(f"{name} line {line}: {key.value!r} is given twice")
+            seen.add(key.value)
