@@ -137,11 +137,8 @@ def _answer(
     console: "Console", model: "Model", exam: Exam, adapters: Sequence[tuple[Any, float]] = ()
 ) -> list[str]:
     """Greedy answers to all prompts at once."""
-    from wgtrain.gpu import run
-    from wgtrain.infer.decode import greedy_batch
-
     with console.status(f"answering {len(exam.prompts)} prompts ..."):
-        said = run(greedy_batch(model, exam.prompts, MAX_ANSWER, adapters))
+        said = model.complete(exam.prompts, MAX_ANSWER, adapters)
     decode: Callable[[list[int]], str] = model.tokenizer.decode
     return [decode(ids) for ids in said]
 

@@ -1,10 +1,9 @@
 """A base model on the GPU: what training, evaluation and generation start from."""
 
-import codecs
 import hashlib
-import math
 import operator
 from collections.abc import AsyncGenerator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,11 +13,13 @@ from wgtrain.dual import aio_view, dual, dual_iterator
 from wgtrain.engine.probe import find_subgroup_size
 from wgtrain.engine.weight import PRECISIONS
 from wgtrain.errors import FileError, OptionError
-from wgtrain.files import GGUF, Adapter, adapter_fits, read_gguf, read_range
+from wgtrain.files import GGUF, Adapter, read_gguf, read_range
 from wgtrain.files.source import Source, shown
 from wgtrain.gpu import Device, open_device
 from wgtrain.infer.decode import greedy
 from wgtrain.infer.session import Session
+from wgtrain.infer.stack import Stack, read_stack
+from wgtrain.infer.text import TextStream
 from wgtrain.model.base import Base, base_on
 from wgtrain.model.config import ModelConfig, read_config
 from wgtrain.model.folder import Folder
@@ -26,7 +27,6 @@ from wgtrain.model.host import NOWHERE, Host
 from wgtrain.model.weights import Weights, check_precision, load_weights, plan_weights
 
 AdapterLike = Any  # an Adapter, the bytes of an adapter GGUF, or what the face's reader takes
-MAX_SCALE = 1e6  # of an adapter: strength * alpha / rank
 _SAMPLE = 1 << 20  # bytes of tensor data at either end that the fingerprint covers
 
 
@@ -56,7 +56,7 @@ class Model:
         self.host = host
         self._no_tokenizer = no_tokenizer
         self._tokenizer: Tokenizer | None = None
-        self._session: tuple[Any, Session] | None = None
+        self._session: tuple[bytes, Session] | None = None
 
     @property
     def base(self) -> Base:
@@ -93,7 +93,7 @@ class Model:
         trained.
         """
         ids = self.check_tokens(tokens)
-        session = await self.session(adapters, len(ids))
+        session = await self.session(self.stack(adapters), len(ids))
         return await session.logits([ids])
 
     @dual_iterator
@@ -113,17 +113,37 @@ class Model:
             raise OptionError(f"temperature = {temperature}: only 0 (greedy) is possible")
         tokenizer = self.tokenizer
         start = tokenizer.encode(prompt, bos=tokenizer.add_bos, special=True)
-        tail = start[-1:]  # what stands before the answer decides whether a space opens it
-        said = len(tokenizer.decode_bytes(tail, start=False))
-        characters = codecs.getincrementaldecoder("utf-8")("replace")
-        async for tokens in greedy(self, [self.check_tokens(start)], max_tokens, adapters):
-            tail += tokens.values()
-            whole = tokenizer.decode_bytes(tail, start=False)
-            if piece := characters.decode(whole[said:]):
+        text = TextStream(tokenizer, start)
+        async for tokens in self._greedy([start], max_tokens, adapters):
+            if piece := text.add(tokens.values()):
                 yield piece
-            said = len(whole)
-        if piece := characters.decode(b"", final=True):
+        if piece := text.end():
             yield piece
+
+    @dual
+    async def complete(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_tokens: int,
+        adapters: Sequence[tuple[AdapterLike, float]] = (),
+    ) -> list[list[int]]:
+        """Greedy continuations of all prompts at once, ids without prompts and stop tokens."""
+        made: list[list[int]] = [[] for _ in prompts]
+        async for tokens in self._greedy(prompts, max_tokens, adapters):
+            for i, token in tokens.items():
+                made[i].append(token)
+        return made
+
+    def _greedy(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_tokens: int,
+        adapters: Sequence[tuple[AdapterLike, float]],
+    ) -> AsyncGenerator[dict[int, int], None]:
+        """Decoding under adapters that are read once."""
+        checked = [self.check_tokens(prompt) for prompt in prompts]
+        open_session = partial(self.session, self.stack(adapters))
+        return greedy(open_session, checked, max_tokens, self.tokenizer.stop_ids)
 
     def check_tokens(self, tokens: Sequence[int]) -> list[int]:
         """The ids as plain integers; OptionError for none at all or one outside the vocabulary."""
@@ -141,24 +161,26 @@ class Model:
             )
         return ids
 
-    async def session(
-        self, adapters: Sequence[tuple[AdapterLike, float]], max_tokens: int
-    ) -> Session:
-        """A session for these adapters and at least `max_tokens` tokens; the last one is kept and
-        reused.
+    def stack(self, adapters: Sequence[tuple[AdapterLike, float]]) -> Stack:
+        """The (adapter, strength) pairs read and checked, for `session`."""
+        return read_stack(adapters, self.read_adapter, self.gguf, self.config.architecture)
+
+    async def session(self, stack: Stack, max_tokens: int) -> Session:
+        """A session for these adapters and at least `max_tokens` tokens, with the kernels that the
+        host knows for it; the last one is kept and reused.
         """
-        stack = [(self.read_adapter(adapter), strength) for adapter, strength in _pairs(adapters)]
-        for adapter, _ in stack:
-            adapter_fits(adapter, self.gguf.tensors, self.config.architecture)
-        _check_strengths(stack)
-        key = [(_digest(adapter), strength) for adapter, strength in stack]
-        if self._session and self._session[0] == key and self._session[1].max_tokens >= max_tokens:
-            return self._session[1]
+        kept = self._session
+        if kept and kept[0] == stack.key and kept[1].max_tokens >= max_tokens:
+            return kept[1]
         self._drop_session()
         size = max(64, 1 << (max_tokens - 1).bit_length())
-        session = Session(self.device, self.config, self.weights, stack, size)
+        make = partial(Session, self.device, self.config, self.weights, stack.adapters, size)
+        session = make()
+        tuning = self.host.choose_tuning(self.device, session.plan, size, 0, "auto")
+        if tuning.table != session.tuning.table:
+            session = make(tuning)
         await session.open()
-        self._session = (key, session)
+        self._session = (stack.key, session)
         return session
 
     def _drop_session(self) -> None:
@@ -178,42 +200,6 @@ class Model:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-
-def _pairs(adapters: Sequence[tuple[AdapterLike, float]]) -> list[tuple[AdapterLike, float]]:
-    """The (adapter, strength) pairs; OptionError for what is none."""
-    pairs = []
-    for number, pair in enumerate(adapters):
-        try:
-            adapter, strength = pair
-            if isinstance(pair, str) or not math.isfinite(strength):
-                raise ValueError
-        except (TypeError, ValueError, OverflowError):
-            raise OptionError(
-                f"adapters[{number}] = {shown(pair)}: (adapter, strength) is needed, as in "
-                "('adapter.gguf', 1.0)"
-            ) from None
-        pairs.append((adapter, float(strength)))
-    return pairs
-
-
-def _check_strengths(stack: Sequence[tuple[Adapter, float]]) -> None:
-    """OptionError for an adapter so strong that no logits are left."""
-    for number, (adapter, strength) in enumerate(stack):
-        if abs(strength * adapter.alpha / adapter.rank) > MAX_SCALE:
-            raise OptionError(
-                f"adapters[{number}]: strength {strength:g} x alpha {adapter.alpha:g} / rank "
-                f"{adapter.rank} is beyond {MAX_SCALE:g}"
-            )
-
-
-def _digest(adapter: Adapter) -> bytes:
-    digest = hashlib.blake2b(str((adapter.rank, adapter.alpha)).encode())
-    for name, pair in adapter.tensors.items():
-        digest.update(name.encode())
-        for array in pair:
-            digest.update(array.tobytes())
-    return digest.digest()
 
 
 async def _fingerprint(source: Source, gguf: GGUF) -> str:

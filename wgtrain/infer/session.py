@@ -10,7 +10,7 @@ from wgtrain.engine.lora import Lora
 from wgtrain.engine.loss import head_logits
 from wgtrain.engine.plan import Plan
 from wgtrain.engine.structs import step_bytes
-from wgtrain.engine.tuning import default_tuning
+from wgtrain.engine.tuning import Tuning, default_tuning, fitted
 from wgtrain.files import Adapter
 from wgtrain.gpu import Device
 from wgtrain.model.config import ModelConfig
@@ -24,7 +24,8 @@ LOGITS_BYTES = 64 << 20  # of the logits read back at once
 class Session:
     """Inference for streams of up to `max_tokens` tokens with adapters [(adapter, strength), ...].
 
-    The strength multiplies an adapter's own alpha / rank.
+    The strength multiplies an adapter's own alpha / rank. `tuning`: a table in place of the
+    device's default.
     """
 
     def __init__(
@@ -34,8 +35,10 @@ class Session:
         weights: Weights,
         adapters: Sequence[tuple[Adapter, float]],
         max_tokens: int,
+        tuning: Tuning | None = None,
     ):
         self._device, self._config = device, config
+        self.tuning = fitted(tuning, device) if tuning else default_tuning(device)
         self.max_tokens = max_tokens
         self._inputs = InputBuffer(max_tokens)
         self._rope = config.rope_table(max_tokens)
@@ -56,10 +59,9 @@ class Session:
         rope = Storage("rotary table", "inputs", self._rope.nbytes)
         net = Network(config, weights, loras, rope.window())
         self._rope_storage = rope
-        tuning = default_tuning(device)
-        body = Graph(training=False, tuning=tuning)
+        body = Graph(training=False, tuning=self.tuning)
         forward(body, net, self._inputs.inputs, into=hidden.window())
-        head = Graph(training=False, tuning=tuning)
+        head = Graph(training=False, tuning=self.tuning)
         picked = head.tensor("picked", "C", config.width)
         params = {"rows": "C", "d4": padded(config.width) // 4}
         operands = {"x": hidden.window(), "index": self._inputs.inputs.trained, "y": picked}
@@ -76,11 +78,16 @@ class Session:
 
     async def open(self) -> None:
         """Allocates and compiles."""
-        await self.plan.build(self._device)
-        assert self._rope_storage.buffer is not None
-        self._device.write(self._rope_storage.buffer, 0, self._rope)
-        for trainables in self._stack:
-            trainables.values.open(self._device)
+        try:
+            await self.plan.build(self._device)
+            assert self._rope_storage.buffer is not None
+            self._device.write(self._rope_storage.buffer, 0, self._rope)
+            for trainables in self._stack:
+                trainables.values.open(self._device)
+                trainables.values.forget()
+        except BaseException:
+            self.close()
+            raise
 
     async def logits(
         self, rows: Sequence[Sequence[int]], positions: Sequence[int] | None = None
