@@ -25,6 +25,7 @@ from wgtrain.model.config import ModelConfig, read_config
 from wgtrain.model.folder import Folder
 from wgtrain.model.host import NOWHERE, Host
 from wgtrain.model.weights import Weights, check_precision, load_weights, plan_weights
+from wgtrain.turn import Turn
 
 AdapterLike = Any  # an Adapter, the bytes of an adapter GGUF, or what the face's reader takes
 _SAMPLE = 1 << 20  # bytes of tensor data at either end that the fingerprint covers
@@ -57,6 +58,7 @@ class Model:
         self._no_tokenizer = no_tokenizer
         self._tokenizer: Tokenizer | None = None
         self._session: tuple[bytes, Session] | None = None
+        self._turn = Turn("this model")
 
     @property
     def base(self) -> Base:
@@ -92,9 +94,10 @@ class Model:
         """Logits after each token, float32 (T, V); each adapter is (adapter, strength), 1.0 = as
         trained.
         """
-        ids = self.check_tokens(tokens)
-        session = await self.session(self.stack(adapters), len(ids))
-        return await session.logits([ids])
+        ids, stack = self.check_tokens(tokens), self.stack(adapters)
+        with self._turn(wait=True):
+            session = await self.session(stack, len(ids))
+            return await session.logits([ids])
 
     @dual_iterator
     async def generate(
@@ -134,7 +137,7 @@ class Model:
                 made[i].append(token)
         return made
 
-    def _greedy(
+    async def _greedy(
         self,
         prompts: Sequence[Sequence[int]],
         max_tokens: int,
@@ -143,7 +146,13 @@ class Model:
         """Decoding under adapters that are read once."""
         checked = [self.check_tokens(prompt) for prompt in prompts]
         open_session = partial(self.session, self.stack(adapters))
-        return greedy(open_session, checked, max_tokens, self.tokenizer.stop_ids)
+        tokens = greedy(open_session, checked, max_tokens, self.tokenizer.stop_ids)
+        while True:
+            with self._turn(wait=True):
+                made = await anext(tokens, None)
+            if made is None:
+                return
+            yield made
 
     def check_tokens(self, tokens: Sequence[int]) -> list[int]:
         """The ids as plain integers; OptionError for none at all or one outside the vocabulary."""
@@ -189,7 +198,11 @@ class Model:
             self._session = None
 
     def close(self) -> None:
-        """Gives all GPU memory back; the model cannot be used afterwards."""
+        """Gives all GPU memory back; the model cannot be used afterwards. What another thread asks
+        of it is waited for.
+        """
+        if not self._turn.close("the model was closed"):
+            return
         self._drop_session()
         for storage in self.weights.storages:  # a handle keeps the platform's device alive
             storage.buffer = None

@@ -28,6 +28,7 @@ from wgtrain.train.schedule import make_schedule
 from wgtrain.train.settings import as_mapping
 from wgtrain.train.start import adopt, hash_rows, initial_parameters, split_rows
 from wgtrain.train.windows import At, Windows, in_batches
+from wgtrain.turn import Turn
 
 # Settings that a checkpoint may differ in: they change no number, or what it holds covers them.
 FREE = {"eval_every", "save_every", "save_total_limit", "valid", "seq_len", "train_on", "tuning"}
@@ -106,6 +107,7 @@ class Trainer(Loop):
             else initial_parameters(self.learner.shapes, config.seed)
         )
         super().__init__()
+        self._turn = Turn("this trainer")
 
     def _use(self, tuning: Tuning) -> None:
         """Makes a learner with another table, where it is another one."""
@@ -118,7 +120,8 @@ class Trainer(Loop):
     @dual
     async def build(self) -> None:
         """Allocates and compiles what `run` would at its start; OutOfMemoryError if it cannot."""
-        await self.learner.build()
+        with self._turn():
+            await self.learner.build()
 
     # ---- the loop ------------------------------------------------------------------------------
 
@@ -129,21 +132,31 @@ class Trainer(Loop):
         Validation comes at the start, every `eval_every` steps and at the end. Reports are read
         every few steps; only after a step that is due for validation or a checkpoint, and the last
         one, `checkpoint()` is sure to be of the step just yielded. NonFiniteError ends the run
-        with the parameters of the last good step.
+        with the parameters of the last good step. Until the loop over it ends, other threads may
+        `stop` and `close`; all else is refused.
         """
-        self._stopping = False
-        await self._start()
-        while result := await self._next():
-            yield result
-            self._resume_clock()
+        loop = object()
+        try:
+            with self._turn(loop):
+                self._stopping = False
+                await self._start()
+                result = await self._next()
+            while result:
+                yield result
+                with self._turn(loop):
+                    self._resume_clock()
+                    result = await self._next()
+        finally:
+            self._turn.leave(loop)
         if self.failure:
             raise self.failure
 
     @dual
     async def evaluate(self) -> tuple[float, int]:
         """(mean loss, number of trained tokens) of the validation rows."""
-        await self._settle()
-        return await self._evaluate()
+        with self._turn():
+            await self._settle()
+            return await self._evaluate()
 
     @dual
     async def fit(self) -> "Trainer":
@@ -162,7 +175,11 @@ class Trainer(Loop):
     @dual
     async def adapter(self) -> Adapter:
         """The adapter as it stands, float32; NonFiniteError where an update overflowed."""
-        await self._settle()
+        with self._turn():
+            await self._settle()
+            return await self._adapter()
+
+    async def _adapter(self) -> Adapter:
         model = self.model
         tensors = await self.learner.parameters()
         if wrong := [name for name, tensor in tensors.items() if not np.isfinite(tensor).all()]:
@@ -209,22 +226,24 @@ class Trainer(Loop):
 
         The files of a checkpoint, {file name: bytes}.
         """
-        await self._settle()
-        await self._read()
-        if self.failure:
-            raise self.failure
-        m, v = await self.learner.moments()
-        state = ckpt.State(
-            self.step,
-            *self._place.at,
-            self.tokens_seen,
-            self.elapsed_seconds,
-            self._settings(),
-            self._rows_hash,
-            __version__,
-            to_json(self.learner.tuning),
-        )
-        return ckpt.pack(ckpt.Checkpoint(state, await self.aio.adapter(), m, v))
+        with self._turn():
+            await self._settle()
+            await self._read()
+            if self.failure:
+                raise self.failure
+            m, v = await self.learner.moments()
+            state = ckpt.State(
+                self.step,
+                *self._place.at,
+                self.tokens_seen,
+                self.elapsed_seconds,
+                self._settings(),
+                self._rows_hash,
+                __version__,
+                to_json(self.learner.tuning),
+            )
+            adapter = await self._adapter()
+        return ckpt.pack(ckpt.Checkpoint(state, adapter, m, v))
 
     def restore(
         self, files: Mapping[str, bytes], name: str = "checkpoint", prolong: bool = False
@@ -237,6 +256,10 @@ class Trainer(Loop):
         run.
         """
         saved = ckpt.unpack(files, name)
+        with self._turn():
+            self._restore(saved, name)
+
+    def _restore(self, saved: ckpt.Checkpoint, name: str) -> None:
         state = saved.state
         own, theirs = self._settings(), {"precision": "f32", **state.settings}
         problems = [
@@ -281,5 +304,9 @@ class Trainer(Loop):
         return as_mapping(self.lora, self.config) | {"precision": self.model.precision}
 
     def close(self) -> None:
-        """Frees the GPU memory of the training plan, the adapter's too; the model stays open."""
-        self.learner.close()
+        """Frees the GPU memory of the training plan, the adapter's too; the model stays open.
+
+        A step that another thread is in is waited for; its loop ends with DeviceLostError.
+        """
+        if self._turn.close("the trainer was closed: its adapter is gone from the GPU"):
+            self.learner.close()
