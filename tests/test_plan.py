@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import random_model as rm
 
 from wgtrain import gpu
 from wgtrain.engine.graph import Graph, Launch, Storage, Tensor
+from wgtrain.engine.kernel import load_kernel
 from wgtrain.engine.plan import Plan
 from wgtrain.errors import OutOfMemoryError
 from wgtrain.gpu import Device
@@ -541,3 +543,15 @@ def test_a_profile_names_every_launch_and_trains_nothing(model: Model) -> None:
     assert gpu.run(learner.reports()) == gpu.run(again.reports())
     learner.close()
     again.close()
+
+
+@pytest.mark.parametrize("rows", [0, 1, 5, "D", None])
+def test_rows_that_are_no_dimension_are_refused(rows: Any) -> None:
+    """A number would have selected another of a step's numbers, or one past them."""
+    kernel = load_kernel("add")
+    assert kernel.pack_params({"rows": "C", "d4": 3})[:8] == bytes([1, 0, 0, 0, 3, 0, 0, 0])
+    wanted = f"rows = {rows!r}: 'T' or 'C' is needed"
+    with pytest.raises(ValueError, match=f"kernel 'add': {wanted}"):
+        kernel.pack_params({"rows": rows, "d4": 3})
+    with pytest.raises(ValueError, match=f"tensor 'x': {wanted}"):
+        Graph().tensor("x", rows, 8)

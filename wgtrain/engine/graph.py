@@ -1,8 +1,8 @@
 """The recording: kernel launches over symbolic tensors, and the tape that differentiates them.
 
-Nothing here touches a GPU. Rows of a tensor are "T" (tokens of a step), "C" (trained tokens) or a
-number; a row of `cols` values is stored with its length rounded up to a multiple of four, and the
-padding is always zero.
+Nothing here touches a GPU. Rows of a tensor are "T" (tokens of a step) or "C" (trained tokens),
+which each replay gives a number; a row of `cols` values is stored with its length rounded up to a
+multiple of four, and the padding is always zero.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from wgtrain.engine.kernel import Kernel, load_kernel
+from wgtrain.engine.kernel import Kernel, check_rows, load_kernel
 from wgtrain.engine.tuning import DEFAULT_CPU, Choice, Tuning
 from wgtrain.gpu import Buffer
 
@@ -50,15 +50,17 @@ class Tensor:
     """
 
     name: str
-    rows: str | int
+    rows: str
     cols: int
     trains: bool = False
     item: int = 4
 
+    def __post_init__(self) -> None:
+        check_rows(f"tensor '{self.name}'", self.rows)
+
     def nbytes(self, tokens: int) -> int:
         """Bytes at `tokens` tokens, all of them trained."""
-        rows = self.rows if isinstance(self.rows, int) else tokens
-        return max(rows * padded(self.cols) * self.item, 16)
+        return max(tokens * padded(self.cols) * self.item, 16)
 
 
 Operand = Tensor | Window
@@ -126,7 +128,7 @@ class Graph:
         self._scope = before
 
     def tensor(
-        self, name: str, rows: str | int, cols: int, *, trains: bool = False, item: int = 4
+        self, name: str, rows: str, cols: int, *, trains: bool = False, item: int = 4
     ) -> Tensor:
         """A new temporary."""
         return Tensor(self._scope + name, rows, cols, trains and self.training, item)

@@ -70,14 +70,16 @@ class Kernel:
         return features_of(self.code)
 
     def pack_params(self, values: Mapping[str, Any]) -> bytes:
-        """The bytes of `Params`; a dimension name stands for its index. KeyError text names what
-        is wrong.
+        """The bytes of `Params`; a dimension name stands for its index. The text of a KeyError or
+        ValueError names what is wrong.
         """
         expected = [name for name, _ in self.params]
         if set(values) != set(expected):
             raise KeyError(
                 f"kernel '{self.name}' takes parameters {expected}, got {sorted(values)}"
             )
+        if "rows" in values:
+            check_rows(f"kernel '{self.name}'", values["rows"])
         packed = b"".join(
             struct.pack("<" + _CODES[kind], _index(values[name])) for name, kind in self.params
         )
@@ -109,6 +111,12 @@ class Kernel:
 _WORKGROUP_WORK = 2000.0  # operations of a workgroup whose kernel does not say
 _BUILTINS: dict[str, Any] = {"min": min, "max": max}  # of WGSL, in constants
 _FUNCTIONS: dict[str, Any] = {"ceil_div": lambda a, b: -(-a // b), **_BUILTINS}
+
+
+def check_rows(what: str, rows: Any) -> None:
+    """ValueError for rows that are no dimension: a number would select another of a step's."""
+    if rows not in DIMENSIONS:
+        raise ValueError(f"{what}: rows = {rows!r}: {' or '.join(map(repr, DIMENSIONS))} is needed")
 
 
 def _index(value: Any) -> Any:

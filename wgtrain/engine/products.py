@@ -12,7 +12,7 @@ from wgtrain.engine.weight import Segment, Weight, dense_operands, dense_strides
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a weight that a product takes: outputs `first`, a multiple of 16, to `first +
+    """The rows of a weight that a product takes: outputs `first`, a multiple of 64, to `first +
     count`.
     """
 
@@ -20,7 +20,7 @@ class Rows:
     count: int
 
     def __post_init__(self) -> None:
-        assert self.first % 16 == 0, "its columns and its part of a gradient could not be bound"
+        assert self.first % 64 == 0, "its part of a bias or of a gradient could not be bound"
 
     def within(self, weight: Weight) -> Iterator[tuple[Segment, int, int]]:
         """(segment, row within it, rows) of each part; none crosses a segment."""

@@ -29,7 +29,7 @@ class Parameter:
     gradient: Window | None
 
     def gradient_rows(self, first: int, count: int) -> Window:
-        """The gradient of some rows; `first` a multiple of 16, so that it can be bound."""
+        """The gradient of some rows; `first` a multiple of 64, so that it can be bound."""
         assert self.gradient is not None, f"{self.name} is frozen"
         storage, offset, _ = self.gradient
         row = padded(self.columns) * 4
