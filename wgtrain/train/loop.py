@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +10,7 @@ from wgtrain.data import Batch, Dataset
 from wgtrain.errors import NonFiniteError, OptionError, WgtrainError
 from wgtrain.train.config import TrainConfig
 from wgtrain.train.results import Evaluation, Place, Queued, StepResult, non_finite
+from wgtrain.train.schedule import Schedule
 from wgtrain.train.windows import Windows
 
 # Reports are read after so many steps, or as many as take so long: what is queued cannot be
@@ -26,7 +26,7 @@ class Loop:
     config: TrainConfig
     rows: Dataset
     learner: Any
-    schedule: Callable[[int], float]
+    schedule: Schedule
     total_steps: int
     _windows: Windows
     _held: list[Batch]  # for validation

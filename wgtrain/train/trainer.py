@@ -257,9 +257,9 @@ class Trainer(Loop):
         """
         saved = ckpt.unpack(files, name)
         with self._turn():
-            self._restore(saved, name)
+            self._restore(saved, name, prolong)
 
-    def _restore(self, saved: ckpt.Checkpoint, name: str) -> None:
+    def _restore(self, saved: ckpt.Checkpoint, name: str, prolong: bool) -> None:
         state = saved.state
         own, theirs = self._settings(), {"precision": "f32", **state.settings}
         problems = [
