@@ -506,11 +506,11 @@ async def freed_buffers_are_refused() -> None:
         counts = np.array([[2, 1, 1]], np.uint32)
         device.run(program, counts, [])
         device.free(y)
-        await refused(lambda: device.write(y, 0, bytes(4)), DeviceError, "'gone'")
-        await refused(device.read(y, 0, 4), DeviceError, "'gone'")
-        await refused(lambda: maker.dispatch(y, 1), DeviceError, "'gone'")
-        await refused(lambda: device.run(program, counts, []), DeviceError, "'gone'")
-        await refused(lambda: device.run(program, counts, [1]), DeviceError, "'gone'")
+        await refused(lambda: device.write(y, 0, bytes(4)), DeviceLostError, "'gone'")
+        await refused(device.read(y, 0, 4), DeviceLostError, "'gone'")
+        await refused(lambda: maker.dispatch(y, 1), DeviceLostError, "'gone'")
+        await refused(lambda: device.run(program, counts, []), DeviceLostError, "'gone'")
+        await refused(lambda: device.run(program, counts, [1]), DeviceLostError, "'gone'")
         assert await words(device, other) == [1] * 5  # no half of a refused run was done
         maker.run([maker.dispatch(other, 2)])
         assert await words(device, other) == [5] * 5

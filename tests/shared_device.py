@@ -3,6 +3,7 @@
 import copy
 from typing import Any
 
+from wgtrain.gpu.base import CLOSED
 from wgtrain.gpu.native import NativeDevice
 
 
@@ -10,8 +11,8 @@ class Borrowed(NativeDevice):
     """Has buffers of its own and counts them; closing it frees these and no more."""
 
     def close(self) -> None:
-        if not self._closed:
-            self._closed = True
+        if not self._gone:
+            self._gone = CLOSED
             self._pipelines = {}
             self._drop_all()
 
@@ -20,5 +21,5 @@ def borrow(lender: NativeDevice) -> Any:
     """A device on the same GPUDevice as `lender`, which has to outlive it."""
     made = copy.copy(lender)
     made.__class__ = Borrowed
-    made._buffers, made.allocated = {}, 0
+    made._buffers, made._after, made.allocated = {}, [], 0
     return made

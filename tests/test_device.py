@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -314,6 +315,148 @@ def test_an_error_of_memory_is_not_one_of_the_shader(monkeypatch: pytest.MonkeyP
     finally:
         monkeypatch.undo()
         device.close()
+
+
+# `opened`: a device, a buffer `y` and `run()`, which queues a program that adds one to it.
+OPENED = """
+import numpy as np
+import os
+import threading
+import device_contract as contract
+from wgtrain import gpu
+from wgtrain.errors import DeviceError
+
+device = gpu.run(gpu.open_device(limits="default"))
+maker = gpu.run(contract.Affine.open(device))
+y = maker.buffer()
+program = device.program([maker.dispatch(y, 1)])
+
+def run():
+    device.run(program, np.array([[2, 1, 1]], np.uint32), [])
+
+class Queue:
+    def __init__(self, queue, before):
+        self.queue, self.before = queue, before
+    def __getattr__(self, name):
+        return getattr(self.queue, name)
+    def submit(self, commands):
+        self.before()
+        self.queue.submit(commands)
+"""
+
+
+@pytest.mark.parametrize("call", ["device.close()", "device.free(y)"])
+def test_a_call_waits_for_that_of_another_thread(call: str) -> None:
+    """wgpu-native would end the process, where a buffer is destroyed between check and submit."""
+    code = f"""
+inside, go, done = threading.Event(), threading.Event(), threading.Event()
+
+def before():
+    inside.set()
+    go.wait()
+
+def other():
+    {call}
+    done.set()
+
+device._queue = Queue(device._queue, before)
+first, second = [threading.Thread(target=each, daemon=True) for each in (run, other)]
+first.start()
+inside.wait()
+second.start()
+assert not done.wait(0.2)
+go.set()
+first.join()
+second.join()
+assert done.is_set()
+try:
+    run()
+except DeviceError as error:
+    print(error)
+"""
+    result = python(OPENED + code)
+    said = {
+        "device.close()": "running a plan: the device was closed\n",
+        "device.free(y)": "buffer 'y' was freed\n",
+    }
+    assert (result.stdout, result.stderr, result.returncode) == (said[call], "", 0)
+
+
+@pytest.mark.parametrize("call", ["device.close()", "device.free(y)"])
+def test_what_a_signal_handler_destroys_in_a_call_is_destroyed_after_it(call: str) -> None:
+    code = f"""
+device._queue = Queue(device._queue, lambda: {call})
+run()
+try:
+    run()
+except DeviceError as error:
+    print(error)
+"""
+    result = python(OPENED + code)
+    reasons = {"device.close()": "running a plan: the device was closed\n"}
+    assert result.stdout == reasons.get(call, "buffer 'y' was freed\n"), result.stderr[-2000:]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_forked_child_is_told_whose_the_gpu_is() -> None:
+    """It neither hangs nor crashes, whatever it calls, nor when it ends; the parent goes on."""
+    code = """
+import sys
+
+run()
+parent = os.getpid()
+held = threading.Event()
+
+def hold():  # a call under way while the process forks
+    with device._errors("holding"):
+        held.set()
+        threading.Event().wait()
+
+threading.Thread(target=hold, daemon=True).start()
+held.wait()
+child = os.fork()
+if not child:
+    for call in (
+        run,
+        device.flush,
+        lambda: device.write(y, 0, b"abcd"),
+        lambda: device.create_buffer(4, "late"),
+        lambda: gpu.run(device.read(y, 0, 4)),
+        lambda: gpu.run(device.pipeline("affine", contract.AFFINE, contract.AFFINE_SLOTS)),
+        lambda: gpu.run(gpu.open_device()),
+        gpu.list_adapters,
+    ):
+        try:
+            call()
+        except DeviceError as error:
+            assert f"process, {parent}: " in str(error) or f"process {parent}," in str(error)
+            assert "'spawn'" in str(error)
+        else:
+            raise AssertionError("it was not refused")
+    device.free(y)
+    device.close()
+    del maker, program, y
+    sys.exit(7)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+    result = python(OPENED + code)
+    assert (result.stdout, result.stderr, result.returncode) == ("7\n", "", 0)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_child_may_use_the_gpu_that_its_parent_did_not() -> None:
+    code = """
+import os
+from wgtrain import gpu
+
+if not os.fork():
+    gpu.run(gpu.open_device()).close()
+    os._exit(5)
+print(os.waitstatus_to_exitcode(os.wait()[1]))
+gpu.run(gpu.open_device()).close()
+"""
+    result = python(code)
+    assert (result.stdout, result.stderr, result.returncode) == ("5\n", "", 0)
 
 
 def resident() -> int:

@@ -52,6 +52,7 @@ NATIVE_MODULES = {
     "gpu/native.py",
     "gpu/native_library.py",
     "gpu/native_pass.py",
+    "gpu/native_process.py",
     "gpu/native_timing.py",
     "cli/main.py",
     "web/patience.py",

@@ -277,6 +277,27 @@ def test_a_closed_trainer_has_no_adapter(model):
             call()
 
 
+def test_a_model_closed_inside_the_loop():
+    with wgtrain.load_model(tiny.tiny("llama").gguf, limits="default") as model:
+        trainer = Trainer(model, rows(), LORA, TRAIN)
+        with pytest.raises(DeviceLostError, match="the device was closed"):
+            for _ in trainer.run():
+                model.close()
+        for call in (trainer.adapter, trainer.checkpoint, lambda: list(trainer.run())):
+            with pytest.raises(DeviceLostError):
+                call()
+        trainer.close()
+
+
+def test_a_learner_closed_inside_the_loop(make):
+    trainer = make()
+    steps = trainer.run()
+    next(steps)
+    trainer.learner.close()
+    with pytest.raises(DeviceLostError, match="not on the GPU"):
+        list(steps)
+
+
 def test_memory_is_given_back(model):
     before = model.device.allocated
     trainer = Trainer(model, rows(), LORA, TRAIN)

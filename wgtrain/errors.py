@@ -35,4 +35,4 @@ class OutOfMemoryError(DeviceError):
 
 
 class DeviceLostError(DeviceError):
-    """The device went away: driver reset, unplugged, or closed."""
+    """The device, or what was on it, went away: driver reset, unplugged, closed, freed."""

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from wgtrain.engine.kernel import Kernel, check_rows, load_kernel
 from wgtrain.engine.tuning import DEFAULT_CPU, Choice, Tuning
+from wgtrain.errors import DeviceLostError
 from wgtrain.gpu import Buffer
 
 
@@ -28,6 +29,14 @@ class Storage:
     purpose: str  # "weights", "adapter", "gradients", "optimizer", "inputs", ...
     size: int
     buffer: Buffer | None = None
+
+    @property
+    def live(self) -> Buffer:
+        """The buffer; DeviceLostError where there is none."""
+        buffer = self.buffer  # asked once: another thread may close the model meanwhile
+        if buffer is None:
+            raise DeviceLostError(f"'{self.name}' is not on the GPU: closed, or not built yet")
+        return buffer
 
     def window(self, offset: int = 0, size: int | None = None) -> "Window":
         """A part of it, all by default; `offset` must be a multiple of 256."""

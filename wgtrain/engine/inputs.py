@@ -68,7 +68,6 @@ class InputBuffer:
         more: Mapping[str, np.ndarray] | None = None,
     ) -> int:
         """Queues what `pack` makes of a stream; returns C."""
-        assert self.storage.buffer is not None
         content, trained = self.pack(tokens, starts, ends, targets, more)
-        device.write(self.storage.buffer, 0, content)  # one write: each has its price
+        device.write(self.storage.live, 0, content)  # one write: each has its price
         return trained

@@ -132,8 +132,7 @@ class AdamW:
         steps = self._steps if steps is None else steps
         if not steps or self._device is None:
             return []
-        assert self._ring.buffer is not None
-        kept = np.frombuffer(await self._device.read(self._ring.buffer, 0, self._ring.size), REPORT)
+        kept = np.frombuffer(await self._device.read(self._ring.live, 0, self._ring.size), REPORT)
         rows = [kept[step % RING] for step in steps]
         found = [
             Report(
@@ -152,5 +151,4 @@ class AdamW:
         """Forgets unread reports and the latch of one that was not finite."""
         self._steps = []
         if self._device is not None:
-            assert self._control.buffer is not None
-            self._device.write(self._control.buffer, 0, bytes(self._control.size))
+            self._device.write(self._control.live, 0, bytes(self._control.size))

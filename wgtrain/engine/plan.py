@@ -15,7 +15,7 @@ import numpy as np
 
 from wgtrain.engine.graph import Graph, Launch, Storage, Tensor, Window
 from wgtrain.engine.structs import STEP
-from wgtrain.errors import OutOfMemoryError
+from wgtrain.errors import DeviceLostError, OutOfMemoryError
 from wgtrain.gpu import Binding, Buffer, Device, Dispatch, Slot, together
 
 _PURPOSE = "activations"
@@ -30,6 +30,7 @@ class Program:
     handle: Any
     grids: list[Callable[[int, int], tuple[int, ...]]]
     work: list[float]  # of each dispatch at the plan's largest T
+    step: Buffer  # the step uniform
 
     def counts(self, tokens: int, trained: int) -> np.ndarray:
         """Workgroup counts of every distinct grid, uint32 (grids, 3)."""
@@ -228,7 +229,7 @@ class Plan:
             )
             dispatches.append(Dispatch(pipeline, bind_group, grids[key]))
         work = [launch.kernel.work(launch.params, self.max_tokens) for launch in launches]
-        return Program(device.program(dispatches), functions, work)
+        return Program(device.program(dispatches), functions, work, self._small["step"])
 
     def _binding(self, launch: Launch, slot: Any) -> Binding:
         if slot.name == "params":
@@ -240,8 +241,7 @@ class Plan:
         if isinstance(operand, Tensor):
             buffer = self._slots[self._slot_of[operand]]
             return Binding(slot.number, buffer, 0, operand.nbytes(self.max_tokens))
-        assert operand.storage.buffer is not None, f"{operand.storage.name} was not loaded"
-        return Binding(slot.number, operand.storage.buffer, operand.offset, operand.size)
+        return Binding(slot.number, operand.storage.live, operand.offset, operand.size)
 
     def run(
         self, name: str, step: bytes, tokens: int, trained: int, *, whole: bool = False
@@ -256,8 +256,8 @@ class Plan:
         self, name: str, step: bytes, tokens: int, trained: int
     ) -> tuple[Any, np.ndarray, list[int]]:
         """Program, workgroup counts and cuts of a replay, whose step uniform is queued."""
-        program = self.programs[name]
-        self._device.write(self._small["step"], 0, step)
+        program = self._built(name)
+        self._device.write(program.step, 0, step)
         cuts = program.cuts(self.work_limit, max(tokens, 1) / self.max_tokens)
         return program.handle, program.counts(tokens, trained), cuts
 
@@ -270,7 +270,13 @@ class Plan:
 
     def total_work(self, name: str, tokens: int) -> float:
         """Estimated work of a replay, in the unit of `work_limit`."""
-        return sum(self.programs[name].work) * tokens / self.max_tokens
+        return sum(self._built(name).work) * tokens / self.max_tokens
+
+    def _built(self, name: str) -> Program:
+        program = self.programs.get(name)
+        if program is None:
+            raise DeviceLostError(f"running '{name}': the plan was closed, or is not built yet")
+        return program
 
     def close(self) -> None:
         """Frees everything `build` allocated; forgets its handles, which keep a device alive."""

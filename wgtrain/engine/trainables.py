@@ -113,23 +113,20 @@ class Arena:
             stored = np.zeros((rows, padded(columns)), np.float32)
             stored[:, :columns] = tensor
             segment, offset, _ = self.layout.place(name)
-            buffer = self.storages[segment].buffer
-            assert buffer is not None
-            self._device.write(buffer, offset, stored)
+            self._device.write(self.storages[segment].live, offset, stored)
 
     def clear(self) -> None:
         """Sets everything to zero, where there are buffers: new ones are zero."""
         for storage in self.storages if self._device else ():
-            assert self._device is not None and storage.buffer is not None
-            self._device.write(storage.buffer, 0, bytes(storage.size))
+            assert self._device is not None
+            self._device.write(storage.live, 0, bytes(storage.size))
 
     async def read(self) -> dict[str, np.ndarray]:
         """All tensors, f32 (rows, columns); there have to be buffers."""
         assert self._device is not None
         contents = []
         for storage in self.storages:
-            assert storage.buffer is not None
-            contents.append(await self._device.read(storage.buffer, 0, storage.size))
+            contents.append(await self._device.read(storage.live, 0, storage.size))
         return {name: self._slice(contents, name) for name in self.layout.shapes}
 
     def _slice(self, contents: Sequence[bytes], name: str) -> np.ndarray:

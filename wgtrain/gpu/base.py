@@ -5,12 +5,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
-from wgtrain.errors import DeviceError, OutOfMemoryError, ShaderError
+from wgtrain.errors import DeviceError, DeviceLostError, OutOfMemoryError, ShaderError
 from wgtrain.gpu.protocol import AdapterInfo, Buffer, Dispatch, Limits, Slot, features_of
 
 # Kept by a device, the last used ones: a software driver takes about 1.5 MB of memory for each, a
 # run needs 30, and a sweep tries hundreds.
 MOST_PIPELINES = 256
+CLOSED = "the device was closed"
 
 
 class BindGroup(NamedTuple):
@@ -52,11 +53,11 @@ class DeviceBase(ABC):
         self._buffers: dict[int, Buffer] = {}
         self._pipelines: dict[tuple[str, tuple[Slot, ...]], Any] = {}
         self._frees = 0
-        self._closed = False
+        self._gone = ""  # why nothing can be done any more
 
     @abstractmethod
     def _errors(self, doing: str) -> AbstractContextManager[None]:
-        """Turns the platform's errors into ours; DeviceLostError on a closed device."""
+        """Turns the platform's errors into ours; DeviceLostError on one that is gone."""
 
     @abstractmethod
     def _allocate(self, size: int, label: str, uniform: bool) -> Any:
@@ -75,8 +76,8 @@ class DeviceBase(ABC):
             found = await self._compile(name, code, slots)
         with self._errors(doing):  # a page may have closed the device meanwhile
             self._pipelines[key] = found  # the last used one stands last
-        if len(self._pipelines) > MOST_PIPELINES:
-            del self._pipelines[next(iter(self._pipelines))]
+            if len(self._pipelines) > MOST_PIPELINES:
+                del self._pipelines[next(iter(self._pipelines))]
         return found
 
     def create_buffer(self, size: int, label: str, *, uniform: bool = False) -> Buffer:
@@ -86,23 +87,26 @@ class DeviceBase(ABC):
                 f"buffer '{label}' needs {size:,} bytes; this adapter allows "
                 f"{self.limits.buffer:,} in one buffer"
             )
-        if self.budget is not None and self.allocated + size > self.budget:
-            raise OutOfMemoryError(
-                f"buffer '{label}' needs {size:,} bytes, {self.allocated:,} are in use and the "
-                f"budget is {self.budget:,}"
-            )
         with self._errors(f"creating buffer '{label}' of {size:,} bytes"):
+            if self.budget is not None and self.allocated + size > self.budget:
+                raise OutOfMemoryError(
+                    f"buffer '{label}' needs {size:,} bytes, {self.allocated:,} are in use and the "
+                    f"budget is {self.budget:,}"
+                )
             handle = self._allocate(size, label, uniform)
-        buffer = Buffer(handle, size, label)
-        self._buffers[id(handle)] = buffer
-        self.allocated += size
+            buffer = Buffer(handle, size, label)
+            self._buffers[id(handle)] = buffer
+            self.allocated += size
         return buffer
 
     def free(self, buffer: Buffer) -> None:
         if self._buffers.pop(id(buffer.handle), None) is not None:
             self.allocated -= buffer.size
             self._frees += 1
-            buffer.handle.destroy()
+            self._destroy(buffer.handle)
+
+    def _destroy(self, handle: Any) -> None:
+        handle.destroy()
 
     def _drop_all(self) -> None:
         self._pipelines.clear()
@@ -112,7 +116,7 @@ class DeviceBase(ABC):
     def _check_alive(self, buffers: Iterable[Buffer]) -> None:
         for buffer in buffers:
             if id(buffer.handle) not in self._buffers:
-                raise DeviceError(f"buffer '{buffer.label}' was freed")
+                raise DeviceLostError(f"buffer '{buffer.label}' was freed")
 
     def _check_program(self, program: Program) -> None:
         if program.checked_at != self._frees:

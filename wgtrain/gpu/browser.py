@@ -24,7 +24,7 @@ from wgtrain.errors import (
 )
 from wgtrain.files.scripts import script
 from wgtrain.files.source import Source, read_range
-from wgtrain.gpu.base import BindGroup, DeviceBase, Program, compile_message
+from wgtrain.gpu.base import CLOSED, BindGroup, DeviceBase, Program, compile_message
 from wgtrain.gpu.protocol import (
     AdapterInfo,
     Binding,
@@ -130,8 +130,8 @@ class BrowserDevice(DeviceBase):
     def _errors(self, doing: str) -> Iterator[None]:
         from pyodide.ffi import JsException
 
-        if self._closed:
-            raise DeviceLostError(f"{doing}: the device was closed")
+        if self._gone:
+            raise DeviceLostError(f"{doing}: {self._gone}")
         try:
             yield
         except JsException as error:
@@ -262,9 +262,9 @@ class BrowserDevice(DeviceBase):
 
     def close(self) -> None:
         """Frees every buffer and the device."""
-        if self._closed:
+        if self._gone:
             return
-        self._closed = True
+        self._gone = CLOSED
         self._drop_all()
         self.javascript.close()
 

@@ -9,8 +9,9 @@ import gc
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,8 @@ import wgpu
 
 from wgtrain.errors import DeviceError, DeviceLostError, OptionError, OutOfMemoryError, ShaderError
 from wgtrain.files.source import Source, read_range
-from wgtrain.gpu import native_library, native_pass, native_timing
-from wgtrain.gpu.base import BindGroup, DeviceBase, Program, compile_message
+from wgtrain.gpu import native_library, native_pass, native_process, native_timing
+from wgtrain.gpu.base import CLOSED, BindGroup, DeviceBase, Program, compile_message
 from wgtrain.gpu.protocol import (
     INDEX_VARIABLE,
     AdapterInfo,
@@ -43,6 +44,7 @@ _NO_ADAPTER = (
 
 
 def _adapters() -> list[tuple[AdapterInfo, Any]]:
+    native_process.claim()
     found: list[tuple[tuple[bool, int], int, Any, Any, str]] = []
     for adapter in wgpu.gpu.enumerate_adapters_sync():
         info = adapter.info
@@ -107,7 +109,11 @@ class _LossWatch(logging.Handler):
 
 
 class NativeDevice(DeviceBase):
-    """`gpu.protocol.Device` on wgpu-py."""
+    """`gpu.protocol.Device` on wgpu-py, for one call at a time: others wait for their turn.
+
+    What a signal handler frees or closes in the middle of a call is destroyed after it: submitting
+    what was destroyed would end the process.
+    """
 
     def __init__(self, info: AdapterInfo, adapter: Any, limits: str | None, budget: int | None):
         have = info.limits
@@ -146,26 +152,56 @@ class NativeDevice(DeviceBase):
         self._lost = False
         self._watch = _LossWatch()
         logging.getLogger("wgpu").addHandler(self._watch)
+        self._turn = RLock()
+        self._inside = False  # a call is under way
+        self._after: list[Callable[[], None]] = []  # what is due when it has ended
+        native_process.keep(self)
 
     @contextmanager
     def _errors(self, doing: str) -> Iterator[None]:
-        if self._closed:
-            raise DeviceLostError(f"{doing}: the device was closed")
+        with self._turn:
+            within, self._inside = self._inside, True
+            try:
+                self._check(doing)
+                yield
+            except (wgpu.GPUError, RuntimeError) as error:
+                raise self._translated(doing, error) from error
+            finally:
+                self._inside = within
+                while self._after and not within:
+                    self._after.pop(0)()
+
+    def _check(self, doing: str) -> None:
+        if self._gone:
+            raise DeviceLostError(f"{doing}: {self._gone}")
         if self._watch.heard:
             self._watch.heard = False
             self._lost = self._lost or self._is_lost()
         if self._lost:
             raise DeviceLostError(f"{doing}: the GPU was lost (driver reset or removed)")
-        try:
-            yield
-        except (wgpu.GPUError, RuntimeError) as error:
-            text = str(error)
-            if "not enough memory" in text.lower() or isinstance(error, wgpu.GPUOutOfMemoryError):
-                raise OutOfMemoryError(f"{doing}: the GPU has not enough memory left") from error
-            if "lost" in text.lower():
-                self._lost = True
-                raise DeviceLostError(f"{doing}: the GPU was lost: {text}") from error
-            raise DeviceError(f"{doing}: {text}") from error
+
+    def _translated(self, doing: str, error: Exception) -> DeviceError:
+        text = str(error)
+        if "not enough memory" in text.lower() or isinstance(error, wgpu.GPUOutOfMemoryError):
+            return OutOfMemoryError(f"{doing}: the GPU has not enough memory left")
+        if "lost" in text.lower():
+            self._lost = True
+            return DeviceLostError(f"{doing}: the GPU was lost: {text}")
+        return DeviceError(f"{doing}: {text}")
+
+    def _when_idle(self, action: Callable[[], None]) -> None:
+        """Calls `action`: now, or at the end of the call that it came into."""
+        if self._inside:
+            self._after.append(action)
+        else:
+            action()
+
+    def free(self, buffer: Buffer) -> None:
+        with self._turn:
+            super().free(buffer)
+
+    def _destroy(self, handle: Any) -> None:
+        self._when_idle(handle.destroy)
 
     def _is_lost(self) -> bool:
         """A lost device refuses a buffer politely; a submit to one would end the process."""
@@ -269,27 +305,27 @@ class NativeDevice(DeviceBase):
         return Program(native_pass.prepare(dispatches), dispatches)
 
     def run(self, program: Any, counts: np.ndarray, cuts: Sequence[int]) -> None:
-        grids = self._grids(program, counts)
-        start = 0
-        for end in (*cuts, program.size):
-            with self._errors("running a plan"):
+        doing, start = "running a plan", 0
+        with self._errors(doing):
+            grids = self._grids(program, counts)
+            for end in (*cuts, program.size):
+                self._check(doing)
                 encoder = self._device.create_command_encoder()
                 compute = encoder.begin_compute_pass()
                 native_pass.record(compute, program.handle[start:end], grids)
                 compute.end()
                 commands = encoder.finish()
                 self._queue.submit([commands])
-            start = end
+                start = end
 
     def _grids(self, program: Program, counts: np.ndarray) -> native_pass.Grids:
         """The workgroup counts of each row of `counts`, None = skipped; all buffers are alive."""
-        with self._errors("running a plan"):
-            self._check_program(program)
+        self._check_program(program)
         return [tuple(row) if all(row) else None for row in counts.tolist()]
 
     async def profile(self, program: Any, counts: np.ndarray, cuts: Sequence[int]) -> list[float]:
-        grids = self._grids(program, counts)
         with self._errors("timing a plan"):
+            grids = self._grids(program, counts)
             period = native_library.timestamp_period(self._queue)
             if "timestamp-query" in self.features and period is not None:
                 return native_timing.by_timestamps(
@@ -302,10 +338,20 @@ class NativeDevice(DeviceBase):
             self._queue.submit([])
 
     def close(self) -> None:
-        """Frees every buffer and the device, which forms a cycle with its queue: collected here."""
-        if self._closed:
-            return
-        self._closed = True
+        """Frees every buffer and the device, after the call that is under way."""
+        with self._turn:
+            if not self._gone:
+                self._gone = CLOSED
+                self._when_idle(self._dispose)
+
+    def lose(self, reason: str) -> None:
+        """See `native_process.Opened`: in a forked child another thread may have held the turn."""
+        self._gone, self._turn, self._inside = reason, RLock(), False
+        self._buffers.clear()
+        self._after.clear()
+
+    def _dispose(self) -> None:
+        """Device and queue form a cycle, which is collected here."""
         self._drop_all()
         logging.getLogger("wgpu").removeHandler(self._watch)
         self._device.destroy()

@@ -59,6 +59,12 @@ def create_shader_module(device: Any, code: str, label: str, flags: int | None) 
     return _api.GPUShaderModule(label, handle, device)
 
 
+def disconnect() -> None:
+    """Ends all calls of wgpu-py into the library, those of finalisers too."""
+    if _api is not None:
+        _api.libf = None
+
+
 def handle(item: Any) -> Any:
     """What `pass_calls` takes for a pipeline or bind group of wgpu-py."""
     return item._internal if DIRECT else item

@@ -3,8 +3,8 @@
 `native.py` gives it through wgpu-py, `browser.py` through a page's own WebGPU.
 
 Opening a device, compiling and reading back are `async`, because a browser waits there; everything
-else is queued and returns at once. The device frees nothing by itself: whoever creates a buffer
-frees it, `close` frees all.
+else is queued and returns at once. The device frees no buffer by itself: whoever creates one frees
+it, `close` frees all. Threads take turns, and `close` waits for its own; a forked child is refused.
 """
 
 import re
@@ -111,7 +111,7 @@ class Device(Protocol):
         """Queues a write of `data` at `offset` (a multiple of 4); its end is padded with zeros to a
         multiple of 4.
 
-        DeviceError for a range outside the buffer and for a freed buffer, as in `read`.
+        DeviceError for a range outside the buffer, DeviceLostError for a freed one, as in `read`.
         """
 
     async def write_from(
@@ -132,7 +132,9 @@ class Device(Protocol):
         """
 
     def bind(self, pipeline: Any, bindings: Sequence[Binding]) -> Any:
-        """A bind group of a pipeline; DeviceError for a freed buffer or a window outside of one."""
+        """A bind group of a pipeline; DeviceError for a window outside of a buffer, DeviceLostError
+        for a freed one.
+        """
 
     def program(self, dispatches: Sequence[Dispatch]) -> Any:
         """A list of prepared dispatches, handed over once."""
@@ -141,8 +143,8 @@ class Device(Protocol):
         """Replays a program: `counts` uint32 (grids, 3); a submit ends before each index in `cuts`
         and at the end.
 
-        A dispatch whose workgroup counts hold a zero is skipped. DeviceError if one of its buffers
-        was freed.
+        A dispatch whose workgroup counts hold a zero is skipped. DeviceLostError if one of its
+        buffers was freed.
         """
 
     async def profile(self, program: Any, counts: np.ndarray, cuts: Sequence[int]) -> list[float]:

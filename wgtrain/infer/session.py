@@ -80,8 +80,7 @@ class Session:
         """Allocates and compiles."""
         try:
             await self.plan.build(self._device)
-            assert self._rope_storage.buffer is not None
-            self._device.write(self._rope_storage.buffer, 0, self._rope)
+            self._device.write(self._rope_storage.live, 0, self._rope)
             for trainables in self._stack:
                 trainables.values.open(self._device)
                 trainables.values.forget()
@@ -103,11 +102,10 @@ class Session:
         self._inputs.write(self._device, tokens, starts, ends, np.full(len(tokens), -1))
         self.plan.run("body", step_bytes(len(tokens)), len(tokens), 0)
         parts = []
-        index, logits = self._inputs.inputs.trained, self._logits.buffer
-        assert index.storage.buffer is not None and logits is not None
+        index, logits = self._inputs.inputs.trained, self._logits.live
         for first in range(0, len(wanted), self.rows):
             chosen = wanted[first : first + self.rows]
-            self._device.write(index.storage.buffer, index.offset, chosen.astype(np.int32))
+            self._device.write(index.storage.live, index.offset, chosen.astype(np.int32))
             counts = len(tokens), len(chosen)
             self.plan.run("head", step_bytes(*counts), *counts)
             width = padded(self._config.vocabulary)

@@ -138,8 +138,7 @@ class Learner:
             return
         try:
             await self.plan.build(self.device)
-            assert self._rope_storage.buffer is not None
-            self.device.write(self._rope_storage.buffer, 0, self._rope)
+            self.device.write(self._rope_storage.live, 0, self._rope)
             for part in (self.trainables, self.optimizer):
                 part.open(self.device)
             self._built = True
@@ -204,14 +203,12 @@ class Learner:
         self._write_totals(self._totals, loss=window.loss, count=window.count)
 
     async def _read_totals(self, storage: Storage) -> tuple[float, int]:
-        assert storage.buffer is not None
-        data = await self.device.read(storage.buffer, 0, storage.size)
+        data = await self.device.read(storage.live, 0, storage.size)
         (totals,) = np.frombuffer(data, TOTALS)
         return float(totals["loss"]), int(totals["count"])
 
     def _write_totals(self, storage: Storage, loss: float = 0.0, count: int = 0) -> None:
-        assert storage.buffer is not None
-        self.device.write(storage.buffer, 0, np.array((loss, count), TOTALS).tobytes())
+        self.device.write(storage.live, 0, np.array((loss, count), TOTALS).tobytes())
 
     def micro(self, batch: Batch, *, dropout_key: int = 0) -> None:
         """Queues forward and backward of one batch."""
@@ -225,7 +222,6 @@ class Learner:
 
     def _write(self, batch: Batch, dropout_key: int = 0) -> tuple[bytes, int, int]:
         """Queues a batch's arrays; what a replay takes: step uniform, T and C."""
-        assert self._built, "build() first"
         more = self._objective.arrays(batch)
         trained = self._inputs.write(
             self.device, batch.tokens, batch.starts, batch.ends, batch.targets, more
@@ -245,7 +241,6 @@ class Learner:
         """Queues clipping and AdamW for optimizer step `step` (from 1); ends the window. One
         submit: where this is interrupted, all of it is queued or nothing.
         """
-        assert self._built, "build() first"
         self.plan.run("update", self.optimizer.step(step, **settings), 0, 0, whole=True)
         self.optimizer.queued(step)
 
