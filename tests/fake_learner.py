@@ -31,7 +31,9 @@ class FakeModel:
     host, device = Host(choose_tuning=lambda *_: DEFAULT_CPU), None
     base = property(lambda self: self)
     weights = SimpleNamespace(nbytes=3 << 20)
-    config = SimpleNamespace(architecture="qwen2", n_layer=LAYERS, n_head=2, n_head_kv=1, context=5)
+    config = SimpleNamespace(
+        architecture="qwen2", n_layer=LAYERS, n_head=2, n_head_kv=1, context=5, vocabulary=VOCAB
+    )
     gguf = SimpleNamespace(
         metadata={"general.name": "Fake"},
         tensors={

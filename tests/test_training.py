@@ -230,6 +230,12 @@ def test_tokens_that_are_no_whole_numbers(model, tokens):
         model.logits(tokens)
 
 
+@pytest.mark.parametrize("prompt", [[{"role": "user", "content": "a"}], b"a", None, [1, 2]])
+def test_prompts_that_are_no_text(model, prompt):
+    with pytest.raises(OptionError, match="prompt: .*: a text is needed; of messages, what the mod"):
+        next(model.generate(prompt))
+
+
 def test_things_that_cannot_be_read(model):
     for wrong in (3, None, ["base.gguf"]):
         with pytest.raises(OptionError, match="a path, bytes, or an object with read_range"):

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from wgtrain.data import Dataset, Tokenizer, load_rows
+from wgtrain.data import Dataset, Tokenizer, check_vocabulary, load_rows
 from wgtrain.data import load_tokenizer as read_tokenizer
 from wgtrain.data.huggingface import read_tokenizer_metadata
 from wgtrain.dual import dual_function
@@ -34,6 +34,7 @@ from wgtrain.tune.cache import choose
 
 AnyPath = str | os.PathLike[str]
 AnyBytes = bytes | bytearray | memoryview
+_LONGEST_SHOWN = 1000  # characters of a path in a message
 _MODEL_FILES = (".json", ".jinja", ".safetensors", ".model", ".bin")  # the last two for messages
 
 
@@ -45,8 +46,8 @@ class FileSource:
         try:
             self._file = open(path, "rb", buffering=0)  # noqa: SIM115
             self.size = os.fstat(self._file.fileno()).st_size
-        except OSError as error:
-            raise FileError(f"{path}: {error.strerror or error}") from None
+        except (OSError, ValueError) as error:
+            raise unreadable(path, error) from None
 
     def read_range(self, offset: int, n: int) -> bytes:
         """The `n` bytes from `offset`; fewer where the file ends."""
@@ -90,7 +91,7 @@ def folder_sources(path: AnyPath) -> Iterator[dict[str, Source]]:
             found = [p for p in sorted(Path(path).iterdir()) if p.suffix in _MODEL_FILES]
             found = [p for p in found if p.is_file()]
         except OSError as error:
-            raise FileError(f"{path}: {error.strerror or error}") from None
+            raise unreadable(path, error) from None
         for file in found:
             files[file.name] = opened = FileSource(file)
             stack.callback(opened.close)
@@ -98,15 +99,29 @@ def folder_sources(path: AnyPath) -> Iterator[dict[str, Source]]:
 
 
 def _is_folder(source: Any) -> TypeGuard[AnyPath]:
-    return isinstance(source, str | os.PathLike) and Path(source).is_dir()
+    return isinstance(source, str | os.PathLike) and _is_dir(source)
+
+
+def _is_dir(path: AnyPath) -> bool:
+    try:
+        return Path(path).is_dir()
+    except (OSError, ValueError):  # too long for a name, or a NUL in it
+        return False
 
 
 def read_file(path: AnyPath) -> bytes:
     """A whole file; FileError naming it if that fails."""
     try:
         return Path(path).read_bytes()
-    except OSError as error:
-        raise FileError(f"{path}: {error.strerror or error}") from None
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error) from None
+
+
+def unreadable(path: AnyPath, error: OSError | ValueError) -> FileError:
+    """The error for a path that cannot be opened; a long one may be a file's content by mistake."""
+    text = str(path)
+    name = text if len(text) <= _LONGEST_SHOWN and text.isprintable() else shown(text)
+    return FileError(f"{name}: {getattr(error, 'strerror', None) or error}")
 
 
 @dual_function
@@ -162,17 +177,32 @@ async def load_dataset(
     tokenizer: Any = getattr(model, "tokenizer", model)
     if isinstance(data, str | os.PathLike):
         path = data_file(data)
-        name, data = str(path), read_file(path)
+        try:
+            name, data = str(path), read_file(path)
+        except FileError:
+            if isinstance(data, str) and data.lstrip()[:1] in ("{", "["):
+                raise OptionError(
+                    f"data: {shown(data)}: a path is needed, or the bytes of rows: of a text, "
+                    "text.encode()"
+                ) from None
+            raise
     elif not isinstance(data, AnyBytes):
         raise OptionError(f"data: {shown(data)}: a path, or the bytes of JSONL are needed")
-    return load_rows(
+    if not isinstance(tokenizer, Tokenizer):
+        raise OptionError(
+            f"model: {shown(model)}: what wgtrain.load_model or load_tokenizer gives is needed"
+        )
+    rows = load_rows(
         bytes(data), tokenizer, seq_len=seq_len, train_on=train_on, name=name, now=now, kind=kind
     )
+    if isinstance(model, Model):
+        check_vocabulary(rows, model.config.vocabulary)
+    return rows
 
 
 def data_file(path: AnyPath, part: str = "train") -> Path:
     """The file of rows a path means: itself, or `<part>.jsonl` where it is a folder."""
-    return Path(path) / f"{part}.jsonl" if Path(path).is_dir() else Path(path)
+    return Path(path) / f"{part}.jsonl" if _is_dir(path) else Path(path)
 
 
 @dual_function
@@ -215,7 +245,7 @@ def adapter_file(path: AnyPath) -> Path:
     path = Path(path)
     if path.name == CONFIG_FILE:
         path = path.parent
-    return path / TENSOR_FILE if path.is_dir() else path
+    return path / TENSOR_FILE if _is_dir(path) else path
 
 
 def watch(trainer: Trainer) -> AbstractContextManager[Show]:

@@ -1,5 +1,6 @@
 """The command line. Options of `train` are generated from the fields of the configs."""
 
+import io
 import re
 import signal
 import sys
@@ -154,6 +155,9 @@ def web(folder: str, port: int) -> int:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line and exits: 0 done, 2 unusable input, 3 GPU failed, 130 interrupted."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # until a run handles it itself
+    for stream in (sys.stdout, sys.stderr):  # a name that the console cannot write ends no run
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         status = cli.main(arguments, prog_name="wgtrain", standalone_mode=False)
     except click.ClickException as error:

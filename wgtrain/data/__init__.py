@@ -2,7 +2,7 @@
 
 from wgtrain.data.batches import Batch, Batches, make_batch
 from wgtrain.data.chat import ChatTemplate, Rendered
-from wgtrain.data.jsonl import Dataset, Row, chat_template, load_rows
+from wgtrain.data.jsonl import Dataset, Row, chat_template, check_vocabulary, load_rows
 from wgtrain.data.tokenizer import Encoding, Tokenizer, load_tokenizer
 from wgtrain.data.tokenizer_json import tokenizer_json
 
@@ -16,6 +16,7 @@ __all__ = [
     "Row",
     "Tokenizer",
     "chat_template",
+    "check_vocabulary",
     "load_rows",
     "load_tokenizer",
     "make_batch",

@@ -112,6 +112,34 @@ def load_rows(
     return Dataset(rows, name, seq_len, truncated, n_rows - len(rows), notes, train_on)
 
 
+def check_vocabulary(data: Dataset, size: int) -> None:
+    """FileError naming the first row whose ids are not all below a model's vocabulary `size`."""
+    for first in range(0, len(data.rows), _CHUNK):
+        rows = data.rows[first : first + _CHUNK]
+        tokens, targets = ([getattr(row, name) for row in rows] for name in ("tokens", "targets"))
+        flat = [np.concatenate(part) for part in (tokens, targets)]
+        sizes = [[len(array) for array in part] for part in (tokens, targets)]
+        whole = all(part.dtype.kind in "iu" for part in flat) and all(sizes[0])
+        if not whole or sizes[0] != sizes[1]:
+            raise FileError(
+                f"{data.name}: tokens and targets of a row are whole numbers, as many of each"
+            )
+        low = min(int(flat[0].min()), int(flat[1].min()) + 1)
+        if max(int(part.max()) for part in flat) >= size or low < 0:
+            _refuse(data.name, rows, size)
+
+
+def _refuse(name: str, rows: list[Row], size: int) -> None:
+    for row in rows:
+        for what, ids, least in (("token", row.tokens, 0), ("target", row.targets, -1)):
+            wrong = np.flatnonzero((ids >= size) | (ids < least))
+            if len(wrong):
+                raise FileError(
+                    f"{name} line {row.line}: {what} id {int(ids[wrong[0]])} is outside the model's"
+                    f" vocabulary of {size}: are these rows of another tokenizer?"
+                )
+
+
 def chat_template(tokenizer: Tokenizer, now: datetime | None = None) -> ChatTemplate | None:
     """The chat template of a model's file, None if it has none; FileError if it does not
     compile.

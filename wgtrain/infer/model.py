@@ -114,6 +114,11 @@ class Model:
         """
         if temperature != 0:
             raise OptionError(f"temperature = {temperature}: only 0 (greedy) is possible")
+        if not isinstance(prompt, str):
+            raise OptionError(
+                f"prompt: {shown(prompt)}: a text is needed; of messages, what the model's chat"
+                " template makes of them"
+            )
         tokenizer = self.tokenizer
         start = tokenizer.encode(prompt, bos=tokenizer.add_bos, special=True)
         text = TextStream(tokenizer, start)

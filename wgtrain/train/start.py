@@ -4,16 +4,43 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
 from wgtrain import random
-from wgtrain.data import Dataset, Row
+from wgtrain.data import Dataset, Row, check_vocabulary
 from wgtrain.errors import OptionError
 from wgtrain.files.adapters import Adapter
 from wgtrain.files.names import resolve_targets, split_tensor
-from wgtrain.train.config import LoraConfig
+from wgtrain.files.source import shown
+from wgtrain.train.config import LoraConfig, TrainConfig
 from wgtrain.train.settings import changed
+
+
+def check_arguments(
+    model: Any,
+    rows: Dataset,
+    lora: LoraConfig | None,
+    config: TrainConfig | None,
+    valid: Dataset | None,
+) -> None:
+    """OptionError for arguments of `Trainer` in each other's place, FileError for rows that are not
+    of the model's vocabulary.
+    """
+    if not hasattr(model, "fingerprint"):
+        raise OptionError(f"model: {shown(model)}: load it first, with wgtrain.load_model")
+    for name, part in {"rows": rows, "valid": valid}.items():
+        if not isinstance(part, Dataset) and (part is not None or name == "rows"):
+            raise OptionError(f"{name}: {shown(part)}: load them first, with wgtrain.load_dataset")
+    for name, value, kind in (("lora", lora, LoraConfig), ("config", config, TrainConfig)):
+        if value is not None and not isinstance(value, kind):
+            hint = "; write config=TrainConfig(...)" if isinstance(value, TrainConfig) else ""
+            what = f"{name}: a {kind.__name__} is needed, not {type(value).__name__}"
+            raise OptionError(what + hint)
+    for data in (rows, valid):
+        if data is not None:
+            check_vocabulary(data, model.config.vocabulary)
 
 
 def initial_parameters(shapes: Mapping[str, tuple[int, int]], seed: int) -> dict[str, np.ndarray]:

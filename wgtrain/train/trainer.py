@@ -26,7 +26,7 @@ from wgtrain.train.loop import Loop
 from wgtrain.train.results import Place, StepResult
 from wgtrain.train.schedule import make_schedule
 from wgtrain.train.settings import as_mapping
-from wgtrain.train.start import adopt, hash_rows, initial_parameters, split_rows
+from wgtrain.train.start import adopt, check_arguments, hash_rows, initial_parameters, split_rows
 from wgtrain.train.windows import At, Windows, in_batches
 from wgtrain.turn import Turn
 
@@ -58,6 +58,7 @@ class Trainer(Loop):
         tuning: Tuning | None = None,
         host: Host | None = None,
     ):
+        check_arguments(model, rows, lora, config, valid)
         lora, config = lora or LoraConfig(), config or TrainConfig()
         if config.seq_len not in (TrainConfig().seq_len, rows.seq_len):
             raise OptionError(f"seq_len = {config.seq_len}: {rows.name} has {rows.seq_len}")
