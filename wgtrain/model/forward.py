@@ -11,22 +11,28 @@ from wgtrain.engine.ops import Inputs
 from wgtrain.model.config import ModelConfig
 from wgtrain.model.weights import Weights
 
+Trained = Adapter  # what can train at a tensor of a network
+
 
 @dataclass(frozen=True)
 class Network:
-    """Everything `forward` reads: shapes, frozen weights, adapters by the tensor they stand beside,
-    and the rotary table (positions, rotary / 2).
+    """Everything `forward` reads: shapes, frozen weights, what trains by the tensor it is at, and
+    the rotary table (positions, rotary / 2).
     """
 
     config: ModelConfig
     weights: Weights
-    adapters: Mapping[str, tuple[Adapter, ...]]
+    trained: Mapping[str, tuple[Trained, ...]]
     rope: Window
 
     def linear(self, name: str) -> Linear:
         """The linear of the weight `name`."""
         bias = self.weights.vectors.get(f"{name.removesuffix('weight')}bias")
-        return Linear(self.weights.matrices[name], bias, self.adapters.get(name, ()))
+        return Linear(self.weights.matrices[name], bias, self.trained.get(name, ()))
+
+    def vector(self, name: str) -> Window:
+        """The weight of a norm."""
+        return self.weights.vectors[name]
 
     @property
     def head(self) -> Linear:
@@ -54,19 +60,21 @@ def forward(
                 return _block(g, net, inputs, x, f"blk.{layer}.")
 
         x = g.checkpoint(block, x) if grad_checkpoint else block(x)
-    return ops.rms_norm(g, x, net.weights.vectors["output_norm.weight"], config.norm_eps, into=into)
+    return ops.rms_norm(g, x, net.vector("output_norm.weight"), config.norm_eps, into=into)
 
 
 def _block(g: Graph, net: Network, inputs: Inputs, x: Tensor, prefix: str) -> Tensor:
-    config, vectors = net.config, net.weights.vectors
-    h = ops.rms_norm(g, x, vectors[f"{prefix}attn_norm.weight"], config.norm_eps, name="attn_norm")
+    config = net.config
+    norm = net.vector(f"{prefix}attn_norm.weight")
+    h = ops.rms_norm(g, x, norm, config.norm_eps, name="attn_norm")
     q = _rotated(g, net, inputs, h, prefix, "attn_q", config.n_head)
     k = _rotated(g, net, inputs, h, prefix, "attn_k", config.n_head_kv)
     v = _linear(g, net, h, prefix, "attn_v")
     scale = default_attention_scale(config.head_size)
     o = attention(g, q, k, v, inputs.spans, config.n_head, config.n_head_kv, scale)
     x = ops.add(g, x, _linear(g, net, o, prefix, "attn_output"), "attn_residual")
-    h = ops.rms_norm(g, x, vectors[f"{prefix}ffn_norm.weight"], config.norm_eps, name="ffn_norm")
+    norm = net.vector(f"{prefix}ffn_norm.weight")
+    h = ops.rms_norm(g, x, norm, config.norm_eps, name="ffn_norm")
     gate, up = _linear(g, net, h, prefix, "ffn_gate"), _linear(g, net, h, prefix, "ffn_up")
     return ops.add(
         g, x, _linear(g, net, ops.swiglu(g, gate, up), prefix, "ffn_down"), "ffn_residual"
@@ -83,9 +91,9 @@ def _rotated(
     """A query or key projection, normalised per head where the model does so, then rotated."""
     config = net.config
     x = _linear(g, net, h, prefix, name)
-    norm = net.weights.vectors.get(f"{prefix}{name}_norm.weight")
-    if norm is not None:
-        x = ops.rms_norm(g, x, norm, config.norm_eps, heads, f"{name}_norm")
+    norm = f"{prefix}{name}_norm.weight"
+    if norm in net.weights.vectors:
+        x = ops.rms_norm(g, x, net.vector(norm), config.norm_eps, heads, f"{name}_norm")
     return rope(
         g, x, inputs.spans, net.rope, heads, config.rotary, config.rope_interleaved, f"{name}_rope"
     )

@@ -15,7 +15,6 @@ import numpy as np
 from wgtrain.data.batches import Batch
 from wgtrain.engine.graph import Graph, Launch, Storage
 from wgtrain.engine.inputs import InputBuffer
-from wgtrain.engine.linear import Adapter
 from wgtrain.engine.optimizer import AdamW, Report, Settings
 from wgtrain.engine.plan import Plan
 from wgtrain.engine.structs import TOTALS, step_bytes
@@ -25,7 +24,7 @@ from wgtrain.errors import DeviceLostError
 from wgtrain.files import resolve_targets
 from wgtrain.gpu import Device
 from wgtrain.model.base import Base
-from wgtrain.model.forward import Network, forward
+from wgtrain.model.forward import Network, Trained, forward
 from wgtrain.model.lora import lora_trainables, target_tensors
 from wgtrain.train.config import LoraConfig
 from wgtrain.train.objectives import NextToken, Objective
@@ -62,7 +61,7 @@ class Learner:
     def __init__(
         self,
         base: Base,
-        trainables: Trainables[Adapter],
+        trainables: Trainables[Trained],
         objective: Objective,
         *,
         max_tokens: int,
@@ -82,8 +81,8 @@ class Learner:
 
         def record(graph: Graph, totals: Storage) -> Graph:
             made = trainables.made(graph.training)
-            adapters = {name: (adapter,) for name, adapter in made.items()}
-            net = Network(base.config, base.weights, adapters, self._rope_storage.window())
+            trained = {name: (it,) for name, it in made.items()}
+            net = Network(base.config, base.weights, trained, self._rope_storage.window())
             inputs = self._inputs.inputs
             hidden = forward(graph, net, inputs, grad_checkpoint)
             objective.record(graph, net, hidden, inputs, totals.window(), max_tokens)
