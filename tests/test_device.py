@@ -27,11 +27,14 @@ def first_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
 
 
-def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def python(
+    code: str, *arguments: str, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Runs code in a process of its own, with these tests importable."""
     return subprocess.run(
         [sys.executable, "-c", code, *arguments],
         cwd=Path(__file__).parent,
+        env=environment,
         capture_output=True,
         text=True,
         timeout=300,
@@ -150,6 +153,27 @@ def test_list_adapters() -> None:
     assert software == sorted(software), "a GPU comes before a software driver"
     gl = [info.backend in ("OpenGL", "OpenGLES") for info in found]
     assert gl == sorted(gl), "OpenGL comes last"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="drivers of Linux")
+@pytest.mark.parametrize("given", [{}, {"XDG_RUNTIME_DIR": "", "EGL_LOG_LEVEL": "fatal"}])
+def test_drivers_write_nothing_to_stderr(given: dict[str, str]) -> None:
+    """A driver that is not there makes EGL warn as well. The environment stays what it was."""
+    code = """
+import os, sys
+from wgtrain import gpu
+from wgtrain.cli.doctor import report
+
+before = dict(os.environ)
+gpu.list_adapters()
+gpu.run(gpu.open_device()).close()
+report()
+assert dict(os.environ) == before
+"""
+    kept = {k: v for k, v in os.environ.items() if k not in ("XDG_RUNTIME_DIR", "EGL_LOG_LEVEL")}
+    environment = kept | {"LIBGL_DRIVERS_PATH": "/nonexistent"} | given
+    result = python(code, environment=environment)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
 @pytest.mark.parametrize("index", [-1, 99])

@@ -9,6 +9,7 @@ import gc
 import logging
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import RLock
@@ -36,6 +37,9 @@ from wgtrain.gpu.protocol import (
 _STRENGTH = {"DiscreteGPU": 0, "IntegratedGPU": 1, "VirtualGPU": 2, "Unknown": 3, "CPU": 4}
 _USAGE = wgpu.BufferUsage.COPY_SRC | wgpu.BufferUsage.COPY_DST
 _WRITE_PIECE = 4 << 20  # larger writes go through in pieces, so that staging memory stays small
+# The EGL of Linux writes to stderr where it finds no display. The folder has to be one where nobody
+# can put a socket: whoever listens there would be taken for the display.
+_QUIET = {"XDG_RUNTIME_DIR": "/dev/null", "EGL_LOG_LEVEL": "fatal"}
 _NO_ADAPTER = (
     "no GPU adapter was found. Install a Vulkan driver for your GPU, or a software one "
     "(Debian, Ubuntu: apt-get install mesa-vulkan-drivers libvulkan1; Fedora: mesa-vulkan-drivers; "
@@ -43,10 +47,27 @@ _NO_ADAPTER = (
 )
 
 
+@contextmanager
+def _quiet_drivers() -> Iterator[None]:
+    """Around the loading of drivers: with `_QUIET` where a person has set nothing else."""
+    before = {name: os.environ.get(name) for name in _QUIET if not os.environ.get(name)}
+    if sys.platform == "linux":
+        os.environ.update({name: _QUIET[name] for name in before})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
 def _adapters() -> list[tuple[AdapterInfo, Any]]:
     native_process.claim()
+    with _quiet_drivers():
+        handles = wgpu.gpu.enumerate_adapters_sync()
     found: list[tuple[tuple[bool, int], int, Any, Any, str]] = []
-    for adapter in wgpu.gpu.enumerate_adapters_sync():
+    for adapter in handles:
         info = adapter.info
         if info["adapter_type"] == "Unknown" and not info["device"]:
             continue
