@@ -3,6 +3,8 @@
 import dataclasses
 import io
 import sys
+import threading
+import time
 import types
 
 import fake_learner
@@ -59,6 +61,49 @@ def test_lines_of_a_slow_run(trainer, monkeypatch):
                 break
     assert [line.split()[1] for line in said] == ["1/120", "4/120", "6/120"]
     assert "left 7:36" in said[2]  # 114 steps of 4 seconds
+
+
+def test_a_long_step_is_said_to_be_under_way(trainer, monkeypatch):
+    monkeypatch.setattr(progress, "BEAT_SECONDS", 0.02)
+    said = []
+    first = threading.Event()
+
+    def write(text):
+        said.append(text)
+        first.set()
+
+    with progress.lines(trainer, write) as show:
+        assert first.wait(30)
+        results = trainer.run()
+        for _ in range(3):
+            show(next(results))
+        first.clear()
+        assert first.wait(30)
+    assert said[0] == "validation before the first step: 0:00 so far"
+    assert "step 4/120: 0:00 so far" in said
+    n = len(said)
+    time.sleep(0.1)
+    assert len(said) == n  # nothing goes on behind it
+    assert progress.under_way(trainer, 49) == "step 50/120 and its validation"
+
+
+def test_a_terminal_that_hangs_up(trainer, monkeypatch):
+    class Gone(io.StringIO):
+        def isatty(self):
+            return True
+
+        def write(self, text):
+            raise OSError(5, "Input/output error")
+
+        def flush(self):
+            self.write("")
+
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", Gone())
+    with progress.bar(trainer) as show:
+        for result in trainer.run():
+            show(result)
+    assert trainer.step == 120
 
 
 def test_bar_in_a_terminal(trainer, monkeypatch):

@@ -1,9 +1,12 @@
 """What a run shows: a bar in a terminal, plain lines elsewhere."""
 
+import contextlib
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from wgtrain.train.results import StepResult
@@ -11,6 +14,7 @@ if TYPE_CHECKING:
 
 Show = Callable[["StepResult"], None]
 LINE_SECONDS = 10.0
+BEAT_SECONDS = 10.0
 
 
 def line(result: "StepResult", trainer: "Trainer", seconds_left: float) -> str:
@@ -38,7 +42,9 @@ def clock(seconds: float) -> str:
 
 @contextmanager
 def lines(trainer: "Trainer", write: Callable[[str], None]) -> Iterator[Show]:
-    """A line for the first and last step, each validation, and every twentieth or ten seconds."""
+    """A line for the first and last step, each validation, and every twentieth or ten seconds, also
+    while no step ends for so long.
+    """
     every = max(trainer.total_steps // 20, 1)
     first = trainer.step
     start = shown = time.monotonic()
@@ -53,7 +59,49 @@ def lines(trainer: "Trainer", write: Callable[[str], None]) -> Iterator[Show]:
             write(line(result, trainer, left))
             shown = now
 
-    yield show
+    with beats(trainer, write, show) as beating:
+        yield beating
+
+
+@contextmanager
+def beats(trainer: "Trainer", write: Callable[[str], None], show: Show) -> Iterator[Show]:
+    """`show`, and meanwhile a line to `write` whenever no step ends for ten seconds."""
+    woken, ended = threading.Event(), False
+    last, began = trainer.step, time.monotonic()
+
+    def beat() -> None:
+        while not ended:
+            if woken.wait(BEAT_SECONDS):
+                woken.clear()
+            elif last < trainer.total_steps:
+                write(f"{under_way(trainer, last)}: {clock(time.monotonic() - began)} so far")
+
+    def beating(result: "StepResult") -> None:
+        nonlocal last, began
+        show(result)
+        last, began = result.step, time.monotonic()
+        woken.set()
+
+    thread = threading.Thread(target=beat, daemon=True)
+    with contextlib.suppress(RuntimeError):  # a page has no threads
+        thread.start()
+    try:
+        yield beating
+    finally:
+        ended = True
+        woken.set()
+        if thread.ident is not None:
+            thread.join()
+
+
+def under_way(trainer: "Trainer", last: int) -> str:
+    """What follows after the results up to step `last`."""
+    step, total, every = last + 1, trainer.total_steps, trainer.config.eval_every
+    if trainer.valid is not None and last == 0 and not trainer.evaluations:
+        return "validation before the first step"
+    validated = step == total or (every > 0 and step % every == 0)
+    more = " and its validation" if trainer.valid is not None and validated else ""
+    return f"step {step}/{total}{more}"
 
 
 @contextmanager
@@ -77,8 +125,10 @@ def bar(trainer: "Trainer") -> Iterator[Show]:
         TextColumn("left"),
         TimeRemainingColumn(),
         TextColumn("{task.fields[validation]}"),
+        TextColumn("{task.fields[beat]}"),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    screen = Console(file=_Deaf(sys.stderr))  # type: ignore[arg-type]
+    with Progress(*columns, console=screen) as progress:
         task = progress.add_task(
             "",
             total=trainer.total_steps,
@@ -86,6 +136,7 @@ def bar(trainer: "Trainer") -> Iterator[Show]:
             loss="-",
             speed="-",
             validation="",
+            beat="",
         )
 
         def show(result: "StepResult") -> None:
@@ -94,8 +145,30 @@ def bar(trainer: "Trainer") -> Iterator[Show]:
                 completed=result.step,
                 loss=f"{result.loss:.4f}",
                 speed=f"{result.tokens_per_second:,.0f}",
+                beat="",
             )
             if result.eval_loss is not None:
                 progress.update(task, validation=f"validation {result.eval_loss:.4f}")
 
-        yield show
+        with beats(trainer, lambda text: progress.update(task, beat=text), show) as beating:
+            yield beating
+
+
+class _Deaf:
+    """A terminal that may hang up while a run goes on."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> None:
+        """Writes, where somebody still reads."""
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        """Flushes, where somebody still reads."""
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
