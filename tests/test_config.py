@@ -7,6 +7,7 @@ import yaml
 
 from wgtrain.data.examples import KINDS
 from wgtrain.errors import OptionError
+from wgtrain.train import spellings
 from wgtrain.train.config import LoraConfig, RunConfig, TrainConfig
 from wgtrain.train.settings import as_mapping, build, canonical, changed, merge
 
@@ -58,8 +59,8 @@ def test_every_field_declares_itself(config):
 @pytest.mark.parametrize(
     ("name", "bad", "good"),
     [
-        ("rank", [0, -1, 1.5, "x", True, ""], [1, "7"]),
-        ("alpha", [0, -1, "nan", "inf", "x", True], [1, 0.5, "1e-2"]),
+        ("rank", [0, -1, 1.5, "x", True, "", "1_6", "\u0661\u0666", "0x10", "7.0"], [1, "7", "+7"]),
+        ("alpha", [0, "nan", "inf", "x", True, "1_6", "\u0661", "1e", "."], [1, 0.5, "1e-2", ".5"]),
         ("dropout", [-0.1, 1, 1.5, "nan"], [0, 0.999]),
         ("target_modules", [[]], ["q_proj", ["q_proj", "v_proj"], "attn_q , lm_head"]),
         ("layers", ["", "0", 0, "-1", "3-1", "a", "1,,2", "1-", True], ["all", 2, "0-3,8", "5-5"]),
@@ -81,7 +82,11 @@ def test_every_field_declares_itself(config):
         ("grad_checkpoint", ["maybe", 1], ["on", "off", True, False]),
         ("tuning", ["fast", True], ["auto", "default", "measure"]),
         ("capture", ["f16"], ["bf16"]),
-        ("valid", [0, 1, -0.1, "1.5", "nan", "", True], [0.1, "0.25", "v.jsonl"]),
+        (
+            "valid",
+            [0, 1, -0.1, "1.5", "nan", "", True, "0_1", "\u0660.1"],
+            [0.1, "0.25", "v.jsonl"],
+        ),
         ("eval_every", [-1], [0, 5]),
         ("save_every", [-1], [0, 5]),
         ("save_total_limit", [-1], [0, 5]),
@@ -100,6 +105,32 @@ def test_bounds(name, bad, good):
     for value in bad:
         with pytest.raises(OptionError, match=f"^{name} = .*allowed is "):
             config(**rest, **{name: value})
+
+
+def test_paths_from_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/somewhere")
+    monkeypatch.setenv("USERPROFILE", "/somewhere")
+    run = RunConfig(model="~/m.gguf", data="~/d", out="~/o", init_adapter="~/a.gguf")
+    assert (run.model, run.data) == ("/somewhere/m.gguf", "/somewhere/d")
+    assert (run.out, run.init_adapter) == ("/somewhere/o", "/somewhere/a.gguf")
+    assert TrainConfig(valid="~/v.jsonl").valid == "/somewhere/v.jsonl"
+    assert RunConfig(model="a~/m", data="./~/d").data == "./~/d"
+
+
+LONG = {
+    "digits": "9" * 10**5,
+    "integer": 10**5000,
+    "list": ["x"] * 10**6,
+    "escape": "a\x1b[2J",
+    "lists": [[[["x"] * 99] * 99] * 99] * 99,
+}
+
+
+@pytest.mark.parametrize("value", LONG)
+def test_values_do_not_fill_the_screen(value):
+    with pytest.raises(OptionError, match=r"^rank = .*: allowed is") as error:
+        LoraConfig(rank=LONG[value])
+    assert len(str(error.value)) < 200 and str(error.value).isprintable()
 
 
 @pytest.mark.parametrize("value", ["", "q_proj,,v_proj", "q_prj", ["q_proj", "embed"]])
@@ -206,6 +237,8 @@ def test_other_spellings():
     [
         ({"learning_rat": 1}, "c.yaml: unknown setting 'learning_rat'; did you mean 'learning_ra"),
         ({"zzz": 1}, "c.yaml: unknown setting 'zzz'; did you mean '"),
+        ({"lr": 1}, "c.yaml: unknown setting 'lr'; did you mean 'learning_rate'?"),
+        ({"Num-Train-Epochs": 1}, "unknown setting 'Num-Train-Epochs'; did you mean 'epochs'?"),
         ({"batch-size": 1}, "unknown setting 'batch-size'; did you mean 'batch_size'?"),
         ({1: 1}, "unknown setting 1; did you mean"),
         ({"rank": 1, "lora_r": 1}, "c.yaml: 'rank' is given twice, as 'rank' and as 'lora_r'"),
@@ -216,6 +249,72 @@ def test_unusable_keys(given, message):
     with pytest.raises(OptionError) as error:
         canonical(given, ALL, "c.yaml")
     assert message in str(error.value)
+
+
+ELSEWHERE = {  # as they stand in the documentation of PEFT, TRL, Axolotl, LLaMA-Factory, mlx-lm
+    "r": "rank",
+    "lora_rank": "rank",
+    "lora_target_modules": "target_modules",
+    "lora_target": "target_modules",
+    "layers_to_transform": "layers",
+    "num_layers": "layers",
+    "fine_tune_type": "method",
+    "finetuning_type": "method",
+    "num_epochs": "epochs",
+    "num_train_epochs": "epochs",
+    "max_steps": "iters",
+    "per_device_train_batch_size": "batch_size",
+    "micro_batch_size": "batch_size",
+    "gradient_accumulation_steps": "grad_accum",
+    "max_seq_len": "seq_len",
+    "max_length": "seq_len",
+    "sequence_len": "seq_len",
+    "cutoff_len": "seq_len",
+    "sample_packing": "packing",
+    "lr": "learning_rate",
+    "lr_scheduler_type": "lr_schedule",
+    "warmup": "warmup_steps",
+    "optim": "optimizer",
+    "gradient_checkpointing": "grad_checkpoint",
+    "gradient_clipping": "max_grad_norm",
+    "train_on_inputs": "train_on",
+    "val_set_size": "valid",
+    "eval_steps": "eval_every",
+    "steps_per_eval": "eval_every",
+    "save_steps": "save_every",
+    "random_state": "seed",
+    "output_dir": "out",
+    "adapter_path": "out",
+    "model_name_or_path": "model",
+    "base_model": "model",
+    "dataset": "data",
+    "adapter_name_or_path": "init_adapter",
+}
+
+
+@pytest.mark.parametrize("other", ELSEWHERE)
+def test_names_of_other_trainers(other):
+    with pytest.raises(OptionError, match=f"did you mean '{ELSEWHERE[other]}'\\?"):
+        canonical({other: 1}, ALL, "c.yaml")
+
+
+def test_every_name_elsewhere_is_of_a_setting_and_of_none_here():
+    here = {f.name for config in ALL for f in dataclasses.fields(config)} | {"resume"}
+    assert set(spellings._ELSEWHERE) <= here
+    others = [name for names in spellings._ELSEWHERE.values() for name in names.split()]
+    assert len(others) == len(set(others)) and not here & set(others)
+
+
+def test_keywords_that_a_config_does_not_have():
+    with pytest.raises(OptionError) as error:
+        TrainConfig(lr=1, num_epochs=3, seed=1)
+    assert str(error.value).splitlines() == [
+        "TrainConfig: unknown setting 'lr'; did you mean 'learning_rate'?",
+        "TrainConfig: unknown setting 'num_epochs'; did you mean 'epochs'?",
+    ]
+    with pytest.raises(OptionError, match="did you mean 'learning_rate' of TrainConfig?"):
+        LoraConfig(lr=1)
+    assert dataclasses.replace(TrainConfig(), seed=1).seed == 1
 
 
 def test_command_line_over_file_over_defaults():

@@ -15,6 +15,7 @@ from wgtrain import __version__
 from wgtrain.errors import DeviceError, OptionError, WgtrainError
 from wgtrain.train.config import LoraConfig, RunConfig, TrainConfig
 from wgtrain.train.settings import build, canonical, merge, setting_of
+from wgtrain.train.spellings import nearest
 
 CONFIGS = (RunConfig, LoraConfig, TrainConfig)
 DONE, UNUSABLE, GPU_FAILED, INTERRUPTED = 0, 2, 3, 130
@@ -160,6 +161,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         status = cli.main(arguments, prog_name="wgtrain", standalone_mode=False)
+    except click.NoSuchOption as error:
+        click.echo(f"error: {_no_such(error)}", err=True)
+        status = UNUSABLE
     except click.ClickException as error:
         error.show()
         status = UNUSABLE
@@ -173,6 +177,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         click.echo(f"error: {error}", err=True)
         status = UNUSABLE
     sys.exit(status or DONE)
+
+
+def _no_such(error: click.NoSuchOption) -> str:
+    """Which option is meant by one that a command does not have."""
+    command = error.ctx.command if error.ctx else cli
+    known = [name for option in command.params for name in option.opts if name.startswith("--")]
+    words = f"No such option {error.option_name}"
+    if not known or not error.option_name.startswith("--"):
+        return words
+    near = nearest(error.option_name, [name[2:].replace("-", "_") for name in known])
+    return f"{words}; did you mean {_dashes(near)}?"
 
 
 def as_options(message: str) -> str:

@@ -1,5 +1,6 @@
 """Every setting of a training run, declared once: type, default, help, bounds, other spellings."""
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +9,7 @@ from wgtrain.engine.weight import PRECISIONS
 from wgtrain.errors import OptionError
 from wgtrain.files.adapters import MAX_ALPHA, MIN_ALPHA
 from wgtrain.files.names import resolve_targets
-from wgtrain.train.settings import check, setting
+from wgtrain.train.settings import check, number, setting, spelt_right
 
 
 def _modules(value: Any) -> str:
@@ -48,19 +49,32 @@ def _layer_ranges(text: str) -> list[tuple[int, int]] | int | None:
     return ranges
 
 
+def _path(value: Any) -> str:
+    """A path as it was written, but for a `~` at its front: only shells replace that themselves."""
+    if not isinstance(value, str) or not value:
+        raise ValueError("a text")
+    return os.path.expanduser(value)
+
+
 def _valid(value: Any) -> str | float:
     """A fraction between 0 and 1, or the name of a file."""
+    wanted = "a file, or a fraction above 0 and below 1"
     try:
-        fraction = float(value)
+        float(value)
     except (TypeError, ValueError):
         if isinstance(value, str) and value:
-            return value
-        raise ValueError("a file, or a fraction above 0 and below 1") from None
+            return _path(value)
+        raise ValueError(wanted) from None
+    try:
+        fraction = number(value)
+    except ValueError:
+        raise ValueError(wanted) from None
     if isinstance(value, bool) or not 0 < fraction < 1:
-        raise ValueError("a file, or a fraction above 0 and below 1")
+        raise ValueError(wanted)
     return fraction
 
 
+@spelt_right
 @dataclass(frozen=True)
 class LoraConfig:
     """The adapter: y = W x + (alpha / rank) B A x at each target."""
@@ -113,6 +127,7 @@ class LoraConfig:
         return tuple(sorted({i for first, last in ranges for i in range(first, last + 1)}))
 
 
+@spelt_right
 @dataclass(frozen=True)
 class TrainConfig:
     """How to train. Steps are optimizer steps; `None` means not given."""
@@ -206,12 +221,18 @@ class TrainConfig:
         check(self, _train_rules)
 
 
+@spelt_right
 @dataclass(frozen=True)
 class RunConfig:
     """What a run reads and where it writes; paths, which only the faces open."""
 
     model: str = setting(
-        "", str, "Base model: a GGUF file, or a Hugging Face folder.", metavar="FILE", required=True
+        "",
+        str,
+        "Base model: a GGUF file, or a Hugging Face folder.",
+        metavar="FILE",
+        required=True,
+        convert=_path,
     )
     data: str = setting(
         "",
@@ -219,6 +240,7 @@ class RunConfig:
         "Training rows: a JSONL file, or a folder with train.jsonl (and valid.jsonl).",
         metavar="FILE",
         required=True,
+        convert=_path,
     )
     kind: str | None = setting(
         None,
@@ -227,13 +249,18 @@ class RunConfig:
         choices=("text", "prompt", "messages", "instruction", "conversations", "input_ids"),
     )
     out: str | None = setting(
-        None, str, "New folder of the run.  [default: runs/<time>-<name>]", metavar="FOLDER"
+        None,
+        str,
+        "New folder of the run.  [default: runs/<time>-<name>]",
+        metavar="FOLDER",
+        convert=_path,
     )
     init_adapter: str | None = setting(
         None,
         str,
         "Adapter to start from, GGUF or PEFT folder; brings rank, alpha and targets.",
         metavar="FILE",
+        convert=_path,
     )
     adapter_index: int | None = setting(
         None, int, "GPU to use, as `wgtrain doctor` numbers them.", low=0

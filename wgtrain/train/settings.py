@@ -3,14 +3,22 @@
 The command line, YAML files and notebook forms are generated from such fields.
 """
 
-import difflib
+import functools
 import math
 import operator
+import re
+import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import Field, asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, TypeVar
 
 from wgtrain.errors import OptionError
+from wgtrain.files.source import shown
+from wgtrain.train.spellings import nearest
+
+_WHOLE = re.compile(r"[+-]?[0-9]+")
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_Config = TypeVar("_Config", bound=type)
 
 
 @dataclass(frozen=True)
@@ -88,13 +96,62 @@ def _as_kind(value: Any, setting: Setting) -> Any:
     if isinstance(value, bool):
         raise ValueError
     if setting.kind is float:
-        return float(value)
-    return int(value) if isinstance(value, str) else operator.index(value)
+        return number(value)
+    return int(_matched(_WHOLE, value)) if isinstance(value, str) else operator.index(value)
+
+
+def number(value: Any) -> float:
+    """A number, or a text of one in the digits of JSON: `float` takes more, such as `1_6`."""
+    return float(_matched(_NUMBER, value) if isinstance(value, str) else value)
+
+
+def _matched(pattern: re.Pattern[str], text: str) -> str:
+    if not pattern.fullmatch(text.strip(" ")):
+        raise ValueError
+    return text
+
+
+def said(value: Any) -> str:
+    """A value for a message, cut before it fills the screen: lists may hold lists without end."""
+    if isinstance(value, str):
+        return value if len(value) <= 100 and value.isprintable() else shown(value, 100)
+    if isinstance(value, int) and value.bit_length() > 1000:
+        return f"a number of {value.bit_length():,} bits"
+    return str(value) if isinstance(value, int | float | None) else reprlib.repr(value)[:100]
 
 
 def setting(default: Any, kind: type, help: str, **more: Any) -> Any:
     """A dataclass field with its `Setting`."""
     return field(default=default, metadata={"setting": Setting(help, kind, **more)})
+
+
+def spelt_right(config_class: _Config) -> _Config:
+    """Decorator of a config: a keyword it does not have is an OptionError that names the right
+    one.
+    """
+    made: Any = config_class
+    make = made.__init__
+    names = {f.name for f in fields(made)}
+    _CONFIGS.append(made)
+
+    @functools.wraps(make)
+    def init(self: Any, *values: Any, **settings: Any) -> None:
+        if problems := [_unknown(made, name) for name in settings if name not in names]:
+            raise OptionError("\n".join(problems))
+        make(self, *values, **settings)
+
+    made.__init__ = init
+    return config_class
+
+
+_CONFIGS: list[Any] = []
+
+
+def _unknown(config_class: Any, name: str) -> str:
+    owners = {f.name: other.__name__ for other in _CONFIGS for f in fields(other)}
+    near = nearest(name, owners)
+    there = "" if owners[near] == config_class.__name__ else f" of {owners[near]}"
+    return f"{config_class.__name__}: unknown setting {name!r}; did you mean {near!r}{there}?"
 
 
 def setting_of(f: Field) -> Setting:
@@ -126,7 +183,7 @@ def check(config: Any, rules: Callable[[Any], Iterable[str]] = lambda config: ()
         except (ValueError, TypeError, KeyError, OverflowError) as error:
             custom = info.convert is not None and error.args
             allowed = error.args[0] if custom else info.allowed()
-            problems.append(f"{name} = {value}: allowed is {allowed}")
+            problems.append(f"{name} = {said(value)}: allowed is {allowed}")
     defaults = {f.name: f.default for f in fields(config)}
     for name, instead in pairs.items():
         if getattr(config, instead) is None:
@@ -179,13 +236,13 @@ def canonical(values: Mapping[str, Any], classes: Iterable[Any], where: str) -> 
     problems = []
     for key, value in values.items():
         if key not in names:
-            near = difflib.get_close_matches(str(key), names, n=1, cutoff=0.0)[0]
-            problems.append(f"{where}: unknown setting {key!r}; did you mean {near!r}?")
+            near = nearest(str(key), names)
+            problems.append(f"{where}: unknown setting {shown(key)}; did you mean {near!r}?")
             continue
         name, info = names[key]
         if info.switch and key == info.switch[0] and value is not None:
             if not isinstance(value, bool):
-                problems.append(f"{where}: {key} = {value}: allowed is true or false")
+                problems.append(f"{where}: {key} = {said(value)}: allowed is true or false")
                 continue
             value = info.switch[1] if value else info.switch[2]
         if name in result:

@@ -1,0 +1,68 @@
+"""What other trainers call the settings of this one, and the nearest known name of a slip."""
+
+import difflib
+from collections.abc import Collection
+
+# Setting -> its names in PEFT, Transformers and TRL, Axolotl, LLaMA-Factory, mlx-lm, Unsloth and
+# llama.cpp, and what people write from memory.
+_ELSEWHERE = {
+    "model": "model_name model_name_or_path base_model base_model_name_or_path model_path "
+    "model_id model_base base pretrained_model_name_or_path",
+    "data": "dataset datasets dataset_name dataset_path dataset_dir data_path train_file "
+    "train_data train_dataset training_data",
+    "kind": "dataset_type dataset_format data_format row_kind",
+    "out": "output output_dir output_folder output_path save_dir adapter_path checkpoint_dir",
+    "init_adapter": "adapter_name_or_path lora_model_dir resume_adapter_file from_adapter",
+    "adapter_index": "gpu gpu_id device device_id",
+    "precision": "dtype torch_dtype fp16 bf16 mixed_precision",
+    "rank": "r lora_rank lora_dim adapter_rank",
+    "alpha": "lora_scaling",
+    "target_modules": "lora_target lora_targets lora_target_modules lora_target_linear lora_modules"
+    " targets target modules",
+    "layers": "num_layers lora_layers layers_to_transform peft_layers_to_transform n_layers",
+    "method": "fine_tune_type finetuning_type peft_type train_type",
+    "epochs": "epoch num_epochs n_epochs num_train_epochs train_epochs",
+    "iters": "max_steps steps num_steps n_steps total_steps train_steps num_iters n_iters "
+    "max_iters iterations num_iterations adam_iter",
+    "batch_size": "batch bs micro_batch_size train_batch_size per_device_train_batch_size "
+    "per_gpu_train_batch_size device_batch_size",
+    "grad_accum": "gradient_accumulation gradient_accumulation_steps grad_acc_steps "
+    "accumulation_steps accumulate_grad_batches",
+    "seq_len": "max_length max_len max_seq_len seq_length sequence_len sequence_length "
+    "cutoff_len context_length ctx ctx_size block_size model_max_length",
+    "packing": "sample_packing neat_packing pack pack_sequences",
+    "learning_rate": "lr max_lr peak_lr base_lr",
+    "lr_schedule": "lr_scheduler lr_scheduler_type scheduler schedule lr_decay lr_decay_style",
+    "warmup_steps": "warmup warmup_iters num_warmup_steps lr_warmup_steps lr_warmup_iters",
+    "warmup_ratio": "warmup_fraction warmup_proportion lr_warmup_fraction",
+    "optimizer": "optim",
+    "weight_decay": "wd decay",
+    "max_grad_norm": "grad_clip clip_grad clip_grad_norm gradient_clip gradient_clip_val "
+    "gradient_clipping max_norm grad_norm clip",
+    "train_on": "train_on_inputs train_on_prompt completion_only_loss assistant_only_loss "
+    "train_on_completions train_on_responses_only",
+    "grad_checkpoint": "gradient_checkpointing use_gradient_checkpointing grad_checkpointing "
+    "activation_checkpointing checkpoint_activations",
+    "valid": "valid_data valid_file val val_data val_file val_size val_set_size validation "
+    "validation_file validation_data eval_data eval_dataset eval_file test_size",
+    "eval_every": "eval_steps eval_interval eval_freq steps_per_eval evals_per_epoch "
+    "eval_strategy evaluation_strategy",
+    "save_every": "save_steps save_interval save_freq save_strategy saves_per_epoch "
+    "steps_per_save checkpoint_every",
+    "save_total_limit": "save_limit keep_last max_checkpoints",
+    "seed": "random_seed random_state data_seed manual_seed",
+    "shuffle": "shuffle_data shuffle_dataset",
+    "resume": "resume_from resume_from_checkpoint checkpoint continue restore",
+}
+_NAMES = {other: name for name, others in _ELSEWHERE.items() for other in others.split()}
+
+
+def nearest(name: str, known: Collection[str]) -> str:
+    """The one of the `known` names that is meant: by another trainer's name for it, else the most
+    similar.
+    """
+    plain = name.strip("-").lower().replace("-", "_")
+    meant = _NAMES.get(plain, plain)
+    if meant in known:
+        return meant
+    return difflib.get_close_matches(plain, known, n=1, cutoff=0.0)[0]
