@@ -1,8 +1,7 @@
 // dX[c] = sum[c] / total[c] - W[target[c]], where sum[c] = sum_v exp(l[v] - m) W[v]: the gradient of
 // log sum_v exp(l[v]) - l[target]. Several segments of W: the first DIVIDEs, each subtracts the rows it holds.
 // One invocation finishes four values.
-// grid: min(ceil_div(rows * d4, FLAT), 65535), ceil_div(rows * d4, 65535 * FLAT)
-// use: step, flat, weight=weight_f32, running
+// use: step, flat, elements, weight=weight_f32, running
 struct Params {
   rows: u32,
   d4: u32,
@@ -17,15 +16,7 @@ const DIVIDE: bool = true;
 @group(0) @binding(2) var<storage, read_write> dx: array<vec4<f32>>;
 @group(0) @binding(15) var<uniform> params: Params;
 
-@compute @workgroup_size(FLAT)
-fn main(
-  @builtin(workgroup_id) group: vec3<u32>,
-  @builtin(local_invocation_index) lane: u32,
-) {
-  let at = flat_index(group, lane);
-  if at >= step.counts[params.rows] * params.d4 {
-    return;
-  }
+fn element(at: u32) {
   let c = at / params.d4;
   let column = at % params.d4;
   var value = dx[at];

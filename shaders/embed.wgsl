@@ -1,7 +1,6 @@
 // Y[t] = W[tokens[t]], for the tokens whose row lies in this segment of W.
 // One invocation copies four columns of one token.
-// grid: min(ceil_div(rows * d4, FLAT), 65535), ceil_div(rows * d4, 65535 * FLAT)
-// use: step, flat, weight=weight_f32
+// use: step, flat, elements, weight=weight_f32
 struct Params {
   rows: u32,
   d4: u32, // row length / 4
@@ -14,15 +13,7 @@ struct Params {
 @group(0) @binding(1) var<storage, read_write> y: array<vec4<f32>>;
 @group(0) @binding(15) var<uniform> params: Params;
 
-@compute @workgroup_size(FLAT)
-fn main(
-  @builtin(workgroup_id) group: vec3<u32>,
-  @builtin(local_invocation_index) lane: u32,
-) {
-  let at = flat_index(group, lane);
-  if at >= step.counts[params.rows] * params.d4 {
-    return;
-  }
+fn element(at: u32) {
   let column = at % params.d4;
   let row = tokens[at / params.d4] - params.row_start;
   if row < params.row_count {

@@ -176,10 +176,10 @@ def test_unknown_names_are_refused(shaders: dict[str, str]) -> None:
 
 
 def test_files_off_the_conventions_are_refused(shaders: dict[str, str]) -> None:
-    shaders["bare"] = read_shader("add").replace("// grid:", "// size:")
+    shaders["bare"] = read_shader("copy").replace("// grid:", "// size:")
     with pytest.raises(ValueError, match="'bare' has no '// grid:' line"):
         load_kernel("bare")
-    shaders["wide"] = read_shader("add").replace("d4: u32,", "d4: u32,\n  v: vec4<f32>,")
+    shaders["wide"] = read_shader("copy").replace("n4: u32,", "n4: u32,\n  v: vec4<f32>,")
     with pytest.raises(ValueError, match=r"'wide': Params holds .* not \['v: vec4<f32>'\]"):
         load_kernel("wide")
     shaders["open"] = "// grid: 1\nfor (var i = 0u; i < 2u; i++) { // unroll\n a[i]\n"

@@ -3,7 +3,8 @@
 A kernel file is valid WGSL once the libraries its header names are appended. Its header holds
 
     // grid: ceil_div(rows, TILE), n4      workgroup counts, one to three expressions over Params
-                                           fields, constants, rows (T or C), ceil_div, min, max
+                                           fields, constants, rows (T or C), ceil_div, min, max;
+                                           or that of a library
     // flops: 2 * rows * n                 optional: work, for cutting submits
     // use: step, weight=weight_f32        libraries of shaders/lib; `role=` ones can be replaced
 
@@ -176,14 +177,15 @@ def _load(
 ) -> Kernel:
     text = read_shader(name)
     libraries = _libraries(name, text, dict(replaced))
-    code = "\n".join([text, *(read_shader(f"lib/{library}") for library in libraries)])
+    parts = [text, *(read_shader(f"lib/{library}") for library in libraries)]
+    code = "\n".join(parts)
     for constant, value in constants:
         code = _rewrite(name, code, constant, value)
     values = _constants(code)
     code = expand(code, values)
     plain = _strip_comments(code)
     params = _PARAMS.search(plain)
-    grid = re.search(r"^// grid:(.*)$", text, re.MULTILINE)
+    grid = next(filter(None, (re.search(r"^// grid:(.*)$", x, re.MULTILINE) for x in parts)), None)
     if not grid:
         raise ValueError(f"kernel '{name}' has no '// grid:' line")
     flops = re.search(r"^// flops:(.*)$", text, re.MULTILINE)
