@@ -10,12 +10,20 @@ from typing import Any
 import pytest
 from test_jsonl import CHAT, letters
 
+from wgtrain.chat import bounded
+from wgtrain.chat.page import Page
 from wgtrain.data import load_rows
 from wgtrain.errors import FileError
 
 Make = Callable[[random.Random], bytes]
 VOCAB = 259
 N = 3  # files of each class
+
+
+@pytest.fixture(autouse=True)
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Templates run here, as in a page: starting a process for each file would be the most."""
+    monkeypatch.setattr(bounded, "_open", Page)
 
 
 def row(value: Any) -> Make:

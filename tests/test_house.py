@@ -28,7 +28,8 @@ BELOW: dict[str, set[str]] = {
     "dual": {"gpu"},
     "turn": {"errors"},
     "files": {"errors", "random"},
-    "data": {"errors", "random", "files"},
+    "chat": {"errors"},
+    "data": {"errors", "random", "files", "chat"},
     "gpu": {"errors", "files"},
     "engine": {*GROUND, "files", "gpu"},
     "model": {*GROUND, "files", "data", "gpu", "engine"},
@@ -47,7 +48,9 @@ BELOW: dict[str, set[str]] = {
 }
 
 # Packages that no page has, and the modules a page never loads: they may import one at top level.
-NATIVE_ONLY = {"wgpu", "tokenizers", "click", "rich", "pygal", "yaml", "starlette", "uvicorn"}
+NATIVE_ONLY = {
+    *("wgpu", "tokenizers", "click", "rich", "pygal", "yaml", "starlette", "uvicorn", "psutil")
+}
 NATIVE_MODULES = {
     "gpu/native.py",
     "gpu/native_library.py",

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from wgtrain.data.chat import ChatTemplate
+from wgtrain.chat.bounded import ChatTemplate
+from wgtrain.chat.rendered import Message
 from wgtrain.data.messages import (
     Conversation,
     free_form,
@@ -47,15 +48,25 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class Chat:
+    """A conversation for a chat template; `untrained` are turns that are not learnt, by index."""
+
+    messages: list[Message]
+    tools: list[Any] | None
+    untrained: set[int]
+
+
+@dataclass(frozen=True)
 class Example:
     """One row before it is tokenised: segments of text, or ids uint32 (n,) with labels int64
-    (n,).
+    (n,). One with a `chat` becomes segments by the chat template.
     """
 
     line: int
     segments: list[Segment]
     ids: tuple[np.ndarray, np.ndarray] | None = None
     ended: bool = True  # False if a template ends turns without an end-of-turn token
+    chat: Chat | None = None
 
 
 class ExampleReader:
@@ -144,16 +155,7 @@ class ExampleReader:
         if template is None:
             self.chats_without_template += 1
             return Example(line, _plain_chat(messages, tools, chat.untrained))
-        rendered = template.split(messages, tools)
-        spans = rendered.spans
-        if not chat.untrained.isdisjoint(turns):
-            if len(spans) != len(turns):
-                raise FileError(
-                    f"the chat template marks {len(spans)} parts of {len(turns)} turns with {{% "
-                    "generation %}: which of them are not to be trained cannot be told"
-                )
-            spans = [span for i, span in zip(turns, spans, strict=True) if i not in chat.untrained]
-        return Example(line, [Segment(rendered.text, spans, False)], None, rendered.ended)
+        return Example(line, [], chat=Chat(messages, tools, chat.untrained))
 
     def _ids(self, row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         ids, labels = items(row["input_ids"], "input_ids"), items(row["labels"], "labels")

@@ -8,7 +8,8 @@ from itertools import islice
 
 import numpy as np
 
-from wgtrain.data.chat import ChatTemplate
+from wgtrain.chat.bounded import ChatTemplate
+from wgtrain.data.chat import rendered
 from wgtrain.data.examples import IGNORED, KINDS, Example, ExampleReader, Segment
 from wgtrain.data.records import RowError, read_records
 from wgtrain.data.tokenizer import Encoding, Tokenizer
@@ -76,8 +77,9 @@ def load_rows(
         raise OptionError(f"kind is {kind!r}; one of {', '.join(KINDS)}")
     if isinstance(seq_len, bool) or not isinstance(seq_len, int) or seq_len < 2:
         raise OptionError(f"seq_len is {seq_len!r}; a number from 2 on")
+    template = cache(lambda: chat_template(tokenizer, now))
     reader = ExampleReader(
-        cache(lambda: chat_template(tokenizer, now)),
+        template,
         tokenizer.vocab_size,
         kind,
         developer="developer" in (tokenizer.chat_template or ""),
@@ -85,7 +87,7 @@ def load_rows(
     rows: list[Row] = []
     n_rows = truncated = 0
     ended, no_end = True, False
-    examples = _examples(data, reader, name)
+    examples = rendered(_examples(data, reader, name), template, name)
     while chunk := list(islice(examples, _CHUNK)):
         for example, tokens, learnt in _tokenise(chunk, tokenizer, train_on == "all"):
             n_rows += 1

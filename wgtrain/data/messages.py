@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from wgtrain.data.chat import Message
+from wgtrain.chat.rendered import Message
 from wgtrain.data.records import RowError
 from wgtrain.files.source import shown
 

@@ -23,9 +23,8 @@ from jinja2.runtime import Context, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
-SECONDS = (
-    0.5  # of this thread's computing time for one rendering; usual templates need a thousandth
-)
+SECONDS = 0.5  # of computing time for one rendering; usual templates need a thousandth
+SECONDS_CHARACTER = 1e-5  # more for each character of what is rendered
 CHARACTERS = 4_000_000  # that one rendering may make, its own values and its output
 LONGEST_SOURCE = 500_000  # characters
 MARK_OPEN, MARK_CLOSE = "\ufdd0", "\ufdd1"  # noncharacters: never in real text
@@ -119,7 +118,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def __init__(self, now: datetime | None = None) -> None:
         self.marking = self.has_generation = False
         self._spent = 0
-        self._until = float("inf")
+        self._until, self._seconds = float("inf"), SECONDS
         self._left = CHARACTERS
         super().__init__(
             trim_blocks=True,
@@ -143,8 +142,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
         bound.
         """
         self.marking = marking
-        self._left = CHARACTERS + 8 * weigh(values)
-        self._until = _clock() + SECONDS
+        size = weigh(values)
+        self._left = CHARACTERS + 8 * size
+        self._seconds = SECONDS + SECONDS_CHARACTER * size
+        self._until = _clock() + self._seconds
         try:
             return "".join(template.generate(values))
         finally:
@@ -162,7 +163,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def check_time(self) -> None:
         """Ends a rendering that takes too long."""
         if _clock() > self._until:
-            raise SecurityError(f"it computes for more than {SECONDS:g} s")
+            raise SecurityError(f"it computes for more than {self._seconds:.1f} s")
 
     def printed(self, value: Any) -> str:
         """A value as text, metered; only values of JSON become text."""

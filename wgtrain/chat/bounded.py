@@ -1,0 +1,125 @@
+"""A chat template as the package uses it: bounded in time and memory, whatever it calls."""
+
+import json
+import sys
+from collections import deque
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any, Protocol
+
+from wgtrain.chat import bounds
+from wgtrain.chat.rendered import Message, Rendered
+from wgtrain.errors import FileError
+
+
+class Runner(Protocol):
+    """Runs one template for the rows it is sent, in their order."""
+
+    def send(self, rows: list[str]) -> None:
+        """Hands over rows as JSON."""
+
+    def receive(self) -> Any:
+        """The answer to the next row, with the `seconds` it took; FileError at a bound."""
+
+    def close(self) -> Any:
+        """Ends it."""
+
+
+class ChatTemplate:
+    """A compiled chat template. `stops` are the texts of the tokens that end a turn.
+
+    Natively it runs in a process of its own, which lives until `close`; what it may use is one
+    limit for each row and one for all that this object is given (`bounds`).
+    """
+
+    def __init__(
+        self,
+        source: str,
+        *,
+        bos_token: str = "",
+        eos_token: str = "",
+        stops: Iterable[str] = (),
+        now: datetime | None = None,
+    ) -> None:
+        self._settings = {
+            "source": source,
+            "bos_token": bos_token,
+            "eos_token": eos_token,
+            "stops": list(stops),
+            "now": now and now.isoformat(),
+        }
+        self._account = bounds.Account()
+        self._sent: deque[int] = deque()  # the lengths of rows that are not answered
+        self._runner: Runner | None = None
+        self._running()
+
+    def render(
+        self, messages: list[Message], tools: list[Any] | None = None, prompt: bool = False
+    ) -> str:
+        """The text of a conversation; with `prompt` it ends where the assistant's answer begins."""
+        self._send([{"messages": messages, "tools": tools, "prompt": prompt}])
+        text: str = self._receive()["text"]
+        return text
+
+    def split(self, messages: list[Message], tools: list[Any] | None = None) -> Rendered:
+        """The text of a conversation and its learnt spans; FileError where they cannot be told."""
+        self.send([(messages, tools)])
+        return self.receive()
+
+    def send(self, conversations: list[tuple[list[Message], list[Any] | None]]) -> None:
+        """Conversations to split, while this process does something else; `receive` has each."""
+        self._send([{"messages": messages, "tools": tools} for messages, tools in conversations])
+
+    def receive(self) -> Rendered:
+        """The next conversation that was sent, as `split` gives it."""
+        found = self._receive()
+        found["spans"] = [(start, end) for start, end in found["spans"]]
+        return Rendered(**found)
+
+    def close(self) -> None:
+        """Ends the process; the next row would start another one."""
+        if self._runner is not None:
+            self._runner.close()
+        self._runner = None
+        self._sent.clear()
+
+    def __enter__(self) -> "ChatTemplate":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _running(self) -> Runner:
+        if self._runner is None:
+            self._runner = _open(self._settings)
+        return self._runner
+
+    def _send(self, rows: list[dict[str, Any]]) -> None:
+        texts = [json.dumps(row) for row in rows]
+        self._running().send(texts)
+        self._sent += map(len, texts)
+
+    def _receive(self) -> dict[str, Any]:
+        assert self._runner is not None
+        n_bytes = self._sent.popleft()
+        try:
+            found: dict[str, Any] = self._runner.receive()
+            self._account.charge(n_bytes, found.pop("seconds"))
+        except BaseException as error:
+            if isinstance(error, FileError):
+                self._account.spent += bounds.row_seconds(n_bytes)
+            self.close()
+            raise
+        if "error" in found:
+            raise FileError(found["error"])
+        return found
+
+
+def _open(settings: dict[str, Any]) -> Runner:
+    if sys.platform == "emscripten":
+        from wgtrain.chat.page import Page
+
+        return Page(settings)
+    from wgtrain.chat.process import Process
+
+    return Process(settings)

@@ -1,0 +1,137 @@
+"""Where the turns of a conversation stand in the text that a template makes of it.
+
+A turn begins where the text ends that the template gives as the prompt for it. Each prompt is a
+rendering of its own, so in a long conversation only some are rendered: between two turns whose
+prompts go on in the same way behind the message before, those of the others do as well.
+"""
+
+import re
+from itertools import pairwise
+from typing import Any, Protocol
+
+from wgtrain.chat.rendered import Message
+from wgtrain.chat.sandbox import MARK_CLOSE, MARK_OPEN
+
+_MARK = re.compile(f"{MARK_OPEN}(\\d+)([se]){MARK_CLOSE}")
+_NO_PROMPT = MARK_OPEN  # no text holds it
+_PROMPTS = 8  # of the turns behind one role that are always rendered
+
+
+class Attempts(Protocol):
+    """What is needed of a template."""
+
+    def attempt(
+        self, messages: list[Message], tools: list[Any] | None, prompt: bool = False
+    ) -> str | None:
+        """The text of a conversation, or the prompt for its next turn; None if it is refused."""
+
+
+def find_starts(places: "Places", turns: list[int]) -> dict[int, int | None]:
+    """Where the turns begin by their prompts; None where a prompt is not how the text goes on."""
+    groups: dict[str, list[int]] = {}
+    for i in turns:
+        groups.setdefault(places.messages[i - 1]["role"] if i else "", []).append(i)
+    starts: dict[int, int | None] = {}
+    for group in groups.values():
+        last = len(group) - 1
+        some = sorted({k * last // (_PROMPTS - 1) for k in range(_PROMPTS)})
+        ranges = list(pairwise(some))
+        for k in range(last + 1) if last < _PROMPTS else some:
+            starts[group[k]] = places.prompt_end(group[k])
+        while ranges:
+            first, last = ranges.pop()
+            between = [i for i in group[first + 1 : last] if i not in starts]
+            if not between:
+                continue
+            tail = places.tail(group[first], starts[group[first]])
+            if tail is not None and tail == places.tail(group[last], starts[group[last]]):
+                starts |= {i: places.follow(i, tail) for i in between}
+            else:
+                middle = (first + last) // 2
+                starts[group[middle]] = places.prompt_end(group[middle])
+                ranges += [(first, middle), (middle, last)]
+    return starts
+
+
+class Places:
+    """One conversation as rendered; `marks` are where contents begin ("s") and end ("e"), by
+    message.
+    """
+
+    def __init__(
+        self, template: Attempts, text: str, messages: list[Message], tools: list[Any] | None
+    ) -> None:
+        self.template, self.text, self.messages, self.tools = template, text, messages, tools
+        self._marks: dict[tuple[int, str], int] | None = None
+
+    def prompt_end(self, i: int) -> int | None:
+        """Where the prompt for turn `i` ends; None where the text does not begin with it."""
+        prompt = self.template.attempt(self.messages[:i], self.tools, prompt=True)
+        fits = prompt is not None and self.text.startswith(prompt)
+        return len(prompt) if fits and prompt is not None else None
+
+    def tail(self, i: int, start: int | None) -> str | None:
+        """What stands between the message before and the turn that begins at `start`.
+
+        _NO_PROMPT where the turn does not begin by its prompt; None where it cannot be told.
+        """
+        before = self.marks.get((i - 1, "e"))
+        if start is None:
+            return _NO_PROMPT
+        return None if before is None or before > start else self.text[before:start]
+
+    def follow(self, i: int, tail: str) -> int | None:
+        """Where turn `i` begins if its prompt ends with `tail`, or by its prompt otherwise."""
+        if tail == _NO_PROMPT and (i, "s") in self.marks:
+            return None
+        before = self.marks.get((i - 1, "e"))
+        if before is not None and self.text.startswith(tail, before):
+            return before + len(tail)
+        return self.prompt_end(i)
+
+    @property
+    def marks(self) -> dict[tuple[int, str], int]:
+        """Found by rendering with marks inside the contents; trusted if the text is otherwise
+        the same.
+
+        A template may look at how a content begins, so if all marks change the text, those at
+        the ends of the assistant's contents may still not.
+        """
+        if self._marks is None:
+            self._marks = {}
+            for sides, everyone in (("se", True), ("e", False)):
+                marked = self.template.attempt(_marked(self.messages, sides, everyone), self.tools)
+                if marked is not None and _MARK.sub("", marked) == self.text:
+                    self._marks = _positions(marked)
+                    break
+        return self._marks
+
+
+def _marked(messages: list[Message], sides: str, everyone: bool) -> list[Message]:
+    """Copies with marks within the blanks around each content, since templates trim them."""
+    out = []
+    for i, message in enumerate(messages):
+        content = message["content"]
+        core = content.strip()
+        if core and (everyone or message["role"] == "assistant"):
+            at = content.index(core)
+            start = f"{MARK_OPEN}{i}s{MARK_CLOSE}" if "s" in sides else ""
+            end = f"{MARK_OPEN}{i}e{MARK_CLOSE}" if "e" in sides else ""
+            content = content[:at] + start + core + end + content[at + len(core) :]
+            message = {**message, "content": content}
+        out.append(message)
+    return out
+
+
+def _positions(marked: str) -> dict[tuple[int, str], int]:
+    """Where the marks stand in the text without them; one that stands twice tells nothing."""
+    found: dict[tuple[int, str], int] = {}
+    twice = set()
+    taken = 0
+    for match in _MARK.finditer(marked):
+        mark = (int(match[1]), match[2])
+        if mark in found:
+            twice.add(mark)
+        found[mark] = match.start() - taken
+        taken += len(match[0])
+    return {mark: at for mark, at in found.items() if mark not in twice}
