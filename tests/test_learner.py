@@ -13,6 +13,7 @@ from wgtrain.data.batches import Batch
 from wgtrain.engine.graph import Graph, Storage, Tensor, Window, padded
 from wgtrain.engine.inputs import InputBuffer
 from wgtrain.engine.ops import Inputs
+from wgtrain.engine.optimizer import RING
 from wgtrain.engine.plan import Plan
 from wgtrain.engine.structs import step_bytes
 from wgtrain.engine.tuning import default_tuning
@@ -114,6 +115,21 @@ def test_a_window_replaces_what_was_there(model: Model) -> None:
     assert gpu.run(learner.window()).count == 0
     with pytest.raises(AssertionError):
         learner.set_window(Accumulated({}, 0.0, 0))
+    learner.close()
+
+
+def test_a_report_that_was_not_read_is_not_written_over(model: Model) -> None:
+    """Numbers a ring apart share a place, and so do equal ones."""
+    learner = rm.learner(model)
+    batch = rm.batch(np.random.default_rng(7), LENGTHS, 331)
+    for step in (2, 3):
+        learner.micro(batch)
+        learner.update(step=step, learning_rate=0.0)
+    for step in (2, 3, RING + 2, 3 * RING + 3):
+        with pytest.raises(AssertionError, match="in between"):
+            learner.update(step=step, learning_rate=0.0)
+    assert [report.step for report in gpu.run(learner.reports())] == [2, 3]
+    learner.update(step=RING + 2, learning_rate=0.0)
     learner.close()
 
 

@@ -99,8 +99,9 @@ class AdamW:
         self.second.close()
 
     def step(self, number: int, **settings: Unpack[Settings]) -> bytes:
-        """The step uniform of update `number` (from 1)."""
-        assert len(self._steps) < RING, "reports() has to be read in between"
+        """The step uniform of update `number` (from 1), whose place in the ring has to be free."""
+        taken = {step % RING for step in self._steps}
+        assert number % RING not in taken, "reports() has to be read in between"
         rate, decay = settings["learning_rate"], settings.get("weight_decay", 0.0)
         betas = settings.get("betas", (0.9, 0.999))
         return step_bytes(
