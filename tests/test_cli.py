@@ -39,7 +39,8 @@ def toy(tmp_path, monkeypatch):
 
 def wgtrain(capsys, *arguments):
     """(exit code, standard output, standard error) of a command line."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in handled}
     with pytest.raises(SystemExit) as exit:
         cli.main([str(a) for a in arguments])
     for number, handler in before.items():

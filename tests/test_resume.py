@@ -1,5 +1,6 @@
 """Interrupted, killed and resumed runs are bit by bit the runs that were left alone."""
 
+import hashlib
 import json
 import os
 import random
@@ -65,9 +66,9 @@ def whole(tmp_path_factory):
         return state("whole")
 
 
-def process(*arguments):
+def process(*arguments, seconds=STEP_SECONDS):
     """The command line with the toy, in a process of its own."""
-    command = [sys.executable, str(TESTS / "fake_learner.py"), str(STEP_SECONDS)]
+    command = [sys.executable, str(TESTS / "fake_learner.py"), str(seconds)]
     return subprocess.Popen(
         [*command, "train", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -327,3 +328,257 @@ def test_no_time_is_lost_from_the_clock(monkeypatch):
     lines = [json.loads(x) for x in Path("run/metrics.jsonl").read_text().splitlines()]
     elapsed = [line["elapsed_seconds"] for line in lines if "elapsed_seconds" in line]
     assert elapsed == sorted(elapsed) and os.path.getsize("run/loss.svg")
+
+
+# ---- stopped by somebody -----------------------------------------------------------------------
+
+
+def is_whole(out):
+    """Whether the adapter in both forms is that of the newest checkpoint."""
+    newest = max(Path(out, "checkpoints").iterdir())
+    assert Path(out, "adapter_config.json").is_file()
+    peft = Path(out, "adapter_model.safetensors").is_file()
+    return peft and (newest / "adapter.gguf").read_bytes() == Path(out, "adapter.gguf").read_bytes()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_stopped_run_leaves_its_adapter(whole, number):
+    running = process(*options("run"))
+    wait_for_step("run", 11)
+    running.send_signal(number)
+    output, _ = running.communicate()
+    assert running.returncode == 130 and "Traceback" not in output, output
+    assert "\nstopping after this step, then saving; again to stop at once\n" in output
+    assert f"adapter: run/adapter.gguf, as it is after step {summary('run')['step']}" in output
+    assert is_whole("run")
+    assert session.resume("run", lambda text: None) and state("run") == whole
+
+
+def test_a_second_interrupt_leaves_the_last_checkpoint(whole):
+    running = process(*options("run"), "--save-every=1", seconds=3)
+    while not Path("run/checkpoints/step-000001").exists():
+        time.sleep(0.01)
+    for _ in range(2):  # while the second step is under way
+        time.sleep(0.3)
+        running.send_signal(signal.SIGINT)
+    output, _ = running.communicate()
+    assert running.returncode == 130 and "Traceback" not in output, output
+    assert "stopped at once; wgtrain train --resume run goes on from step-000001" in output
+    assert summary("run")["status"] == "interrupted"
+    assert session.resume("run", lambda text: None) and state("run") == whole
+
+
+def test_what_nohup_ignores_stays_ignored(whole):
+    code = "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN);"
+    code += "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    command = [sys.executable, "-c", code, str(TESTS / "fake_learner.py"), str(STEP_SECONDS)]
+    running = subprocess.Popen([*command, "train", *options("run")], stdout=subprocess.DEVNULL)
+    wait_for_step("run", 11)
+    running.send_signal(signal.SIGHUP)
+    assert running.wait() == 0 and state("run") == whole
+
+
+# ---- nobody listens ----------------------------------------------------------------------------
+
+
+def test_a_closed_pipe_ends_no_run(whole):
+    command = [sys.executable, str(TESTS / "fake_learner.py"), "0.004", "train", *options("run")]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **pipes) as running:
+        assert "opening base.gguf" in running.stdout.readline()
+        running.stdout.close()
+        assert running.stderr.read() == "" and running.wait() == 0
+    log = Path("run/train.log").read_text()
+    assert log.count("warning: the output is gone (") == 1 and "Broken pipe" in log
+    assert "step 48/48" in log and "adapter: run/adapter.gguf" in log
+    assert state("run") == whole
+
+
+@pytest.mark.parametrize("redirection", [">&-", "2>&-", ">&- 2>&- <&-", "> /dev/full"])
+def test_streams_that_are_closed_or_full(whole, redirection):
+    command = f'"$@" {redirection}'
+    arguments = [sys.executable, str(TESTS / "fake_learner.py"), "0", "train", *options("run")]
+    done = subprocess.run(["sh", "-c", command, "sh", *arguments], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == ""
+    assert state("run") == whole
+
+
+# ---- longer ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [{"iters": 60}, {"epochs": 10}])
+@pytest.mark.parametrize("step", [20, 48])
+def test_a_run_is_prolonged(whole, monkeypatch, length, step):
+    """The steps up to there, then those of a run whose schedule is that of the new total."""
+    with monkeypatch.context() as patch:
+        stop_after(patch, step)
+        assert session.start(settings("run"), lambda text: None) == (step == 48)
+    before = Path("run/metrics.jsonl").read_text().splitlines()
+    said = []
+    assert session.resume("run", said.append, length)
+    (told,) = [text for text in said if "instead of 48" in text]
+    total = summary("run")["total_steps"]
+    assert total == 60
+    lines = [json.loads(x) for x in Path("run/metrics.jsonl").read_text().splitlines()]
+    rates = {x["step"]: x["learning_rate"] for x in lines if "learning_rate" in x}
+    assert list(rates) == list(range(1, 61))
+    assert told == (
+        f"60 steps instead of 48: learning rate {rates[step]:.3g} at step {step}, "
+        f"{rates[step + 1]:.3g} at step {step + 1}"
+    )
+    assert told in Path("run/train.log").read_text()
+    assert before == Path("run/metrics.jsonl").read_text().splitlines()[: len(before)]
+    longer = settings("longer") | {"epochs": None, "iters": 60}
+    session.start(longer, lambda text: None)
+    schedule = [json.loads(x) for x in Path("longer/metrics.jsonl").read_text().splitlines()]
+    wanted = {x["step"]: x["learning_rate"] for x in schedule if "learning_rate" in x}
+    assert {n: wanted[n] for n in range(step + 1, 61)} == {n: rates[n] for n in range(step + 1, 61)}
+    again = []
+    assert session.resume("run", again.append) and "run is finished: 60 steps" in again[0]
+
+
+def test_a_prolonged_run_that_is_stopped_goes_on_to_its_new_end(whole, monkeypatch):
+    session.start(settings("whole2"), lambda text: None)
+    session.resume("whole2", lambda text: None, {"iters": 60})
+    with monkeypatch.context() as patch:
+        stop_after(patch, 48)
+        session.start(settings("run"), lambda text: None)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 53)
+        assert not session.resume("run", lambda text: None, {"iters": 60})
+    assert session.resume("run", lambda text: None)
+    assert state("run") == state("whole2")
+
+
+def test_a_run_is_not_made_shorter_than_it_is(monkeypatch):
+    interrupted(monkeypatch)
+    before = Path("run/config.yaml").read_bytes()
+    with pytest.raises(OptionError, match="step-000014: it stands at step 14 of 10"):
+        session.resume("run", lambda text: None, {"iters": 10})
+    assert Path("run/config.yaml").read_bytes() == before
+    with pytest.raises(OptionError, match="rank, seed: not beside resume"):
+        session.resume("run", lambda text: None, {"rank": 2, "seed": 3})
+
+
+# ---- moved -------------------------------------------------------------------------------------
+
+
+def test_a_project_that_was_moved(whole, monkeypatch, tmp_path):
+    (tmp_path / "a/runs").mkdir(parents=True)
+    shutil.copy("rows.jsonl", "a/rows.jsonl")
+    shutil.copy("base.gguf", "a/base.gguf")
+    monkeypatch.chdir("a")
+    interrupted(monkeypatch)
+    shutil.move("run", "runs/run")
+    monkeypatch.chdir(tmp_path)
+    shutil.move("a", "b")
+    with pytest.raises(
+        FileError, match=r"model: .*No such file.*--model PATH\ndata: .*--data PATH"
+    ):
+        session.resume("b/runs/run", lambda text: None)
+    shutil.move("b/runs/run", "b/run")  # where it was, seen from its files
+    assert session.resume("b/run", lambda text: None)
+    assert state("b/run") == whole
+    assert summary("b/run")["inputs"]["data"]["path"] == str(tmp_path / "b/rows.jsonl")
+
+
+def test_files_that_moved_are_named(whole, monkeypatch, tmp_path):
+    write_rows(tmp_path / "held.jsonl", 5)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 14)
+        session.start(settings("run", valid="held.jsonl"), lambda text: None)
+    session.start(settings("whole", valid="held.jsonl"), lambda text: None)
+    shutil.copytree("run", "again")
+    places = {"model": "m", "data": "set", "valid": "v.jsonl"}
+    for name, file in (("model", "base.gguf"), ("data", "rows.jsonl"), ("valid", "held.jsonl")):
+        Path("set").mkdir(exist_ok=True)
+        shutil.move(file, "set/train.jsonl" if name == "data" else places[name])
+    assert session.resume("run", lambda text: None, places)
+    assert state("run") == state("whole")
+    Path("v.jsonl").write_text(Path("v.jsonl").read_text().replace("1", "2"))
+    with pytest.raises(FileError, match=r"valid: v\.jsonl has changed since the run in again"):
+        session.resume("again", lambda text: None, places)
+    with pytest.raises(FileError, match="init_adapter = x: the run was started without"):
+        session.resume("again", lambda text: None, {"init_adapter": "x"})
+
+
+def test_without_a_summary_the_checkpoint_is_compared(whole, monkeypatch):
+    interrupted(monkeypatch)
+    Path("run/summary.json").unlink()
+    data, model = Path("rows.jsonl").read_bytes(), Path("base.gguf").read_bytes()
+    Path("base.gguf").write_bytes(b"another")
+    with pytest.raises(OptionError, match="was made with another base model"):
+        session.resume("run", lambda text: None)
+    Path("base.gguf").write_bytes(model)
+    Path("rows.jsonl").write_bytes(data.replace(b"[3,", b"[4,", 1))
+    with pytest.raises(OptionError, match="was made with other rows"):
+        session.resume("run", lambda text: None)
+    Path("rows.jsonl").write_bytes(data)
+    assert session.resume("run", lambda text: None) and state("run") == whole
+
+
+def test_a_model_changed_where_the_fingerprint_does_not_look(monkeypatch):
+    monkeypatch.setattr(fake_learner.FakeModel, "__init__", plain_model)
+    interrupted(monkeypatch)
+    Path("base.gguf").write_bytes(b"changed")
+    with pytest.raises(FileError, match=r"base\.gguf has changed since the run in run"):
+        session.resume("run", lambda text: None)
+
+
+def plain_model(self, path, adapter_index=None, precision="f32"):
+    self.adapter_index, self.precision = adapter_index, precision
+
+
+def test_a_finished_run_without_its_adapter_writes_it_again(whole, monkeypatch):
+    session.start(settings("run"), lambda text: None)
+    Path("run/adapter_model.safetensors").unlink()
+    assert session.resume("run", lambda text: None)
+    assert state("run") == whole
+
+
+def test_rows_from_a_pipe(whole, monkeypatch):
+    monkeypatch.setenv("BASH_ENV", "")
+    given = [f"--{n.replace('_', '-')}={v}" for n, v in settings("run").items() if n != "data"]
+    command = [sys.executable, str(TESTS / "fake_learner.py"), "0", "train", *given]
+    script = '"$@" --data <(cat rows.jsonl)'
+    done = subprocess.run(["bash", "-c", script, "bash", *command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (
+        "is a pipe, read once: to resume, a file with the same rows has to be named" in done.stdout
+    )
+    assert state("run") == whole
+    entry = summary("run")["inputs"]["data"]
+    assert entry["sha256"] == hashlib.sha256(Path("rows.jsonl").read_bytes()).hexdigest()
+    with pytest.raises(
+        FileError, match="was a pipe, which is read once; name a file .* --data FILE"
+    ):
+        session.resume("run", lambda text: None, {"iters": 60})
+    assert session.resume("run", lambda text: None, {"iters": 60, "data": "rows.jsonl"})
+    assert summary("run")["step"] == 60
+
+
+# ---- what a summary may hold -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        '{"inputs": {"data": {"path": "a\\u0000b", "sha256": "0"}}}',
+        '{"inputs": {"data": {"path": 99999999999999999999}}}',
+        '{"inputs": {"other": {"path": "x"}}}',
+        '{"started": 1e400}',
+        '{"status": "done", "step": 1, "tokens": ' + "9" * 4000 + ', "seconds": NaN}',
+        '{"tuning": {"table": null}}',
+        '{"started": null, "inputs": null}',
+    ],
+)
+def test_a_summary_of_anything(whole, monkeypatch, text):
+    interrupted(monkeypatch)
+    Path("run/summary.json").write_text(text)
+    try:
+        session.resume("run", lambda text: None)
+    except FileError as error:
+        assert str(error).startswith("run/summary.json: damaged") and len(str(error)) < 500
+    else:
+        assert state("run") == whole

@@ -3,6 +3,16 @@
 Faces turn these into exit codes: `DeviceError` and what derives from it is 3, the others are 2.
 """
 
+import re
+
+# All that moves a cursor, sets a colour or turns the direction of writing; not \t and \n.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    """A text for a screen, with control characters escaped: it may quote a stranger's file."""
+    return _CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
+
 
 class WgtrainError(Exception):
     """Base of all errors of this package; its text is meant for people."""

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from wgtrain import __version__
+from wgtrain.cli import streams
 from wgtrain.errors import DeviceError, OptionError, WgtrainError
 from wgtrain.train.config import LoraConfig, RunConfig, TrainConfig
 from wgtrain.train.settings import build, canonical, merge, setting_of
@@ -155,7 +156,11 @@ def web(folder: str, port: int) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line and exits: 0 done, 2 unusable input, 3 GPU failed, 130 interrupted."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # until a run handles it itself
+    streams.prepare()
+    for name in ("SIGTERM", "SIGHUP"):  # until a run handles them itself; nohup ignores the second
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
     for stream in (sys.stdout, sys.stderr):  # a name that the console cannot write ends no run
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -168,14 +173,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         error.show()
         status = UNUSABLE
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted", err=True)
+        streams.complain("interrupted")
         status = INTERRUPTED
     except WgtrainError as error:
-        click.echo(f"error: {as_options(str(error))}", err=True)
+        streams.complain(f"error: {as_options(str(error))}")
         status = GPU_FAILED if isinstance(error, DeviceError) else UNUSABLE
     except OSError as error:  # a full disk, a run folder that went away
-        click.echo(f"error: {error}", err=True)
+        streams.complain(f"error: {error}")
         status = UNUSABLE
+    finally:
+        streams.settle()
     sys.exit(status or DONE)
 
 

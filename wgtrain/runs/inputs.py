@@ -39,23 +39,21 @@ class Rows:
 
 
 class Inputs:
-    """What the settings of a run name, found and, but for the model, read.
+    """What the settings of a run name, found and, but for the model, read; `read` already is."""
 
-    `paths` and `config` are the settings with the files in the place of folders, where `before`
-    (the entries of summary.json) says what the files were.
-    """
-
-    def __init__(self, paths: RunConfig, config: TrainConfig):
+    def __init__(
+        self, paths: RunConfig, config: TrainConfig, read: Mapping[str, Rows] | None = None
+    ):
         check_path(Path(paths.model))
         if is_pipe(Path(paths.model)):
             raise FileError(f"{paths.model}: a FIFO; a model is read more than once")
-        valid = _valid_file(paths, config)
-        self.paths, self.config = paths, config
-        self.data = Rows.read(data_file(paths.data))
-        self.valid = None if valid is None else Rows.read(valid)
-        self._read = {"data": self.data, "valid": self.valid}
+        files = {"data": data_file(paths.data), "valid": _valid_file(paths, config)}
         if paths.init_adapter is not None:
-            self._read["init_adapter"] = Rows.read(adapter_file(paths.init_adapter))
+            files["init_adapter"] = adapter_file(paths.init_adapter)
+        done = read or {}
+        self._read = {n: done.get(n) or Rows.read(f) for n, f in files.items() if f is not None}
+        self.data, self.valid = self._read["data"], self._read.get("valid")
+        self.paths, self.config = paths, config
         self.model_hash = _ModelHash(Path(paths.model))
 
     def notes(self) -> list[str]:
@@ -95,7 +93,6 @@ class Inputs:
         files = {
             name: {**_place(rows.path, folder), **rows.identity}
             for name, rows in self._read.items()
-            if rows is not None
         }
         return {"model": {key: value for key, value in model.items() if value}, **files}
 
@@ -104,9 +101,9 @@ def _valid_file(paths: RunConfig, config: TrainConfig) -> Path | None:
     """The file of validation rows: as set, or `valid.jsonl` of a data folder."""
     if isinstance(config.valid, str):
         return data_file(config.valid, "valid")
-    beside = data_file(paths.data, "valid")
-    if config.valid is None and Path(paths.data).is_dir() and beside.is_file():
-        return beside
+    if config.valid is None and Path(paths.data).is_dir():
+        beside = (data_file(paths.data, part) for part in ("valid", "validation"))
+        return next((path for path in beside if path.is_file()), None)
     return None
 
 
@@ -116,14 +113,15 @@ def found_again(
     before: Mapping[str, Mapping[str, Any]],
     given: Mapping[str, str],
     folder: Path,
-) -> tuple[RunConfig, TrainConfig]:
-    """The settings of an earlier run with its files where they are now.
+) -> Inputs:
+    """The inputs of an earlier run, where they are now.
 
     `before` are the entries of its summary, `given` what a person names instead. FileError lists
     every file that is missing or is not what it was.
     """
     problems: list[str] = []
     chosen: dict[str, Any] = {}
+    read: dict[str, Rows] = {}
     for name in NAMES:
         old = getattr(config if name == "valid" else paths, name)
         entry = before.get(name)
@@ -132,16 +130,22 @@ def found_again(
                 problems.append(f"{name} = {given[name]}: the run was started without")
             continue
         try:
-            chosen[name] = str(_found(name, entry or {}, given.get(name), folder))
+            path, rows = _found(name, entry or {}, given.get(name), folder)
         except WgtrainError as error:
             problems.append(str(error))
+            continue
+        chosen[name] = str(path)
+        read |= {} if rows is None else {name: rows}
     if problems:
         raise FileError("\n".join(problems))
     valid = chosen.pop("valid", config.valid)
-    return replace(paths, **chosen), replace(config, valid=valid)
+    return Inputs(replace(paths, **chosen), replace(config, valid=valid), read)
 
 
-def _found(name: str, entry: Mapping[str, Any], given: str | None, folder: Path) -> Path:
+def _found(
+    name: str, entry: Mapping[str, Any], given: str | None, folder: Path
+) -> tuple[Path, Rows | None]:
+    """Where an input is, and what it holds if it is no model."""
     part = "valid" if name == "valid" else "train"
     if given is not None:
         path = adapter_file(given) if name == "init_adapter" else Path(given)
@@ -149,7 +153,7 @@ def _found(name: str, entry: Mapping[str, Any], given: str | None, folder: Path)
     elif entry.get("pipe"):
         raise FileError(
             f"{name}: {entry['path']} was a pipe, which is read once; name a file with the same "
-            f"rows beside resume: {name} = FILE"
+            f"rows beside --resume: {_option(name)} FILE"
         )
     else:
         places = [native(entry["path"])]
@@ -159,15 +163,19 @@ def _found(name: str, entry: Mapping[str, Any], given: str | None, folder: Path)
     for path in places:
         try:
             check_path(path)
-            content = None if name == "model" or not entry else read_input(path)
+            rows = None if name == "model" else Rows.read(path)
         except FileError as error:
-            moved = "" if given else f"; moved? name its place beside resume: {name} = PATH"
-            problem = problem or f"{name}: {error}{moved}"
+            moved = f"; where it moved, name it beside --resume: {_option(name)} PATH"
+            problem = problem or f"{name}: {error}{'' if given else moved}"
             continue
-        if content is None or _sha(content) == entry.get("sha256"):
-            return path
+        if rows is None or not entry or rows.identity["sha256"] == entry.get("sha256"):
+            return path, rows
         problem = changed(name, str(path), folder)
     raise FileError(problem)
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def changed(name: str, path: str, folder: Path) -> str:
@@ -206,7 +214,8 @@ class _ModelHash:
                 with open(path, "rb", buffering=0) as file:
                     while part := file.read(1 << 20):
                         digest.update(part)
-                digest.update(path.name.encode("utf-8", "surrogateescape"))
+                if path != self._path:  # of several, each counts under its name
+                    digest.update(path.name.encode("utf-8", "surrogateescape"))
         except OSError:
             return  # unknown; whoever reads the file next says what is wrong with it
         self._value = digest.hexdigest()

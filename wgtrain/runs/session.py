@@ -70,14 +70,13 @@ def resume(path: str, say: Say = print, given: Mapping[str, Any] | None = None) 
         config_file = str(folder.path / "config.yaml")
         stored = canonical(folder.settings(), CONFIGS, config_file)
         paths, lora, config = build(merge(stored, longer, CONFIGS), *CONFIGS)
-        paths, config = found_again(paths, config, before, given, folder.path)
-        inputs = Inputs(paths, config)
+        inputs = found_again(paths, config, before, given, folder.path)
         trainer = stack.enter_context(_open(inputs, lora, (), now, voice, tuning))
         model = before.get("model", {})
         if model.get("fingerprint", trainer.model.fingerprint) != trainer.model.fingerprint or (
             model.get("sha256") and model["sha256"] != inputs.model_hash()
         ):
-            raise FileError(changed("model", paths.model, folder.path))
+            raise FileError(changed("model", inputs.paths.model, folder.path))
         _restore(folder, trainer, voice)
         if stored != (used := {**_used(inputs, trainer), "out": stored.get("out")}):
             folder.write_settings(used)

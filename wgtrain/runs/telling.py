@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from wgtrain.errors import NonFiniteError, WgtrainError
+from wgtrain.errors import NonFiniteError, WgtrainError, printable
 from wgtrain.runs.folder import RESULTS, RunFolder
 from wgtrain.train.trainer import Trainer
 
@@ -27,7 +27,7 @@ class Voice:
             if self._gone:
                 return
             try:
-                self._say(text)
+                self._say(printable(text))
             except (OSError, ValueError) as error:  # a closed pipe, a full disk, a closed file
                 self._gone = str(error) or type(error).__name__
                 self.log(f"warning: the output is gone ({self._gone}): all goes on in this log")
@@ -36,7 +36,7 @@ class Voice:
         """In the log alone."""
         with self._lock:
             if self.folder is not None:
-                self.folder.log(text)
+                self.folder.log(printable(text))
 
     def attach(self, folder: RunFolder) -> None:
         """Logs to this folder from now on."""

@@ -1,0 +1,39 @@
+"""The standard streams of a command, whatever is at their other ends."""
+
+import contextlib
+import os
+import sys
+
+import click
+
+from wgtrain.errors import printable
+
+
+def prepare() -> None:
+    """Puts something in the place of closed streams: the next file opened would get their number,
+    and with it all that a driver writes to standard error.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+
+
+def complain(message: str) -> None:
+    """Writes a message to standard error, where somebody reads it."""
+    with contextlib.suppress(OSError, ValueError):
+        click.echo(printable(message), err=True)
+
+
+def settle() -> None:
+    """Empties the streams; where nobody reads them any more, without a word at the end."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except (OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, stream.fileno())
+                os.close(nowhere)
