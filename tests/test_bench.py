@@ -21,6 +21,7 @@ from wgtrain.bench.scaling import points
 from wgtrain.bench.shapes import SHAPES, TYPES, Shape, find_shape
 from wgtrain.bench.tuned import open_device
 from wgtrain.bench.weights import RandomWeights
+from wgtrain.engine import tuning
 from wgtrain.engine.tuning import Choice
 from wgtrain.errors import FileError, OptionError, WgtrainError
 from wgtrain.files import read_gguf
@@ -333,9 +334,9 @@ def test_tuning_is_that_of_a_run_or_made_anew(
     chosen = []
     kept = tune.choose
 
-    def choose(learner: Any, batches: int, mode: str) -> Any:
-        chosen.append((learner.plan.max_tokens, batches, mode))
-        return replace(kept(learner, batches, "default"), origin="made up")
+    def choose(device: Any, plan: Any, max_row: int, replays: int, mode: str) -> Any:
+        chosen.append((plan.max_tokens, replays, mode))
+        return replace(kept(device, plan, max_row, replays, "default"), origin="made up")
 
     monkeypatch.setattr(tune, "choose", choose)
     common = ("--shape", "tiny", "--rounds", 1)
@@ -352,14 +353,15 @@ def test_tuning_is_that_of_a_run_or_made_anew(
 
 @pytest.mark.gpu
 def test_tuning_alone_is_stored_and_shown(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    choice = Choice("matmul_nt", (("TILE_ROWS", 8),))
+    choice = Choice("matmul_nt_tiled", (("TILE_ROWS", 8), ("TILE_COLS4", 1)))
+    monkeypatch.setattr(tuning, "GPU_CANDIDATES", {"nt": (choice,)})
     entry = Measured("nt", choice, sweep.Shape(32, 9.0), 5e9, 4e9, 3)
     monkeypatch.setattr(tune, "measure", lambda *a, **k: _done([entry]))
     monkeypatch.setattr(tune, "worthwhile", lambda device, plan: ["nt"])
     monkeypatch.setattr(command, "_TUNE_SHAPES", ("tiny",))
     code, out, error = wgtrain(capsys, "bench", "--tune")
     assert code == 0, error
-    assert "matmul_nt TILE_ROWS 8" in out and "5.00" in out
+    assert "matmul_nt_tiled TILE_ROWS 8" in out and "5.00" in out
     device = open_device(None)
     path = tune.cache_file(device.info)
     assert tune.load(device.info).measured == (entry,)

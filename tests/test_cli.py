@@ -428,13 +428,11 @@ def test_doctor_shows_which_kernels_run(capsys, monkeypatch, tmp_path):
     for name, theirs in FEATURES.items():
         used = next(line for line in said.splitlines() if "used of these" in line)
         assert (name in used) == bool(set(theirs) & set(first.features))
-    choice = Choice("matmul_nt", (("TILE_ROWS", 4),))
+    choice = Choice("matmul_nt_subgroup", (("TILE_ROWS", 5), ("TILE_COLS", 48)))
     save(first, [Measured("nt/weight_q8_0", choice, Shape(512, 1e6), 42.5e9, 34e9, 3)])
     said = wgtrain(capsys, "doctor")[1]
-    assert (
-        "nt/weight_q8_0: matmul_nt TILE_ROWS 4; 42.5 GFLOP/s, 1.25 x the default, 512 tokens"
-        in said
-    )
+    shown = "nt/weight_q8_0: matmul_nt_subgroup TILE_ROWS 5 TILE_COLS 48; 42.5 GFLOP/s, "
+    assert f"{shown}1.25 x the default, 512 tokens" in said
     assert f"kernels: measured {load(first).made}, others defaults of " in said
     cache_file(first).write_text("{")
     said = wgtrain(capsys, "doctor")[1]

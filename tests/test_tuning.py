@@ -14,6 +14,7 @@ from wgtrain.engine.graph import Graph
 from wgtrain.engine.kernel import load_kernel, read_shader
 from wgtrain.engine.linear import Linear, linear
 from wgtrain.engine.probe import find_subgroup_size, subgroup_size
+from wgtrain.engine.tables import from_json, of_this_version, to_json
 from wgtrain.engine.tuning import DEFAULT_CPU, DEFAULT_GPU, DEFAULT_SWIFTSHADER, Choice, Tuning
 from wgtrain.engine.weight import FORMATS, plan_weight
 from wgtrain.gpu import AdapterInfo, Device, Limits
@@ -145,12 +146,33 @@ def test_candidates_begin_with_the_default(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_table_is_plain_data() -> None:
     table = Tuning({"nt": Choice("matmul_nt", (("TILE_ROWS", 8),))}, "test")
-    data = tuning.to_json(table)
+    data = to_json(table)
     assert data == {"origin": "test", "table": {"nt": {"kernel": "matmul_nt", "TILE_ROWS": 8}}}
-    assert tuning.from_json(data) == table
+    assert from_json(data) == table
     for wrong in (None, [], {}, {"table": {}, "origin": 1}, {**data, "table": {"nt": "matmul_nt"}}):
         with pytest.raises(ValueError, match="not a"):
-            tuning.from_json(wrong)
+            from_json(wrong)
+
+
+def test_this_version_has_its_defaults_and_candidates_alone() -> None:
+    for device in (adapter(), adapter("CPU", 8, "subgroups"), adapter("DiscreteGPU", 32, "f16")):
+        table = tuning.default_tuning(device)
+        assert of_this_version(table) == table
+        for family in [*table.table, "nt/weight_q8_0", "nn/weight_bf16"]:
+            for choice in tuning.candidates(family, device):
+                assert tuning.is_listed(choice, family), (family, choice)
+    for family, choice in (
+        ("tn 8x8", Choice("matmul_tn", (("TILE_ROWS", 8), ("TILE_COLS4", 2), ("LANES", 3)))),
+        ("tn 8x4", DEFAULT_CPU.choice("tn 8x8")),
+        ("nn/weight_q8_0", Choice("matmul_nn_subgroup", (("TILE_PACKS", 16),))),
+        ("no family", Choice("matmul_nt")),
+    ):
+        assert not tuning.is_listed(choice, family)
+    mixed = Tuning({"nt": Choice("matmul_nt"), "nn": Choice("matmul_nt")}, "a file")
+    assert of_this_version(mixed) == Tuning(
+        {"nt": Choice("matmul_nt")},
+        "a file; 1 kernels not of this version are replaced: numbers may differ",
+    )
 
 
 def test_candidates_of_gpus_fit_every_adapter() -> None:

@@ -255,5 +255,9 @@ def watch(trainer: Trainer) -> AbstractContextManager[Show]:
     return progress.bar(trainer) if sys.stderr.isatty() else progress.lines(trainer, print)
 
 
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
 # Where models run that are opened here.
-HOST = Host(_read_adapter, partial(choose, watch=parts.progress), watch)
+HOST = Host(_read_adapter, partial(choose, watch=parts.progress), watch, _say)

@@ -11,7 +11,8 @@ from wgtrain.bench.measure import Record, record, spread
 from wgtrain.bench.runner import interleaved
 from wgtrain.bench.shapes import TYPES, Shape, find_shape
 from wgtrain.bench.tuned import AUTO, open_device, tuning_of
-from wgtrain.engine.tuning import default_tuning, to_json
+from wgtrain.engine.tables import to_json
+from wgtrain.engine.tuning import default_tuning
 from wgtrain.files import BLOCKS
 from wgtrain.gpu import Device
 from wgtrain.model.weights import check_precision, stored_type

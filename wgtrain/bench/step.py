@@ -21,7 +21,7 @@ from wgtrain.bench.shapes import Shape
 from wgtrain.bench.tuned import AUTO, make_learner
 from wgtrain.bench.weights import RandomWeights
 from wgtrain.engine.optimizer import RING
-from wgtrain.engine.tuning import to_json
+from wgtrain.engine.tables import to_json
 from wgtrain.infer.model import Model, open_model
 from wgtrain.model.weights import stored_type
 

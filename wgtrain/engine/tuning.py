@@ -9,7 +9,6 @@ numbers were measured: docs/optimisation-log.md.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from wgtrain.engine.kernel import load_kernel
 from wgtrain.gpu import Device
@@ -314,6 +313,19 @@ def candidates(family: str, device: Device) -> list[Choice]:
     return found
 
 
+def is_listed(choice: Choice, family: str) -> bool:
+    """Whether this version has a choice for a family, on whatever adapter: what a file says is
+    taken only then, because constants decide what is computed.
+    """
+    base = family.partition("/")[0]
+    listed = [*(CANDIDATES.get(family) or CANDIDATES.get(base, ())), *GPU_CANDIDATES.get(base, ())]
+    defaults = (DEFAULT_CPU, DEFAULT_SWIFTSHADER, DEFAULT_GPU)
+    for table in (*(default.table for default in defaults), _CPU_SUBGROUPS, _GPU_SUBGROUPS):
+        listed += [table[name] for name in {family, base} if name in table]
+    constants = tuple(pair for pair in choice.constants if pair[0] != "SUBGROUP")
+    return Choice(choice.kernel, constants) in listed
+
+
 def runs_on(choice: Choice, family: str, device: Device) -> bool:
     """Whether a choice is a variant of what the family has by default, and the adapter has what it
     needs: its features, and subgroups of the size it was made for.
@@ -347,32 +359,3 @@ def _sized(choice: Choice, subgroup_size: int) -> Choice:
     if not subgroup_size or "subgroups" not in load_kernel(choice.kernel).features:
         return choice
     return Choice(choice.kernel, (*choice.constants, ("SUBGROUP", subgroup_size)))
-
-
-def to_json(tuning: Tuning) -> dict[str, Any]:
-    """Plain data: {"origin": text, "table": {family: {"kernel": name, constant: value, ...}}}."""
-    table = {f: {"kernel": c.kernel, **dict(c.constants)} for f, c in tuning.table.items()}
-    return {"origin": tuning.origin, "table": table}
-
-
-def from_json(data: Any) -> Tuning:
-    """The inverse of `to_json`; ValueError for anything else."""
-    try:
-        table = {family: choice_from_json(entry) for family, entry in data["table"].items()}
-        if not isinstance(data["origin"], str):
-            raise TypeError
-    except (AttributeError, KeyError, TypeError):
-        raise ValueError("not a tuning table") from None
-    return Tuning(table, data["origin"])
-
-
-def choice_from_json(entry: Any) -> Choice:
-    """The choice in {"kernel": name, constant: value, ...}; ValueError for anything else."""
-    if not isinstance(entry, dict) or not isinstance(entry.get("kernel"), str):
-        raise ValueError("not a choice of a kernel")
-    constants = {name: value for name, value in entry.items() if name != "kernel"}
-    if not all(name.isidentifier() and type(n) is int for name, n in constants.items()):
-        raise ValueError("constants of a kernel are whole numbers")
-    if not entry["kernel"].isidentifier():
-        raise ValueError("not the name of a kernel")
-    return Choice(entry["kernel"], tuple(constants.items()))

@@ -34,6 +34,10 @@ def _silent(trainer: Any) -> AbstractContextManager[Show]:
     return nullcontext(lambda result: None)
 
 
+def _unheard(text: str) -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class Host:
     """Where the core runs, told to a model when it is opened. As it stands it knows nothing:
@@ -43,11 +47,13 @@ class Host:
     `choose_tuning(device, plan, max_row, replays, mode)` is the table of kernels for a plan, not
     built yet, of rows up to `max_row` tokens, that is replayed so often; `mode` is that of
     `TrainConfig.tuning`. `watch(trainer)` shows progress: entered, then called for each result.
+    `say(text)` tells a line that nothing else would.
     """
 
     read_adapter: Callable[[Any, ModelConfig], Adapter] = adapter_from_bytes
     choose_tuning: Callable[[Device, Plan, int, int, str], Tuning] = _defaults
     watch: Callable[[Any], AbstractContextManager[Show]] = _silent
+    say: Callable[[str], None] = _unheard
 
 
 NOWHERE = Host()

@@ -11,7 +11,8 @@ from typing import Any
 
 from wgtrain import __version__
 from wgtrain.api import load_adapter, load_dataset, load_model
-from wgtrain.engine.tuning import Tuning, from_json, to_json
+from wgtrain.engine.tables import from_json, to_json
+from wgtrain.engine.tuning import Tuning
 from wgtrain.errors import FileError, NonFiniteError, OptionError
 from wgtrain.runs import progress
 from wgtrain.runs.folder import SUMMARY, RunFolder, check_free

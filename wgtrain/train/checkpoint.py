@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from wgtrain.engine.tuning import Tuning, from_json
+from wgtrain.engine.tables import from_json
+from wgtrain.engine.tuning import Tuning
 from wgtrain.errors import FileError
 from wgtrain.files.adapters import Adapter, read_adapter_gguf, write_adapter_gguf
 from wgtrain.files.safetensors import read_safetensors, write_safetensors

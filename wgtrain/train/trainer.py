@@ -9,7 +9,8 @@ import numpy as np
 from wgtrain import __version__
 from wgtrain.data import Dataset
 from wgtrain.dual import aio_view, dual, dual_iterator
-from wgtrain.engine.tuning import Tuning, from_json, to_json
+from wgtrain.engine.tables import from_json, of_this_version, to_json
+from wgtrain.engine.tuning import Tuning
 from wgtrain.errors import NonFiniteError, OptionError
 from wgtrain.files.adapters import (
     Adapter,
@@ -97,7 +98,7 @@ class Trainer(Loop):
             grad_checkpoint=config.grad_checkpoint == "on",
             capture=config.capture,
         )
-        self.learner = self._new_learner(tuning=tuning)
+        self.learner = self._new_learner(tuning=tuning and self._listed(tuning, "tuning"))
         if tuning is None:
             batches = self.total_steps * config.grad_accum
             plan, max_row = self.learner.plan, self.learner.max_row
@@ -109,6 +110,13 @@ class Trainer(Loop):
         )
         super().__init__()
         self._turn = Turn("this trainer")
+
+    def _listed(self, tuning: Tuning, name: str) -> Tuning:
+        """What of a table, maybe of a file, this version has; what is replaced is said."""
+        listed = of_this_version(tuning)
+        if listed.origin != tuning.origin:
+            self.host.say(f"{name}: kernels: {listed.origin}")
+        return listed
 
     def _use(self, tuning: Tuning) -> None:
         """Makes a learner with another table, where it is another one."""
@@ -288,7 +296,7 @@ class Trainer(Loop):
         broken = OptionError(f"restoring {name} was interrupted: restore a checkpoint again")
         self._place, self._begun = Place(failure=broken), None
         if state.tuning:
-            self._use(from_json(state.tuning))
+            self._use(self._listed(from_json(state.tuning), name))
         self.learner.reset()
         self.learner.set_parameters(parameters)
         self.learner.set_moments(saved.m, saved.v)

@@ -6,7 +6,10 @@ A file per adapter, driver and version of the kernels lies in the user's cache f
 
 import hashlib
 import json
+import math
 import os
+import re
+import stat
 import sys
 import tempfile
 import time
@@ -20,7 +23,8 @@ from wgtrain import __version__, gpu
 from wgtrain.engine import tuning
 from wgtrain.engine.kernel import read_shader, shader_paths
 from wgtrain.engine.plan import Plan
-from wgtrain.engine.tuning import Choice, Tuning, choice_from_json, default_tuning, runs_on
+from wgtrain.engine.tables import choice_from_json
+from wgtrain.engine.tuning import Choice, Tuning, default_tuning, is_listed, runs_on
 from wgtrain.gpu import AdapterInfo, Device
 from wgtrain.tune.sweep import (
     GPU_SECONDS,
@@ -37,6 +41,7 @@ from wgtrain.tune.sweep import (
 Watch = Callable[[int, str], AbstractContextManager[Callable[[str], None]]]
 VARIABLE = "WGTRAIN_CACHE"
 FORMAT = 1
+MOST_BYTES = 4 << 20  # of a cache file
 # Operations of a whole run from which on a sweep pays: about a minute of training.
 WORTH = {"CPU": 2e12}
 GPU_WORTH = 2e13
@@ -72,7 +77,10 @@ def choose(
     missing = [family for family in worthwhile(device, plan) if family not in known]
     work = replays * sum(x.kernel.work(x.params, plan.max_tokens) for x in replayed(plan))
     if not missing or (mode == "auto" and work < WORTH.get(device.info.type, GPU_WORTH)):
-        return table(device, known.values(), cached.made, cached.problem)
+        problem = cached.problem
+        if problem and not save(device.info, ()):
+            problem += ", and made anew"
+        return table(device, known.values(), cached.made, problem)
     began = time.perf_counter()
     limit = SECONDS.get(device.info.type, GPU_SECONDS)
     text = f"measuring the kernels of {device.info.name}, for {limit:.0f} s at most, once"
@@ -140,20 +148,27 @@ def _key(info: AdapterInfo) -> dict[str, str]:
 
 
 def load(info: AdapterInfo) -> Cached:
-    """What was measured on an adapter; nothing where the file is damaged or made by others."""
+    """What was measured on an adapter; nothing where the file is damaged, made by others, or names
+    kernels that this version does not have.
+    """
     path = cache_file(info)
     try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):  # to read a pipe would wait
+            return Cached(problem=f"{path} is ignored: not a file")
+        if found.st_size > MOST_BYTES:
+            return Cached(problem=f"{path} is ignored: {found.st_size:,} bytes")
         data = json.loads(path.read_bytes())
         if data["format"] != FORMAT or data["key"] != _key(info):
             raise ValueError
         measured = tuple(_measured(entry) for entry in data["measured"])
-        if not isinstance(data["made"], str):
-            raise TypeError
+        if not re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d", data["made"]):
+            raise ValueError
     except FileNotFoundError:
         return Cached()
     except OSError as error:
         return Cached(problem=f"{path} is ignored: {error.strerror}")
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError):
         return Cached(problem=f"{path} is damaged and ignored")
     return Cached(measured, data["made"])
 
@@ -173,7 +188,11 @@ def save(info: AdapterInfo, measured: Iterable[Measured], kept: Iterable[Measure
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
             json.dump(data, file, indent=1)
-        os.replace(file.name, path)
+        try:
+            os.replace(file.name, path)
+        except OSError:
+            os.unlink(file.name)
+            raise
     except OSError as error:
         return f"{path} cannot be written: {error.strerror}"
     return ""
@@ -199,6 +218,9 @@ def _measured(entry: dict[str, Any]) -> Measured:
     choice: Choice = choice_from_json(entry["choice"])
     shape = Shape(int(entry["rows"]), float(entry["work"]))
     rates = float(entry["rate"]), float(entry["default_rate"])
-    if not isinstance(entry["family"], str) or min(shape.rows, shape.work, *rates) <= 0:
+    numbers = (float(shape.rows), shape.work, *rates)
+    if not all(math.isfinite(number) and number > 0 for number in numbers):
+        raise ValueError
+    if not isinstance(entry["family"], str) or not is_listed(choice, entry["family"]):
         raise ValueError
     return Measured(entry["family"], choice, shape, *rates, int(entry["tried"]))
