@@ -266,6 +266,7 @@ def test_precision_changes_what_runs(quick: None, capsys: Any, what: str) -> Non
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("own_device")
 def test_f16_is_refused_where_there_is_none(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(protocol.FEATURES, "f16", ())
     for what in ("step", "kernels"):

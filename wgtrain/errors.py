@@ -5,17 +5,23 @@ Faces turn these into exit codes: `DeviceError` and what derives from it is 3, t
 
 import re
 
-# All that moves a cursor, sets a colour or turns the direction of writing; not \t and \n.
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+# Controls but tab and newline, what turns the direction of writing, separators of lines, halves
+# of characters: a terminal would obey them, show another text than is there, or fail.
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 
 def printable(text: str) -> str:
-    """A text for a screen, with control characters escaped: it may quote a stranger's file."""
-    return _CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
+    """A text that may hold a stranger's, with escapes for what is not to reach a terminal."""
+    return _UNSEEN.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 class WgtrainError(Exception):
-    """Base of all errors of this package; its text is meant for people."""
+    """Base of all errors of this package; its text is meant for people, and `printable`."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class FileError(WgtrainError):

@@ -202,4 +202,4 @@ def _blanks_end(text: str, at: int) -> int:
 def _said(error: Exception) -> str:
     """The words of a template's error; its kind where it has none of its own."""
     kind = "" if type(error).__module__.startswith("jinja2") else f"{type(error).__name__}: "
-    return (kind + str(error))[:300]
+    return (kind + str(error)).replace("\n", "\\n")[:300]
