@@ -58,6 +58,7 @@ NATIVE_MODULES = {
     "gpu/native_process.py",
     "gpu/native_timing.py",
     "cli/main.py",
+    "cli/streams.py",
     "web/patience.py",
     "__main__.py",
     "bench/command.py",
