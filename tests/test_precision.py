@@ -181,7 +181,7 @@ def test_runs_repeat_and_checkpoints_know_their_precision(models: dict[str, Any]
         trainer.close()
     assert results[1] == results[2] and results[0] != results[1]
     trainer = Trainer(models["f32"], rows, LoraConfig(rank=2), config)
-    with pytest.raises(OptionError, match="precision = f32: checkpoint was made with f16"):
+    with pytest.raises(OptionError, match="precision = f32: checkpoint was made with 'f16'"):
         trainer.restore(files["f16"])
     trainer.restore(files["f32"])
     trainer.close()
