@@ -4,6 +4,7 @@ Each target adds s * C_t B A (mask * E_t[token]) to the logits of the next token
 fixed random tables. Gradients are exact, AdamW and the clipping are those of the real learner.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -249,6 +250,8 @@ def install(patch=setattr):
     from wgtrain.train import trainer
 
     patch(trainer, "lora_learner", FakeLearner)
+    patch(session, "opened_base", contextlib.nullcontext)
+    patch(session, "base_tokenizer", lambda base: None)
     patch(session, "load_model", FakeModel)
     patch(session, "load_dataset", fake_dataset)
 

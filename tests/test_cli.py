@@ -244,6 +244,74 @@ def test_init_adapter_as_gguf_and_as_peft_folder(toy, capsys):
 
 
 @pytest.mark.parametrize(
+    ("files", "option", "says"),
+    [
+        (
+            ["adapter_model.bin", "adapter_config.json"],
+            "--init-adapter",
+            "adapter_model.bin is a pickle",
+        ),
+        (["adapters.safetensors", "adapter_config.json"], "--init-adapter", "an adapter of MLX"),
+        (["x", "y"], "--init-adapter", "no adapter_model.safetensors is in it; there is 'x', 'y'"),
+        (["b.gguf", "a.gguf"], "--model", "a model is one file of it: 'a.gguf' or 'b.gguf'"),
+        (["adapters.safetensors"], "--model", "an adapter of MLX, not a base model"),
+    ],
+)
+def test_a_folder_of_something_else(tmp_path, monkeypatch, capsys, files, option, says):
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path / "rows.jsonl")
+    Path("folder").mkdir()
+    for name in files:
+        Path("folder", name).write_text("{}")
+    given = {"--model": "rows.jsonl", "--data": "rows.jsonl", option: "folder"}
+    code, _, error = wgtrain(capsys, "train", *(text for pair in given.items() for text in pair))
+    assert code == 2 and error.startswith("error: folder: ") and says in error
+
+
+def test_rows_are_read_before_the_model_is_loaded(toy, capsys, monkeypatch):
+    def fail(*arguments, **options):
+        raise AssertionError("too early")
+
+    monkeypatch.setattr("wgtrain.runs.session.load_model", fail)
+    Path("rows.jsonl").write_text("{")
+    monkeypatch.setattr("wgtrain.runs.session.load_dataset", load_bytes)
+    code, said, error = wgtrain(capsys, "train", "--model", "base.gguf", "--data", "rows.jsonl")
+    assert (code, said, error) == (2, "opening base.gguf\n", "error: rows.jsonl line 1: no row\n")
+
+
+def load_bytes(data, tokenizer, *arguments, name):
+    assert data == b"{"
+    raise FileError(f"{name} line 1: no row")
+
+
+SAID = {
+    "--warmup-steps 100": "the warm-up of 100 steps is not over when the 12 steps are",
+    "--eval-every 5": "eval_every = 5, but there are no validation rows",
+    "--valid rows.jsonl": "the same rows as the training rows",
+}
+
+
+@pytest.mark.parametrize("options", ["", *SAID])
+def test_settings_that_do_not_do_what_they_seem_to(toy, capsys, options):
+    train(capsys, *options.split())
+    said = Path("out/train.log").read_text()
+    assert [text in said for text in SAID.values()] == [key == options for key in SAID]
+    assert said.count("warning") == bool(options)
+    training = fake_learner.FakeModel.weights.nbytes / 2**20
+    assert f"MiB, of it {training:.1f} MiB weights and 0." in said
+
+
+def test_no_escape_of_a_file_reaches_the_screen(toy, capsys, monkeypatch):
+    Path("\x1b[2Jrows.jsonl").write_bytes(Path("rows.jsonl").read_bytes())
+    train(capsys, data="\x1b[2Jrows.jsonl")
+    code, said, error = wgtrain(capsys, "train", "--resume", "out", "--iters", "20")
+    assert code == 0 and "\x1b" not in said + Path("out/train.log").read_text()
+    assert r"\x1b[2Jrows.jsonl: 14 rows" in said
+    code, _, error = wgtrain(capsys, "train", "--model", "\x1b[2J", "--data", "rows.jsonl")
+    assert code == 2 and "\x1b" not in error and r"\x1b[2J" in error
+
+
+@pytest.mark.parametrize(
     ("arguments", "messages"),
     [
         ("", ["--model: needed", "--data: needed"]),

@@ -153,8 +153,10 @@ def test_interrupted_before_training(tmp_path):
     code = f"""
 import os, signal, sys
 sys.path.insert(0, {str(TESTS)!r})
+import fake_learner
 from wgtrain.runs import session
 from wgtrain.cli.main import main
+fake_learner.install()
 session.load_model = lambda *a, **o: os.kill(os.getpid(), signal.SIGTERM)
 main(["train", "--model", "base.gguf", "--data", "rows.jsonl"])
 """

@@ -23,12 +23,14 @@ from wgtrain.files.adapters import (
 )
 from wgtrain.files.gguf import read_gguf
 from wgtrain.files.source import BytesSource, Source, shown
+from wgtrain.gpu import run
 from wgtrain.infer.model import Model, open_model
 from wgtrain.model.config import ModelConfig
 from wgtrain.model.folder import Folder, open_folder
 from wgtrain.model.host import Host, Show
 from wgtrain.notebook import chart
 from wgtrain.runs import parts, progress
+from wgtrain.runs.paths import no_adapter_in, no_model_in
 from wgtrain.train.trainer import Trainer
 from wgtrain.tune.cache import choose
 
@@ -124,19 +126,40 @@ def unreadable(path: AnyPath, error: OSError | ValueError) -> FileError:
     return FileError(f"{name}: {getattr(error, 'strerror', None) or error}")
 
 
+@contextmanager
+def opened_base(source: AnyPath | AnyBytes | Source) -> Iterator[Folder]:
+    """A base model read up to its tensors, for `load_model` and `base_tokenizer`."""
+    with ExitStack() as stack:
+        if _is_folder(source):
+            if problem := no_model_in(Path(source)):
+                raise problem
+            files = stack.enter_context(folder_sources(source))
+            yield run(open_folder(files, str(source)))
+        else:
+            opened = stack.enter_context(as_source(source))
+            yield Folder(opened, run(read_gguf(opened)), None)
+
+
+def base_tokenizer(base: Folder) -> Tokenizer:
+    """The tokenizer of a base model; FileError where it has none."""
+    if base.no_tokenizer is not None:
+        raise FileError(base.no_tokenizer)
+    return read_tokenizer(base.gguf.metadata, base.gguf.name)
+
+
 @dual_function
 async def load_model(
-    source: AnyPath | AnyBytes | Source,
+    source: AnyPath | AnyBytes | Source | Folder,
     adapter_index: int | None = None,
     limits: str | None = None,
     precision: str = "f32",
 ) -> Model:
     """Opens a model on a GPU: the strongest, or number `adapter_index` of `list_adapters`.
 
-    `source`: the path of a GGUF or of a Hugging Face folder, a GGUF's bytes, or an object with
-    `size` and `read_range(offset, n)`. With `limits="default"` only what every WebGPU adapter
-    grants is asked for. `precision="f16"` multiplies with the weights in f16 and stores no wider
-    ones, on a GPU that can: docs/precision.md.
+    `source`: the path of a GGUF or of a Hugging Face folder, a GGUF's bytes, an object with `size`
+    and `read_range(offset, n)`, or what `opened_base` gives. With `limits="default"` only what
+    every WebGPU adapter grants is asked for. `precision="f16"` multiplies with the weights in f16
+    and stores no wider ones, on a GPU that can: docs/precision.md.
     """
 
     async def load(opened: Source | Folder) -> Model:
@@ -148,7 +171,11 @@ async def load_model(
             host=HOST,
         )
 
+    if isinstance(source, Folder):
+        return await load(source)
     if _is_folder(source):
+        if problem := no_model_in(Path(source)):
+            raise problem
         with folder_sources(source) as files:
             model = await load(await open_folder(files, str(source)))
     else:
@@ -245,7 +272,11 @@ def adapter_file(path: AnyPath) -> Path:
     path = Path(path)
     if path.name == CONFIG_FILE:
         path = path.parent
-    return path / TENSOR_FILE if _is_dir(path) else path
+    if not _is_dir(path):
+        return path
+    if not (path / TENSOR_FILE).exists():
+        raise no_adapter_in(path)
+    return path / TENSOR_FILE
 
 
 def watch(trainer: Trainer) -> AbstractContextManager[Show]:

@@ -4,8 +4,6 @@ import contextlib
 import os
 import sys
 
-import click
-
 from wgtrain.errors import printable
 
 
@@ -22,8 +20,10 @@ def prepare() -> None:
 
 def complain(message: str) -> None:
     """Writes a message to standard error, where somebody reads it."""
+    if sys.stderr is None:
+        return
     with contextlib.suppress(OSError, ValueError):
-        click.echo(printable(message), err=True)
+        print(printable(message), file=sys.stderr, flush=True)
 
 
 def settle() -> None:

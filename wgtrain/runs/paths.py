@@ -49,6 +49,46 @@ def read_input(path: Path) -> bytes:
         raise _unusable(path, error) from None
 
 
+def no_adapter_in(folder: Path) -> FileError:
+    """What a folder without PEFT's tensors holds instead, and what to do."""
+    names = _names(folder)
+    if "adapter_model.bin" in names:
+        return FileError(
+            f"{folder}: its adapter_model.bin is a pickle, which may run anything and is not read; "
+            "load it with PEFT and save it again: model.save_pretrained(folder)"
+        )
+    if "adapters.safetensors" in names:
+        return FileError(
+            f"{folder}: an adapter of MLX, whose adapters.safetensors holds A and B the other way "
+            "round; PEFT's adapter_config.json and adapter_model.safetensors, or a GGUF, are read"
+        )
+    more = ", ..." if len(names) > 6 else ""
+    there = f"{', '.join(map(repr, names[:6]))}{more}" if names else "nothing"
+    return FileError(f"{folder}: no adapter_model.safetensors is in it; there is {there}")
+
+
+def no_model_in(folder: Path) -> FileError | None:
+    """What a folder holds that is none of Hugging Face, and what to do; None for others."""
+    names = _names(folder)
+    ggufs = [name for name in names if name.endswith(".gguf")]
+    if "config.json" in names:
+        return None
+    if ggufs:
+        return FileError(
+            f"{folder}: a folder; a model is one file of it: {' or '.join(map(repr, ggufs[:4]))}"
+        )
+    if "adapters.safetensors" in names:
+        return FileError(f"{folder}: an adapter of MLX, not a base model")
+    return None
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except OSError as error:
+        raise _unusable(folder, error) from None
+
+
 def _unusable(path: Path, error: Exception) -> FileError:
     if isinstance(error, OSError):
         return FileError(f"{path}: {error.strerror or error}")

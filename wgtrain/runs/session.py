@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from wgtrain import __version__
-from wgtrain.api import load_adapter, load_dataset, load_model
+from wgtrain.api import base_tokenizer, load_adapter, load_dataset, load_model, opened_base
+from wgtrain.data import Dataset
 from wgtrain.engine.tables import from_json, to_json
 from wgtrain.engine.tuning import Tuning
 from wgtrain.errors import FileError, NonFiniteError, OptionError
@@ -97,15 +98,16 @@ def _open(
     """Model, rows and trainer of a run."""
     paths, config = inputs.paths, inputs.config
     voice(f"opening {paths.model}")
-    model = load_model(paths.model, adapter_index=paths.adapter_index, precision=paths.precision)
-    try:
-        read = (model, config.seq_len, config.train_on, now, paths.kind)
+    with opened_base(paths.model) as base:
+        read = (base_tokenizer(base), config.seq_len, config.train_on, now, paths.kind)
 
-        def load(rows: Rows) -> Any:
+        def load(rows: Rows) -> Dataset:
             return load_dataset(rows.content, *read, name=str(rows.path))
 
         rows = load(inputs.data)
         valid = None if inputs.valid is None else load(inputs.valid)
+        model = load_model(base, adapter_index=paths.adapter_index, precision=paths.precision)
+    try:
         adapter = load_adapter(paths.init_adapter, model) if paths.init_adapter else None
         trainer = Trainer(model, rows, lora, config, valid, adapter, given, tuning)
         try:
