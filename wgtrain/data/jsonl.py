@@ -89,7 +89,8 @@ def load_rows(
     ended, no_end = True, False
     examples = rendered(_examples(data, reader, name), template, name)
     while chunk := list(islice(examples, _CHUNK)):
-        for example, tokens, learnt in _tokenise(chunk, tokenizer, train_on == "all"):
+        encodings = _encode(chunk, tokenizer, name)
+        for example, tokens, learnt in _tokenise(chunk, encodings, tokenizer, train_on == "all"):
             n_rows += 1
             ended &= example.ended
             no_end |= tokenizer.end_id is None and any(part.end for part in example.segments)
@@ -166,14 +167,26 @@ def _examples(data: bytes, reader: ExampleReader, name: str) -> Iterator[Example
             raise FileError(f"{name} line {line}: {error}") from error
 
 
+def _encode(examples: list[Example], tokenizer: Tokenizer, name: str) -> Iterator[Encoding]:
+    """The texts of all segments as tokens, in order."""
+    texts = [segment.text for example in examples for segment in example.segments]
+    try:
+        return iter(tokenizer.encode_batch(texts, special=True))
+    except FileError:  # which row was it?
+        for example in examples:
+            try:
+                tokenizer.encode_batch([part.text for part in example.segments], special=True)
+            except FileError as error:
+                raise FileError(f"{name} line {example.line}: {error}") from None
+        raise
+
+
 def _tokenise(
-    examples: list[Example], tokenizer: Tokenizer, everything: bool
+    examples: list[Example], encodings: Iterable[Encoding], tokenizer: Tokenizer, everything: bool
 ) -> Iterator[tuple[Example, np.ndarray, np.ndarray]]:
     """Tokens uint32 (n,) and which are learnt, bool (n,), of each example; BOS once, at the
     front.
     """
-    texts = [segment.text for example in examples for segment in example.segments]
-    encodings: Iterable[Encoding] = iter(tokenizer.encode_batch(texts, special=True))
     for example in examples:
         if example.ids is not None:
             ids, labels = example.ids
@@ -211,10 +224,13 @@ def _covered(text: str, ends: np.ndarray, spans: list[tuple[int, int]]) -> np.nd
     """
     starts = np.concatenate([np.zeros(1, np.int64), ends[:-1]]) if len(ends) else ends
     out = np.zeros(len(ends), bool)
+    at = first = 0  # in characters and in bytes
     for begin, end in spans:
-        first = begin if text.isascii() else len(text[:begin].encode())
-        last = end if text.isascii() else first + len(text[begin:end].encode())
-        out |= (starts < last) & ((ends > first) | (starts >= first))
+        first += begin - at if text.isascii() else len(text[at:begin].encode())
+        last = first + (end - begin if text.isascii() else len(text[begin:end].encode()))
+        inside = min(np.searchsorted(ends, first, "right"), np.searchsorted(starts, first))
+        out[inside : np.searchsorted(starts, last)] = True
+        at, first = end, last
     return out
 
 

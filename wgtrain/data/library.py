@@ -21,7 +21,7 @@ class Library(Protocol):
     """Merges plain text into token ids."""
 
     def encode(self, texts: list[str]) -> list[list[int]]:
-        """The ids of each text."""
+        """The ids of each text; FileError where the library gives up."""
 
 
 def open_library(vocabulary: Vocabulary, name: str) -> Library:
@@ -42,7 +42,12 @@ class _NativeLibrary:
         self._tokenizer = Tokenizer.from_str(vocabulary_json(vocabulary, name))
 
     def encode(self, texts: list[str]) -> list[list[int]]:
-        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        try:
+            encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        except BaseException as error:
+            if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+                raise _gave_up(texts, error) from None
+            raise
         return [encoding.ids for encoding in encodings]
 
 
@@ -63,8 +68,17 @@ class _PageLibrary:
     def encode(self, texts: list[str]) -> list[list[int]]:
         from pyodide.ffi import to_js
 
-        found: list[list[int]] = self._encode(to_js(texts)).to_py()
+        try:
+            found: list[list[int]] = self._encode(to_js(texts)).to_py()
+        except Exception as error:  # of JavaScript, such as a stack that is full
+            raise _gave_up(texts, error) from None
         return found
+
+
+def _gave_up(texts: list[str], error: BaseException) -> FileError:
+    longest = max(map(len, texts), default=0)
+    what = f"the tokenizer's library gives up on a text of {longest:,} characters"
+    return FileError(f"{what}: {str(error)[:200]}")
 
 
 def _javascript() -> Any:

@@ -8,11 +8,11 @@ covers, are sums over pieces and need nothing of the library that merges.
 import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from wgtrain.data.cutter import Cutter
 from wgtrain.data.library import open_library
 from wgtrain.data.tokenizer_json import SPACE
 from wgtrain.data.vocabulary import (
@@ -62,8 +62,8 @@ class Tokenizer:
         special = np.isin(vocabulary.types, (CONTROL, UNKNOWN, USER_DEFINED))
         always = vocabulary.types == USER_DEFINED
         self._cutters = {
-            True: _Cutter({self.pieces[i]: int(i) for i in np.flatnonzero(special)}),
-            False: _Cutter({self.pieces[i]: int(i) for i in np.flatnonzero(always)}),
+            True: Cutter({self.pieces[i]: int(i) for i in np.flatnonzero(special)}, name),
+            False: Cutter({self.pieces[i]: int(i) for i in np.flatnonzero(always)}, name),
         }
         self._special = special
 
@@ -198,67 +198,6 @@ class Tokenizer:
 def load_tokenizer(metadata: dict[str, Any], name: str = "model") -> Tokenizer:
     """The tokenizer of a GGUF's metadata; `name` is for messages. FileError if it is unusable."""
     return Tokenizer(read_vocabulary(metadata, name), name)
-
-
-class _Cutter:
-    """Cuts special tokens out of texts: the longest anywhere first, then the next, as llama.cpp
-    does.
-    """
-
-    def __init__(self, ids: dict[str, int]) -> None:
-        self._ids = ids
-        ordered = sorted(ids, key=lambda piece: -len(piece.encode()))
-        self._rank = {piece: rank for rank, piece in enumerate(ordered)}
-        one = "|".join(map(re.escape, ordered))
-        self._overlap = _can_overlap(ids)
-        self._all = re.compile(f"(?=({one}))" if self._overlap else f"({one})") if ids else None
-
-    def __call__(self, text: str) -> list[str | int]:
-        """The parts of a text in order: plain text, or the id of a special token."""
-        found = [] if self._all is None else self._find(text)
-        parts: list[str | int] = []
-        at = 0
-        for start, piece in found:
-            if start > at:
-                parts.append(text[at:start])
-            parts.append(self._ids[piece])
-            at = start + len(piece)
-        if at < len(text):
-            parts.append(text[at:])
-        return parts
-
-    def _find(self, text: str) -> list[tuple[int, str]]:
-        assert self._all is not None
-        found = [(match.start(), match[1]) for match in self._all.finditer(text)]
-        if not self._overlap or all(a + len(p) <= b for (a, p), (b, _) in pairwise(found)):
-            return found
-        # Some overlap. A shorter piece may stand where a longer one has to give way, so list them
-        # all.
-        found = [
-            (start, piece)
-            for start in {start for start, _ in found}
-            for piece in self._rank
-            if text.startswith(piece, start)
-        ]
-        found.sort(key=lambda item: (self._rank[item[1]], item[0]))
-        taken = bytearray(len(text))
-        chosen = []
-        for start, piece in found:
-            if not any(taken[start : start + len(piece)]):
-                taken[start : start + len(piece)] = b"\1" * len(piece)
-                chosen.append((start, piece))
-        return sorted(chosen)
-
-
-def _can_overlap(pieces: Iterable[str]) -> bool:
-    """Whether a piece may begin within another one and end behind it; if not, a plain search is
-    exact. Usual special tokens cannot, and a file of huge ones is not worth the memory to know.
-    """
-    pieces = list(pieces)
-    if sum(len(piece) ** 2 for piece in pieces) > 8_000_000:
-        return True
-    heads = {piece[:n] for piece in pieces for n in range(1, len(piece))}
-    return any(piece[n:] in heads for piece in pieces for n in range(1, len(piece)))
 
 
 def _match(piece: bytes, data: bytes, at: int) -> int:

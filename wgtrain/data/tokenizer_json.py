@@ -16,6 +16,11 @@ from wgtrain.errors import FileError
 from wgtrain.files.source import shown
 
 MOST_MERGES = 20_000_000  # characters; a vocabulary of 256k pieces has some 5 million
+# The blanks up to the last line break among them. The package's engine gives a match up after
+# 10,000,000 steps back, and a long run of blanks without a break takes as many to find none; so
+# they are taken at once (`(?>`) where a break ends them, else line by line.
+_BREAKS = r"\s*[\r\n]+"
+_BREAKS_AT_ONCE = r"(?>\s+)(?<=[\r\n])|(?:(?>[^\S\r\n]*)[\r\n]+)+"
 SPACE = "\u2581"  # how SentencePiece writes a space
 
 
@@ -25,8 +30,11 @@ def tokenizer_json(metadata: dict[str, Any], name: str = "model") -> str:
 
 
 def vocabulary_json(vocabulary: Vocabulary, name: str) -> str:
-    """The `tokenizer.json` of a checked vocabulary."""
+    """The `tokenizer.json` of a checked vocabulary, for the `tokenizers` package."""
     settings = library_settings(vocabulary)
+    for step in (settings["pre_tokenizer"] or {"pretokenizers": []})["pretokenizers"]:
+        if step["type"] == "Split":
+            step["pattern"]["Regex"] = step["pattern"]["Regex"].replace(_BREAKS, _BREAKS_AT_ONCE)
     pieces = vocabulary.pieces
     merges = [(pieces[a], pieces[b]) for a, b in all_merges(vocabulary, name).tolist()]
     settings["model"] |= {"vocab": vocabulary.ids, "merges": merges}
