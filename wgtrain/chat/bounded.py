@@ -73,7 +73,8 @@ class ChatTemplate:
     def receive(self) -> Rendered:
         """The next conversation that was sent, as `split` gives it."""
         found = self._receive()
-        found["spans"] = [(start, end) for start, end in found["spans"]]
+        for name in ("spans", "cut"):
+            found[name] = [tuple(pair) for pair in found[name]]
         return Rendered(**found)
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ from wgtrain.chat.rendered import Message
 from wgtrain.chat.sandbox import MARK_CLOSE, MARK_OPEN
 
 _MARK = re.compile(f"{MARK_OPEN}(\\d+)([se]){MARK_CLOSE}")
+_CLOSING = re.compile(r"</\w+>|\[/\w+\]")  # of thoughts, as `</think>`
 _NO_PROMPT = MARK_OPEN  # no text holds it
 _PROMPTS = 8  # of the turns behind one role that are always rendered
 
@@ -63,6 +64,7 @@ class Places:
     ) -> None:
         self.template, self.text, self.messages, self.tools = template, text, messages, tools
         self._marks: dict[tuple[int, str], int] | None = None
+        self._rests: dict[tuple[int, str], int] | None = None
 
     def prompt_end(self, i: int) -> int | None:
         """Where the prompt for turn `i` ends; None where the text does not begin with it."""
@@ -89,6 +91,15 @@ class Places:
             return before + len(tail)
         return self.prompt_end(i)
 
+    def content_start(self, i: int) -> int | None:
+        """Where the content of turn `i` begins, or what the template leaves of it."""
+        start = self.marks.get((i, "s"))
+        if start is None:
+            if self._rests is None:
+                self._rests = self._marked("s", everyone=False, thoughts=False) or {}
+            start = self._rests.get((i, "s"))
+        return start
+
     @property
     def marks(self) -> dict[tuple[int, str], int]:
         """Found by rendering with marks inside the contents; trusted if the text is otherwise
@@ -98,23 +109,32 @@ class Places:
         the ends of the assistant's contents may still not.
         """
         if self._marks is None:
-            self._marks = {}
-            for sides, everyone in (("se", True), ("e", False)):
-                marked = self.template.attempt(_marked(self.messages, sides, everyone), self.tools)
-                if marked is not None and _MARK.sub("", marked) == self.text:
-                    self._marks = _positions(marked)
-                    break
+            self._marks = self._marked("se", everyone=True)
+        if self._marks is None:
+            self._marks = self._marked("e", everyone=False) or {}
         return self._marks
 
+    def _marked(self, sides: str, **which: bool) -> dict[tuple[int, str], int] | None:
+        marked = self.template.attempt(_marked(self.messages, sides, **which), self.tools)
+        same = marked is not None and _MARK.sub("", marked) == self.text
+        return _positions(marked) if same and marked is not None else None
 
-def _marked(messages: list[Message], sides: str, everyone: bool) -> list[Message]:
-    """Copies with marks within the blanks around each content, since templates trim them."""
+
+def _marked(
+    messages: list[Message], sides: str, everyone: bool, thoughts: bool = True
+) -> list[Message]:
+    """Copies with marks within the blanks around each content, since templates trim them.
+
+    Without `thoughts` they stand around what follows these.
+    """
     out = []
     for i, message in enumerate(messages):
         content = message["content"]
         core = content.strip()
+        if not thoughts:
+            core = _CLOSING.split(core)[-1].strip()
         if core and (everyone or message["role"] == "assistant"):
-            at = content.index(core)
+            at = content.rindex(core)
             start = f"{MARK_OPEN}{i}s{MARK_CLOSE}" if "s" in sides else ""
             end = f"{MARK_OPEN}{i}e{MARK_CLOSE}" if "e" in sides else ""
             content = content[:at] + start + core + end + content[at + len(core) :]

@@ -22,6 +22,7 @@ from jinja2.parser import Parser
 from jinja2.runtime import Context, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
+from markupsafe import soft_str
 
 SECONDS = 0.5  # of computing time for one rendering; usual templates need a thousandth
 SECONDS_CHARACTER = 1e-5  # more for each character of what is rendered
@@ -117,6 +118,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def __init__(self, now: datetime | None = None) -> None:
         self.marking = self.has_generation = False
+        self.objects_are_text = True  # False: an object written as Python would is an error
+        self._values: dict[str, Any] = {}
         self._spent = 0
         self._until, self._seconds = float("inf"), SECONDS
         self._left = CHARACTERS
@@ -126,10 +129,11 @@ class Sandbox(ImmutableSandboxedEnvironment):
             extensions=[_Meter, loopcontrols],
             finalize=self.printed,
             optimized=False,  # folding constants would run them before they are metered
+            undefined=_undefined(self),
         )
         filters = {name: f for name, f in self.filters.items() if name not in _NO_FILTERS}
         filters |= {"tojson": _tojson, "join": self._join, "replace": self._replace}
-        filters["indent"] = self._indent
+        filters |= {"indent": self._indent, "string": self._string}
         self.filters = {name: self._metered(f) for name, f in filters.items()}
         del self.globals["lipsum"]
         self.globals |= {
@@ -141,7 +145,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         """Renders within the bounds; raises whatever the template does, SecurityError at a
         bound.
         """
-        self.marking = marking
+        self.marking, self._values = marking, values
         size = weigh(values)
         self._left = CHARACTERS + 8 * size
         self._seconds = SECONDS + SECONDS_CHARACTER * size
@@ -172,8 +176,26 @@ class Sandbox(ImmutableSandboxedEnvironment):
             return value
         if isinstance(value, Undefined):
             return str(value)
+        self._check_text(value)
         self.charge(weigh(value, strict=True))
         return str(value)
+
+    def path(self, owner: Any) -> str | None:
+        """Where in the values that are rendered an object stands, as `messages[0].tool_calls`."""
+        open_ = [(name, value) for name, value in self._values.items() if value is not None]
+        while open_:
+            name, value = open_.pop()
+            if value is owner:
+                return name
+            if isinstance(value, dict):
+                open_ += [(f"{name}.{key}", item) for key, item in value.items()]
+            elif isinstance(value, list):
+                open_ += [(f"{name}[{i}]", item) for i, item in enumerate(value)]
+        return None
+
+    def _check_text(self, value: Any) -> None:
+        if not self.objects_are_text and isinstance(value, dict):
+            raise SecurityError("an object is no text")
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         if len(source) > LONGEST_SOURCE:
@@ -240,7 +262,14 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
         return format
 
+    def _string(self, value: Any) -> Any:
+        self._check_text(value)
+        return soft_str(value)
+
     def _check_format(self, format: str, values: Iterable[Any]) -> None:
+        values = list(values)
+        for value in values:
+            self._check_text(value)
         if _WIDE_FORMAT.search(format):
             raise SecurityError("a format with a width of hundreds")
         n_fields = format.count("%") + format.count("{")
@@ -286,7 +315,7 @@ def weigh(value: Any, strict: bool = False) -> int:
     """
     if isinstance(value, str):
         return len(value)
-    if value is None or type(value) in (bool, float, Undefined):
+    if value is None or isinstance(value, bool | float | Undefined):
         return 8
     total = 0
     open_ = [value]
@@ -307,6 +336,21 @@ def weigh(value: Any, strict: bool = False) -> int:
         if total > 64 * CHARACTERS or len(open_) > CHARACTERS:
             raise SecurityError("a value grows too large")
     return total
+
+
+def _undefined(sandbox: Sandbox) -> type[Undefined]:
+    """The kind of what is not there, which knows where it is missed."""
+
+    class Missing(Undefined):
+        @property
+        def _undefined_message(self) -> str:
+            owner = self._undefined_obj
+            where = sandbox.path(owner) if isinstance(owner, dict) else None
+            if where is None:
+                return str(super()._undefined_message)
+            return f"{where}.{self._undefined_name} is missing"
+
+    return Missing
 
 
 def _size(value: Any) -> float:
@@ -339,4 +383,6 @@ def _tojson(
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Undefined):
+        raise SecurityError(value._undefined_message)
     raise SecurityError(f"a {type(value).__name__} is no JSON")

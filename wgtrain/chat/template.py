@@ -16,6 +16,8 @@ from typing import Any
 from jinja2 import TemplateSyntaxError
 
 from wgtrain.chat import bounds
+from wgtrain.chat.arguments import with_objects
+from wgtrain.chat.losses import cut_turns, unwritten
 from wgtrain.chat.places import Places, find_starts
 from wgtrain.chat.rendered import Message, Rendered
 from wgtrain.chat.sandbox import MARK_CLOSE, MARK_OPEN, Sandbox
@@ -58,17 +60,26 @@ class Template:
         self, messages: list[Message], tools: list[Any] | None = None, prompt: bool = False
     ) -> str:
         """The text of a conversation; with `prompt` it ends where the assistant's answer begins."""
-        return self._render(messages, tools, prompt)
+        return self._render(self._with_arguments(messages, tools), tools, prompt)
 
     def split(self, messages: list[Message], tools: list[Any] | None = None) -> Rendered:
         """The text of a conversation and its learnt spans; FileError where they cannot be told."""
+        messages = self._with_arguments(messages, tools)
         text = self._render(messages, tools)
         if found := _ANY_MARK.search(text):
             what = f"U+{ord(found[0]):04X}, a noncharacter that the splitting needs"
             raise FileError(f"the text holds {what}")
+        spans, ended = self._spans(text, messages, tools)
+        cut = cut_turns(text, messages, spans)
+        return Rendered(text, spans, ended, cut, unwritten(self, text, messages, tools))
+
+    def _spans(
+        self, text: str, messages: list[Message], tools: list[Any] | None
+    ) -> tuple[list[tuple[int, int]], bool]:
+        """The learnt characters, and whether tokens end all turns."""
         turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         if not turns:
-            return Rendered(text, [], True)
+            return [], True
         if self._sandbox.has_generation:
             return self._generation_blocks(text, messages, tools)
         places = Places(self, text, messages, tools)
@@ -77,7 +88,7 @@ class Template:
         ended = True
         for i in turns:
             start = starts.get(i)
-            start = places.marks.get((i, "s")) if start is None else start
+            start = places.content_start(i) if start is None else start
             if start is None:
                 raise FileError(f"the chat template does not show where messages[{i}] begins")
             end, stopped = self._end(places, i, start)
@@ -85,7 +96,18 @@ class Template:
                 raise FileError(f"the chat template loses the text of messages[{i}]")
             spans.append((start, end))
             ended &= stopped
-        return Rendered(text, spans, ended)
+        return spans, ended
+
+    def _with_arguments(self, messages: list[Message], tools: list[Any] | None) -> list[Message]:
+        """The messages, JSON text in calls' arguments decoded where the template writes JSON."""
+        decoded = with_objects(messages)
+        if decoded is None:
+            return messages
+        self._sandbox.objects_are_text = False
+        try:
+            return messages if self.attempt(decoded, tools) is None else decoded
+        finally:
+            self._sandbox.objects_are_text = True
 
     def _render(
         self,
@@ -120,7 +142,7 @@ class Template:
 
     def _generation_blocks(
         self, text: str, messages: list[Message], tools: list[Any] | None
-    ) -> Rendered:
+    ) -> tuple[list[tuple[int, int]], bool]:
         """The spans that the template itself names, by `{% generation %}`."""
         marked = self._render(messages, tools, marking=True)
         spans: list[tuple[int, int]] = []
@@ -142,8 +164,7 @@ class Template:
             raise FileError(
                 "the chat template's {% generation %} blocks lose the assistant's turns"
             )
-        ended = all(self._stop.search(text, *span) for span in spans)
-        return Rendered(text, spans, ended)
+        return spans, all(self._stop.search(text, *span) for span in spans)
 
     def _prompting(self) -> bool:
         """Whether the template heeds `add_generation_prompt`."""

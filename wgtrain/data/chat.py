@@ -1,6 +1,6 @@
 """Conversations of a data set become text, while the rows before them are tokenised."""
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
@@ -10,38 +10,83 @@ from wgtrain.data.examples import Chat, Example, Segment
 from wgtrain.errors import FileError
 
 _BATCH = 256  # rows
+LEFT_OUT = "such turns are not trained"
+TRAINED = (
+    "such turns are trained without it; --train-on whole (in Python train_on='whole') leaves them"
+    " out, a model whose template keeps thoughts trains them whole"
+)
 
 
-def rendered(
-    examples: Iterator[Example], template: Callable[[], ChatTemplate | None], name: str
-) -> Iterator[Example]:
-    """The examples of the file `name`, with segments in the place of conversations.
+class Chats:
+    """The conversations of one file. `template()` is opened at the first, and closed at the end.
 
-    `template()` is opened at the first conversation, and closed at the end. The error at which
-    the examples end comes where it would without this.
+    With `whole`, turns whose text the template does not write in full are not learnt.
     """
-    opened: ChatTemplate | None = None
-    under_way: deque[list[Example]] = deque()
-    more, failure = True, None
-    try:
-        while more or under_way:
-            if more:
-                batch, failure = _take(examples)
-                more = bool(batch) and failure is None
-                chats = [example.chat for example in batch if example.chat is not None]
-                if chats and (opened := template()):
-                    opened.send([(chat.messages, chat.tools) for chat in chats])
-                under_way.append(batch)
-            if len(under_way) > 1 or not more:
-                for example in under_way.popleft():
-                    if example.chat is not None and opened is not None:
-                        example = _filled(example, example.chat, opened, name)
-                    yield example
-    finally:
-        if opened is not None:
-            opened.close()
-    if failure is not None:
-        raise failure
+
+    def __init__(self, template: Callable[[], ChatTemplate | None], whole: bool) -> None:
+        self._template, self._whole = template, whole
+        self._unwritten: Counter[str] = Counter()  # field -> rows
+        self._cut_rows = self._cut_turns = 0
+        self._cut_fields: set[str] = set()
+
+    def rendered(self, examples: Iterator[Example], name: str) -> Iterator[Example]:
+        """The examples of the file `name`, with segments in the place of conversations.
+
+        The error at which the examples end comes where it would without this.
+        """
+        opened: ChatTemplate | None = None
+        under_way: deque[list[Example]] = deque()
+        more, failure = True, None
+        try:
+            while more or under_way:
+                if more:
+                    batch, failure = _take(examples)
+                    more = bool(batch) and failure is None
+                    chats = [example.chat for example in batch if example.chat is not None]
+                    if chats and (opened := self._template()):
+                        opened.send([(chat.messages, chat.tools) for chat in chats])
+                    under_way.append(batch)
+                if len(under_way) > 1 or not more:
+                    for example in under_way.popleft():
+                        if example.chat is not None and opened is not None:
+                            example = self._filled(example, example.chat, opened, name)
+                        yield example
+        finally:
+            if opened is not None:
+                opened.close()
+        if failure is not None:
+            raise failure
+
+    def notes(self) -> list[str]:
+        """What a person should know of the rows rendered so far."""
+        out = []
+        if self._cut_turns:
+            fields = " and ".join(sorted(self._cut_fields))
+            plural = "s" if self._cut_turns > 1 else ""
+            out.append(
+                f"the chat template leaves out text ({fields}), as many do with thoughts, in "
+                f"{self._cut_turns} turn{plural} of {_rows(self._cut_rows)}: "
+                + (LEFT_OUT if self._whole else TRAINED)
+            )
+        if self._unwritten:
+            named = ", ".join(f"{field} in {_rows(n)}" for field, n in self._unwritten.items())
+            out.append(f"fields that the chat template does not write: {named}")
+        return out
+
+    def _filled(self, example: Example, chat: Chat, template: ChatTemplate, name: str) -> Example:
+        try:
+            found = template.receive()
+            cut = [(i, field) for i, field in found.cut if i not in chat.untrained]
+            untrained = chat.untrained | {i for i, _ in cut if self._whole}
+            spans = _learnt(chat, untrained, found.spans)
+        except FileError as error:
+            raise FileError(f"{name} line {example.line}: {error}") from error
+        self._cut_turns += len({i for i, _ in cut})
+        self._cut_rows += bool(cut)
+        self._cut_fields |= {field for _, field in cut}
+        self._unwritten.update(found.unwritten)
+        segment = Segment(found.text, spans, False)
+        return replace(example, segments=[segment], chat=None, ended=found.ended)
 
 
 def _take(examples: Iterator[Example]) -> tuple[list[Example], FileError | None]:
@@ -54,23 +99,18 @@ def _take(examples: Iterator[Example]) -> tuple[list[Example], FileError | None]
     return batch, None
 
 
-def _filled(example: Example, chat: Chat, template: ChatTemplate, name: str) -> Example:
-    try:
-        found = template.receive()
-        spans = _learnt(chat, found.spans)
-    except FileError as error:
-        raise FileError(f"{name} line {example.line}: {error}") from error
-    segment = Segment(found.text, spans, False)
-    return replace(example, segments=[segment], chat=None, ended=found.ended)
-
-
-def _learnt(chat: Chat, spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+def _learnt(chat: Chat, untrained: set[int], spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The spans without those of turns that are not to be learnt."""
     turns = [i for i, message in enumerate(chat.messages) if message["role"] == "assistant"]
-    if chat.untrained.isdisjoint(turns):
+    if untrained.isdisjoint(turns):
         return spans
     if len(spans) != len(turns):
         raise FileError(
             f"the chat template marks {len(spans)} parts of {len(turns)} turns with {{% "
             "generation %}: which of them are not to be trained cannot be told"
         )
-    return [span for i, span in zip(turns, spans, strict=True) if i not in chat.untrained]
+    return [span for i, span in zip(turns, spans, strict=True) if i not in untrained]
+
+
+def _rows(n: int) -> str:
+    return f"{n} row{'s' * (n != 1)}"

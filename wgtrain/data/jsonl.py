@@ -9,13 +9,13 @@ from itertools import islice
 import numpy as np
 
 from wgtrain.chat.bounded import ChatTemplate
-from wgtrain.data.chat import rendered
+from wgtrain.data.chat import Chats
 from wgtrain.data.examples import IGNORED, KINDS, Example, ExampleReader, Segment
 from wgtrain.data.records import RowError, read_records
 from wgtrain.data.tokenizer import Encoding, Tokenizer
 from wgtrain.errors import FileError, OptionError
 
-TRAIN_ON = ("completions", "all")
+TRAIN_ON = ("completions", "all", "whole")
 _CHUNK = 512  # rows tokenised in one call of the library
 
 NO_TEMPLATE = (
@@ -67,7 +67,8 @@ def load_rows(
 ) -> Dataset:
     """The rows of a JSONL file (or a JSON array), as the formats document says.
 
-    `train_on="all"` learns every token of a row; ids that come with labels are taken as they
+    `train_on="all"` learns every token of a row, "whole" only turns of chats whose text the
+    template writes in full; ids that come with labels are taken as they
     are. `now` is the date for chat templates that write one, today's if None. `kind` is that of
     every row, for rows with the fields of two. FileError names the line and the field.
     """
@@ -87,7 +88,8 @@ def load_rows(
     rows: list[Row] = []
     n_rows = truncated = 0
     ended, no_end = True, False
-    examples = rendered(_examples(data, reader, name), template, name)
+    chats = Chats(template, whole=train_on == "whole")
+    examples = chats.rendered(_examples(data, reader, name), name)
     while chunk := list(islice(examples, _CHUNK)):
         encodings = _encode(chunk, tokenizer, name)
         for example, tokens, learnt in _tokenise(chunk, encodings, tokenizer, train_on == "all"):
@@ -111,7 +113,7 @@ def load_rows(
         )
         if holds
     ]
-    notes += reader.notes()
+    notes += reader.notes() + chats.notes()
     return Dataset(rows, name, seq_len, truncated, n_rows - len(rows), notes, train_on)
 
 

@@ -177,8 +177,9 @@ class TrainConfig:
     train_on: str = setting(
         "completions",
         str,
-        "Tokens that are trained, where a row has a prompt.",
-        choices=("completions", "all"),
+        "Tokens that are trained, where a row has a prompt; whole: of chats, only turns whose text "
+        "the chat template writes in full.",
+        choices=("completions", "all", "whole"),
         switch=("mask_prompt", "completions", "all"),
     )
     grad_checkpoint: str = setting(
