@@ -1,7 +1,7 @@
 """LoRA by PyTorch and PEFT on a tiny model: logits, gradients and whole AdamW runs.
 
-Tensors go in and out by the file's names, in its row order. Nothing here imports wgtrain; the
-formulas of the schedule are those of the file contracts, written out once more.
+Tensors go in and out by the file's names, in its row order. Nothing here is computed by wgtrain;
+the formulas of the schedule are those of the file contracts, written out once more.
 """
 
 import math

@@ -12,6 +12,7 @@ import gguf as oracle
 import numpy as np
 
 from wgtrain import gpu
+from wgtrain.bench.random_model import RandomModel
 from wgtrain.data import Batch
 from wgtrain.files import BytesSource, Raw, read_gguf, write_gguf
 from wgtrain.infer.model import Model, open_model
@@ -22,66 +23,19 @@ from wgtrain.train.learner import Learner, lora_learner
 
 
 @dataclass(frozen=True)
-class Shape:
-    """A model; `type` is that of its matrices, `vector_type` that of its norms and biases."""
+class Shape(RandomModel):
+    """A small model, untied, whose sizes differ from each other."""
 
+    name: str = "random"
     architecture: str = "llama"
     width: int = 64
+    layers: int = 2
     heads: int = 4
     kv_heads: int = 2
     head_size: int = 16
     feed_forward: int = 96
-    layers: int = 2
     vocabulary: int = 101
     tied: bool = False
-    type: str = "F32"
-    vector_type: str = "F32"
-    types: tuple[tuple[str, str], ...] = ()  # of single matrices
-
-    def metadata(self) -> dict[str, Any]:
-        name = self.architecture
-        return {
-            "general.architecture": name,
-            f"{name}.context_length": 512,
-            f"{name}.embedding_length": self.width,
-            f"{name}.block_count": self.layers,
-            f"{name}.feed_forward_length": self.feed_forward,
-            f"{name}.attention.head_count": self.heads,
-            f"{name}.attention.head_count_kv": self.kv_heads,
-            f"{name}.attention.key_length": self.head_size,
-            f"{name}.attention.value_length": self.head_size,
-            f"{name}.rope.dimension_count": self.head_size,
-            f"{name}.rope.freq_base": 10_000.0,
-            f"{name}.attention.layer_norm_rms_epsilon": 1e-5,
-        }
-
-    def matrices(self) -> dict[str, tuple[int, int]]:
-        q, kv = self.heads * self.head_size, self.kv_heads * self.head_size
-        found = {"token_embd.weight": (self.vocabulary, self.width)}
-        for layer in range(self.layers):
-            shapes = {
-                "attn_q": (q, self.width),
-                "attn_k": (kv, self.width),
-                "attn_v": (kv, self.width),
-                "attn_output": (self.width, q),
-                "ffn_gate": (self.feed_forward, self.width),
-                "ffn_up": (self.feed_forward, self.width),
-                "ffn_down": (self.width, self.feed_forward),
-            }
-            found |= {f"blk.{layer}.{name}.weight": shape for name, shape in shapes.items()}
-        return found if self.tied else found | {"output.weight": (self.vocabulary, self.width)}
-
-    def vectors(self) -> dict[str, int]:
-        q, kv = self.heads * self.head_size, self.kv_heads * self.head_size
-        found = {"output_norm.weight": self.width}
-        for layer in range(self.layers):
-            block = {"attn_norm.weight": self.width, "ffn_norm.weight": self.width}
-            if self.architecture == "qwen2":
-                block |= {"attn_q.bias": q, "attn_k.bias": kv, "attn_v.bias": kv}
-            if self.architecture == "qwen3":
-                block |= {f"attn_{name}_norm.weight": self.head_size for name in "qk"}
-            found |= {f"blk.{layer}.{name}": length for name, length in block.items()}
-        return found
 
 
 def encode(values: np.ndarray, type_: str) -> np.ndarray | Raw:
@@ -105,16 +59,14 @@ def tensors(shape: Shape, seed: int = 0) -> dict[str, np.ndarray | Raw]:
     """Random weights with which a model neither explodes nor is indifferent."""
     rng = np.random.default_rng(seed)
     found: dict[str, np.ndarray | Raw] = {}
-    special = dict(shape.types)
-    for name, size in shape.matrices().items():
-        values = rng.standard_normal(size, np.float32) / np.float32(np.sqrt(size[1]))
-        if name == "token_embd.weight" and not shape.tied:
-            values *= np.float32(np.sqrt(size[1]))
-        found[name] = encode(values, special.get(name, shape.type))
-    for name, length in shape.vectors().items():
-        centre = 0.0 if name.endswith("bias") else 1.0
-        vector = (centre + 0.2 * rng.standard_normal(length)).astype(np.float32)
-        found[name] = encode(vector, shape.vector_type)
+    for name, (type_, size) in shape.tensors().items():
+        if len(size) == 1:
+            values = (0.0 if name.endswith("bias") else 1.0) + 0.2 * rng.standard_normal(size)
+        else:
+            values = rng.standard_normal(size, np.float32) / np.float32(np.sqrt(size[1]))
+            if name == "token_embd.weight" and not shape.tied:
+                values *= np.float32(np.sqrt(size[1]))
+        found[name] = encode(values.astype(np.float32), type_)
     return found
 
 

@@ -1,6 +1,7 @@
 """Adapter files: the GGUF of llama.cpp, the folder of PEFT, and whether one fits a model."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import broken_adapters as broken
@@ -256,8 +257,11 @@ def test_no_place_in_a_folder() -> None:
     pair = (np.ones((2, 6), np.float32), np.ones((8, 2), np.float32))
     fused = Adapter("phi3", 2, 4.0, {"blk.0.attn_qkv.weight": pair})
     same(read_adapter_gguf(write_adapter_gguf(fused)), fused)
-    with pytest.raises(FileError, match=r"'blk.0.attn_qkv.weight' has no place in a PEFT folder"):
+    with pytest.raises(FileError, match="'phi3' is not one of llama, qwen2, qwen3"):
         write_adapter_peft(fused, base_name=None, **HEADS)
+    llama = replace(fused, architecture="llama")
+    with pytest.raises(FileError, match=r"'blk.0.attn_qkv.weight' has no place in a PEFT folder"):
+        write_adapter_peft(llama, base_name=None, **HEADS)
 
 
 @pytest.mark.oracle

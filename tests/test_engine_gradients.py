@@ -20,8 +20,8 @@ from wgtrain.train.learner import Learner
 pytestmark = pytest.mark.gpu
 SHAPES = {
     "llama": rm.Shape(head_size=12, width=60, heads=3, kv_heads=1, feed_forward=100),
-    "qwen2": rm.Shape("qwen2", tied=True, vocabulary=130),
-    "qwen3": rm.Shape("qwen3", head_size=20, vocabulary=67),
+    "qwen2": rm.Shape(architecture="qwen2", tied=True, vocabulary=130),
+    "qwen3": rm.Shape(architecture="qwen3", head_size=20, vocabulary=67),
 }
 LENGTHS = [13, 1, 9, 17]
 
@@ -118,7 +118,7 @@ def test_the_kernels_of_gpus_give_the_same_gradients(llama: Model, rank: int) ->
 
 
 def test_a_long_sum_over_rows_of_a_weight_goes_in_panels() -> None:
-    model = rm.load(rm.build(rm.Shape("llama", vocabulary=1601)), limits=None)
+    model = rm.load(rm.build(rm.Shape(vocabulary=1601)), limits=None)
     lora = LoraConfig(rank=4, alpha=8.0, target_modules="all-linear,lm_head")
     [batch] = batches(model)
     found = []

@@ -12,9 +12,11 @@ import pytest
 
 from wgtrain.errors import FileError, OptionError
 from wgtrain.files import (
-    BLOCK_LINEARS,
+    ARCHITECTURES,
     BLOCKS,
     GGUF,
+    LINEARS,
+    Architecture,
     BytesSource,
     Raw,
     gguf_tensor,
@@ -29,6 +31,7 @@ from wgtrain.files import (
     unpermute_rows,
     write_gguf,
 )
+from wgtrain.files.architectures import MODEL_TYPES
 
 METADATA: dict[str, Any] = {
     "general.architecture": "llama",
@@ -330,7 +333,7 @@ def test_real_files_agree_with_the_package(data_dir: Path) -> None:
 
 def test_targets() -> None:
     seven = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
-    assert resolve_targets("all-linear") == seven == tuple(BLOCK_LINEARS)
+    assert resolve_targets("all-linear") == seven == tuple(LINEARS)
     assert resolve_targets("all-linear, lm_head") == (*seven, "output")
     assert resolve_targets("lm_head,q_proj,attn_v, q_proj") == ("attn_q", "attn_v", "output")
     assert resolve_targets(["mlp.down_proj", "o_proj", "output"]) == (
@@ -346,28 +349,44 @@ def test_targets() -> None:
             resolve_targets(empty)
 
 
-def test_names_there_and_back() -> None:
-    assert hf_module("blk.12.attn_output.weight") == "model.layers.12.self_attn.o_proj"
-    assert hf_module("output.weight") == "lm_head"
+@pytest.mark.parametrize("row", ARCHITECTURES.values(), ids=list(ARCHITECTURES))
+def test_names_there_and_back(row: Architecture) -> None:
+    assert hf_module("blk.12.attn_output.weight", row) == "model.layers.12.self_attn.o_proj"
+    assert hf_module("output.weight", row) == "lm_head"
     assert split_tensor("blk.12.ffn_up.weight") == (12, "ffn_up")
     assert split_tensor("output.weight") == (-1, "output")
-    for target in (*BLOCK_LINEARS, "output"):
+    for target in (*row.linears, "output"):
         name = tensor_name(target, 7)
-        assert gguf_tensor(hf_module(name) or "") == name
+        assert gguf_tensor(hf_module(name, row) or "", row) == name
+    for stem in ("token_embd", "output_norm", "output", *(f"blk.3.{norm}" for norm in row.norms)):
+        assert row.gguf_stem(row.hf_module(stem) or "") == stem
     for other in (
         "blk.1.attn_norm.weight",
         "blk.01.attn_q.weight",
         "token_embd.weight",
         "blk.1.attn_q",
     ):
-        assert hf_module(other) is None and split_tensor(other) is None
+        assert hf_module(other, row) is None and split_tensor(other) is None
     for other in (
         "model.layers.0.mlp.q_proj",
         "model.layers.x.mlp.up_proj",
         "model.embed_tokens",
         "",
     ):
-        assert gguf_tensor(other) is None
+        assert gguf_tensor(other, row) is None
+
+
+def test_rows_differ_where_models_do() -> None:
+    llama, qwen2, qwen3 = (ARCHITECTURES[name] for name in ("llama", "qwen2", "qwen3"))
+    assert [llama.heads(name, 6, 2) for name in ("attn_q", "attn_k", "attn_v")] == [6, 2, 0]
+    assert qwen2.heads("attn_q", 6, 2) == qwen3.heads("attn_k", 6, 2) == 0
+    q = "model.layers.2.self_attn.q_"
+    assert qwen2.gguf_tensor(f"{q}proj.bias") == "blk.2.attn_q.bias"
+    assert llama.gguf_tensor(f"{q}proj.bias") is None and qwen3.gguf_tensor(f"{q}proj.bias") is None
+    assert qwen3.gguf_tensor(f"{q}norm.weight") == "blk.2.attn_q_norm.weight"
+    assert llama.gguf_tensor(f"{q}norm.weight") is None
+    assert llama.gguf_tensor("model.norm.weight") == "output_norm.weight"
+    assert [row.name for row in MODEL_TYPES.values()] == ["llama", "llama", "qwen2", "qwen3"]
 
 
 @pytest.mark.parametrize(("heads", "half", "width"), [(1, 1, 1), (3, 5, 2), (4, 8, 7)])

@@ -31,7 +31,7 @@ def model() -> Iterator[Model]:
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
 @pytest.mark.parametrize("type_", ["F32", "BF16", "Q8_0", "Q4_0"])
 def test_a_model_takes_what_its_weights_say(architecture: str, type_: str) -> None:
-    shape = rm.Shape(architecture, feed_forward=160, type=type_)
+    shape = rm.Shape(architecture=architecture, feed_forward=160, type=type_)
     model = rm.load(rm.build(shape))
     assert model.device.allocated == model.weights.nbytes
     # Quantised weights stay quantised: not much above their bytes in the file.

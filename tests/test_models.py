@@ -48,7 +48,13 @@ def f32(*shape: int) -> np.ndarray:
 @pytest.mark.parametrize("tied", [False, True])
 def test_knobs(architecture: str, tied: bool) -> None:
     shape = rm.Shape(
-        architecture, width=36, heads=3, kv_heads=1, head_size=20, feed_forward=52, tied=tied
+        architecture=architecture,
+        width=36,
+        heads=3,
+        kv_heads=1,
+        head_size=20,
+        feed_forward=52,
+        tied=tied,
     )
     got = config(
         {
@@ -68,8 +74,20 @@ def test_knobs(architecture: str, tied: bool) -> None:
     assert got.qk_norm is (architecture == "qwen3")
     assert got.tied_head is tied
     assert got.head_name == ("token_embd.weight" if tied else "output.weight")
-    assert got.matrices() == shape.matrices()
-    assert got.vectors() == shape.vectors()
+    assert {*got.matrices(), *got.vectors()} == set(shape.tensors())
+    linears = {"attn_q": (60, 36), "attn_k": (20, 36), "attn_v": (20, 36), "attn_output": (36, 60)}
+    linears |= {"ffn_gate": (52, 36), "ffn_up": (52, 36), "ffn_down": (36, 52)}
+    assert got.linears() == {
+        f"blk.{layer}.{name}.weight": size for layer in (0, 1) for name, size in linears.items()
+    }
+    biases = {"attn_q.bias": 60, "attn_k.bias": 20, "attn_v.bias": 20}
+    norms = {"attn_norm.weight": 36, "ffn_norm.weight": 36}
+    norms |= biases if architecture == "qwen2" else {}
+    norms |= {f"attn_{x}_norm.weight": 20 for x in "qk"} if architecture == "qwen3" else {}
+    assert got.vectors() == {
+        "output_norm.weight": 36,
+        **{f"blk.{layer}.{name}": n for layer in (0, 1) for name, n in norms.items()},
+    }
 
 
 def test_defaults_of_metadata() -> None:

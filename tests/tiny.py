@@ -2,8 +2,8 @@
 
 A `Tiny` holds what both sides need: the file's bytes, an F32 file of the dequantised weights, and
 those weights under Hugging Face names, so that PEFT runs on exactly the numbers in the file. Files
-are written by the `gguf` package, and names and row orders are spelled out here, so that nothing of
-ours stands on both sides of a comparison.
+are written by the `gguf` package, with keys, shapes and row orders spelled out here. Names are
+those of the table of architectures: a wrong one puts a weight into another place on one side.
 """
 
 import functools
@@ -15,22 +15,9 @@ from typing import Any
 import gguf
 import numpy as np
 
-LINEARS = {
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-NORMS = {
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-}
-OUTSIDE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+from wgtrain.files import ARCHITECTURES, Architecture
+
+LINEARS = dict(ARCHITECTURES["llama"].linears)  # of all that are here
 TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0")
 
 
@@ -53,27 +40,26 @@ class Spec:
     context: int = 128
 
     @property
+    def row(self) -> Architecture:
+        """The row of the table of architectures."""
+        return ARCHITECTURES[self.architecture]
+
+    @property
     def permuted(self) -> bool:
         """Whether the file's q and k rows are reordered for interleaved rotary pairs."""
-        return self.architecture == "llama"
+        return bool(self.row.permuted)
 
     def gguf_name(self, hf: str) -> str:
         """`model.layers.0.self_attn.q_proj` -> `blk.0.attn_q`."""
-        for ours, theirs in OUTSIDE.items():
-            if hf == theirs:
-                return ours
-        layer, rest = hf.removeprefix("model.layers.").split(".", 1)
-        for ours, theirs in (LINEARS | NORMS).items():
-            if rest == theirs:
-                return f"blk.{layer}.{ours}"
-        raise KeyError(hf)
+        if (stem := self.row.gguf_stem(hf)) is None:
+            raise KeyError(hf)
+        return stem
 
     def hf_name(self, ours: str) -> str:
         """`blk.0.attn_q` -> `model.layers.0.self_attn.q_proj`."""
-        if ours in OUTSIDE:
-            return OUTSIDE[ours]
-        _, layer, rest = ours.split(".")
-        return f"model.layers.{layer}.{(LINEARS | NORMS)[rest]}"
+        if (module := self.row.hf_module(ours)) is None:
+            raise KeyError(ours)
+        return module
 
     def to_file_order(self, hf: str, rows: np.ndarray) -> np.ndarray:
         """Rows of a q or k tensor (weight, bias or B) from Hugging Face order to the GGUF's."""
@@ -160,17 +146,15 @@ def hf_class(spec: Spec) -> Any:
     """The transformers class of an architecture."""
     import transformers
 
-    return {
-        "llama": transformers.LlamaForCausalLM,
-        "qwen2": transformers.Qwen2ForCausalLM,
-        "qwen3": transformers.Qwen3ForCausalLM,
-    }[spec.architecture]
+    return transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(hf_config(spec))]
 
 
 def hf_config(spec: Spec) -> Any:
     """The transformers configuration of a shape."""
-    kind = hf_class(spec).config_class
-    return kind(
+    import transformers
+
+    return transformers.AutoConfig.for_model(
+        next(iter(spec.row.model_types)),
         vocab_size=spec.vocab,
         hidden_size=spec.dim,
         intermediate_size=spec.ff,
@@ -204,16 +188,12 @@ def random_weights(spec: Spec, seed: int) -> dict[str, np.ndarray]:
     matrix("token_embd", (spec.vocab, spec.dim), 2.0)
     for layer in range(spec.layers):
         block = f"blk.{layer}."
-        for name in LINEARS:
+        for name in spec.row.linears:
             matrix(block + name, spec.linear_shape(name), 1.0)
-        norm(block + "attn_norm", spec.dim)
-        norm(block + "ffn_norm", spec.dim)
-        if spec.architecture == "qwen2":
-            for name in ("attn_q", "attn_k", "attn_v"):
-                weights[f"{block}{name}.bias"] = rng.normal(0, 0.1, spec.linear_shape(name)[0])
-        if spec.architecture == "qwen3":
-            norm(block + "attn_q_norm", spec.head_dim)
-            norm(block + "attn_k_norm", spec.head_dim)
+        for name in spec.row.norms:
+            norm(block + name, spec.head_dim if name.endswith(("q_norm", "k_norm")) else spec.dim)
+        for name in spec.row.biases:
+            weights[f"{block}{name}.bias"] = rng.normal(0, 0.1, spec.linear_shape(name)[0])
     norm("output_norm", spec.dim)
     if not spec.tied:
         matrix("output", (spec.vocab, spec.dim), 2.0)

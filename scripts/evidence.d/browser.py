@@ -78,11 +78,11 @@ def write_models(folder: Path, site: Path) -> None:
     vocab = (needs.data() / "vocab" / "ggml-vocab-qwen2.gguf").read_bytes()
     found = parse_gguf(vocab).metadata
     tokenizer = {key: value for key, value in found.items() if key.startswith("tokenizer.")}
-    small = random_model.Shape("llama", 288, 6, 6, 48, 768, 6, 32000, tied=True)
+    small = random_model.Shape("", "llama", 288, 6, 6, 6, 48, 768, 32000, tied=True)
     makers = {"stories15M.gguf": lambda: random_model.build(small)}
     for size, (width, heads, inner, layers) in LARGE.items():
         shape = random_model.Shape(
-            "qwen2", width, heads, 2, width // heads, inner, layers, 151_936, type="Q8_0"
+            "", "qwen2", width, layers, heads, 2, width // heads, inner, 151_936, type="Q8_0"
         )
         makers[large_name(size)] = partial(build_large, shape, {})
         makers[large_name(size + WITH_VOCABULARY)] = partial(build_large, shape, tokenizer)
@@ -103,13 +103,13 @@ def build_large(shape: Any, tokenizer: dict[str, Any]) -> bytes:
 
     rng = np.random.default_rng(0)
     tensors: dict[str, Any] = {}
-    for name, (rows, columns) in shape.matrices().items():
+    for name, (rows, columns) in shape.config.matrices().items():
         values = rng.standard_normal((64, columns), np.float32) / np.float32(np.sqrt(columns))
         some = encode(values, shape.type)
         times = -(-rows // 64)
         data = memoryview(some.data * times)[: len(some.data) * rows // 64]
         tensors[name] = Raw(shape.type, (rows, columns), data)
-    for name, length in shape.vectors().items():
+    for name, length in shape.config.vectors().items():
         tensors[name] = np.full(length, not name.endswith("bias"), np.float32)
     return write_gguf(shape.metadata() | tokenizer, tensors)
 

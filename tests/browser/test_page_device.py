@@ -4,6 +4,7 @@ from typing import Any
 
 import device_contract as contract
 import pytest
+import random_model as rm
 
 pytestmark = [pytest.mark.browser, pytest.mark.gpu]
 
@@ -30,18 +31,18 @@ def test_subgroups_are_measured(tab: Any) -> None:
 
 
 def test_f16_is_refused_by_name_where_there_is_none(tab: Any) -> None:
-    said = tab.python("""
-        import random_model
+    code = """
         from wgtrain.errors import DeviceError
         from wgtrain.files import BytesSource
         from wgtrain.infer.model import open_model
 
-        source = BytesSource(random_model.build(random_model.Shape()), "random.gguf")
+        source = BytesSource(bytes.fromhex(values.model), "random.gguf")
         try:
             (await open_model(source, precision="f16")).close()
             said = "opened"
         except DeviceError as error:
             said = str(error)
         said
-    """)
+    """
+    said = tab.python(code, model=rm.build(rm.Shape(layers=1)).hex())
     assert said.startswith("precision = f16: ") and "shader-f16" in said

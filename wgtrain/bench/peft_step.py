@@ -14,16 +14,7 @@ import numpy as np
 from wgtrain.bench.child import LEARNING_RATE, MAX_GRAD_NORM, serve
 from wgtrain.bench.shapes import Shape
 from wgtrain.bench.weights import RandomWeights
-from wgtrain.files import hf_module, split_tensor, unpermute_rows
-from wgtrain.files.names import PERMUTED
-
-_VECTORS = {
-    "attn_norm.weight": "input_layernorm.weight",
-    "ffn_norm.weight": "post_attention_layernorm.weight",
-    "attn_q_norm.weight": "self_attn.q_norm.weight",
-    "attn_k_norm.weight": "self_attn.k_norm.weight",
-    **{f"attn_{x}.bias": f"self_attn.{x}_proj.bias" for x in "qkv"},
-}
+from wgtrain.files import split_tensor, unpermute_rows
 
 
 class PeftStep:
@@ -82,52 +73,28 @@ class PeftStep:
 
 def _base(shape: Shape, torch: Any, transformers: Any) -> Any:
     """The transformers model of a shape with its weights, frozen."""
-    kind = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}[shape.architecture]
-    config = getattr(transformers, f"{kind}Config")(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.width,
-        intermediate_size=shape.feed_forward,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        head_dim=shape.head_size,
-        rms_norm_eps=shape.config.norm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
-        tie_word_embeddings=shape.tied,
-        max_position_embeddings=shape.config.context,
-        attn_implementation="sdpa",
-        use_cache=False,
+    kind = next(iter(shape.row.model_types))
+    config = transformers.AutoConfig.for_model(
+        kind, **shape.hf_config(), attn_implementation="sdpa", use_cache=False
     )
-    model = getattr(transformers, f"{kind}ForCausalLM")(config)
+    model = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
     source = RandomWeights(shape)
     parameters = dict(model.named_parameters())
-    names = [*shape.config.matrices(), *shape.config.vectors()]
     with torch.no_grad():
-        for name in names:
+        for name in shape.tensors():
             value = _hf_order(name, source.values(name), shape)
-            parameters.pop(_hf_name(name)).copy_(torch.from_numpy(value.copy()))
+            stem, _, suffix = name.rpartition(".")
+            module = f"{shape.row.hf_module(stem)}.{suffix}"
+            parameters.pop(module).copy_(torch.from_numpy(value.copy()))
     assert not parameters, sorted(parameters)
     return model.requires_grad_(False).eval()
-
-
-def _hf_name(name: str) -> str:
-    """transformers' name of a base tensor."""
-    ends = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-    stem = name.removesuffix(".weight")
-    if stem in ends:
-        return f"{ends[stem]}.weight"
-    if module := hf_module(name):
-        return f"{module}.weight"
-    _, layer, rest = name.split(".", 2)
-    return f"model.layers.{layer}.{_VECTORS[rest]}"
 
 
 def _hf_order(name: str, value: np.ndarray, shape: Shape) -> np.ndarray:
     """The rows of a base tensor, or of its B, in the order of Hugging Face."""
     place = split_tensor(name)
-    if shape.architecture != "llama" or place is None or place[1] not in PERMUTED:
-        return value
-    return unpermute_rows(value, shape.heads if place[1] == "attn_q" else shape.kv_heads)
+    heads = shape.row.heads(place[1], shape.heads, shape.kv_heads) if place else 0
+    return unpermute_rows(value, heads) if heads else value
 
 
 def _set_adapter(model: Any, shape: Shape, torch: Any) -> None:
@@ -135,7 +102,8 @@ def _set_adapter(model: Any, shape: Shape, torch: Any) -> None:
     with torch.no_grad():
         for name, (a, b) in shape.adapter().items():
             for letter, value in (("A", a), ("B", _hf_order(name, b, shape))):
-                full = f"base_model.model.{hf_module(name)}.lora_{letter}.default.weight"
+                module = shape.row.hf_module(name.removesuffix(".weight"))
+                full = f"base_model.model.{module}.lora_{letter}.default.weight"
                 parameters.pop(full).copy_(torch.from_numpy(value.copy()))
     assert not parameters, sorted(parameters)
 

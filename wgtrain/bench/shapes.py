@@ -5,36 +5,23 @@ Another trainer's process gets the fields of a `Shape` and makes the same weight
 
 import difflib
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from wgtrain.bench.random_model import RandomModel
 from wgtrain.data import Batch, Row, make_batch
 from wgtrain.errors import OptionError
 from wgtrain.files import BLOCKS
-from wgtrain.model.config import LINEARS, ModelConfig
+from wgtrain.model.config import LINEARS
 
 TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0")  # that `weights.py` can make
-_EPS = float(np.float32(1e-5))  # as a file holds it
 
 
 @dataclass(frozen=True)
-class Shape:
+class Shape(RandomModel):
     """A model, `rows` rows of `length` tokens, and LoRA of `rank` on all seven linears."""
 
-    name: str
-    architecture: str
-    width: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_size: int
-    feed_forward: int
-    vocabulary: int
-    type: str = "F32"  # of all matrices
-    tied: bool = True
-    rope_theta: float = 10_000.0
     rows: int = 1
     length: int = 128
     rank: int = 8
@@ -49,45 +36,10 @@ class Shape:
         """Of the adapter."""
         return 2.0 * self.rank
 
-    @cached_property
-    def config(self) -> ModelConfig:
-        """What `read_config` makes of a file of `metadata`."""
-        return ModelConfig(
-            architecture=self.architecture,
-            width=self.width,
-            n_layer=self.layers,
-            n_head=self.heads,
-            n_head_kv=self.kv_heads,
-            head_size=self.head_size,
-            feed_forward=self.feed_forward,
-            vocabulary=self.vocabulary,
-            norm_eps=_EPS,
-            rope_theta=self.rope_theta,
-            rotary=self.head_size,
-            rope_interleaved=self.architecture == "llama",
-            qkv_bias=self.architecture == "qwen2",
-            qk_norm=self.architecture == "qwen3",
-            tied_head=self.tied,
-            context=max(self.length, 512),
-        )
-
-    def metadata(self) -> dict[str, Any]:
-        """The metadata of a GGUF."""
-        name, config = self.architecture, self.config
-        return {
-            "general.architecture": name,
-            f"{name}.context_length": config.context,
-            f"{name}.embedding_length": self.width,
-            f"{name}.block_count": self.layers,
-            f"{name}.feed_forward_length": self.feed_forward,
-            f"{name}.attention.head_count": self.heads,
-            f"{name}.attention.head_count_kv": self.kv_heads,
-            f"{name}.attention.key_length": self.head_size,
-            f"{name}.attention.value_length": self.head_size,
-            f"{name}.rope.dimension_count": self.head_size,
-            f"{name}.rope.freq_base": self.rope_theta,
-            f"{name}.attention.layer_norm_rms_epsilon": config.norm_eps,
-        }
+    @property
+    def values(self) -> dict[str, int | float]:
+        """Its numbers by `Key.field`; the context holds a row."""
+        return {**super().values, "context": max(self.length, self.context)}
 
     def adapter(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """A (rank, inputs) and B (outputs, rank) of each linear, B not zero, in the file's order of

@@ -9,7 +9,7 @@ from functools import cache
 
 import numpy as np
 
-from wgtrain.bench.shapes import Shape
+from wgtrain.bench.random_model import RandomModel
 from wgtrain.files import BLOCKS, gguf_head
 from wgtrain.random import key
 
@@ -46,16 +46,13 @@ def _quantised(normal: np.ndarray, type_: str, deviation: float) -> bytes:
 
 
 class RandomWeights:
-    """The source of a shape's model; see `wgtrain.files.Source`."""
+    """The source of a model; see `wgtrain.files.Source`."""
 
-    def __init__(self, shape: Shape):
+    def __init__(self, shape: RandomModel):
         self.name = f"{shape.name} of random weights"
-        config = shape.config
-        self._shapes: dict[str, tuple[int, ...]] = dict(config.matrices())
-        self._shapes |= {name: (length,) for name, length in config.vectors().items()}
-        types = {name: shape.type if len(s) == 2 else "F32" for name, s in self._shapes.items()}
-        head = gguf_head(shape.metadata(), {n: (types[n], s) for n, s in self._shapes.items()})
-        self._types, self._head = types, head
+        self._head = head = gguf_head(shape.metadata(), shape.tensors())
+        self._shapes = {name: size for name, (_, size) in shape.tensors().items()}
+        self._types = types = {name: type_ for name, (type_, _) in shape.tensors().items()}
         self._starts = [0]  # of the head, then of each tensor
         end = len(head)
         for name, size in self._shapes.items():

@@ -8,10 +8,10 @@ from wgtrain.files.adapters import (
     write_adapter_gguf,
     write_adapter_peft,
 )
+from wgtrain.files.architectures import ARCHITECTURES, LINEARS, Architecture
 from wgtrain.files.blocks import BLOCKS, Block
 from wgtrain.files.gguf import GGUF, Raw, TensorInfo, gguf_head, parse_gguf, read_gguf, write_gguf
 from wgtrain.files.names import (
-    BLOCK_LINEARS,
     gguf_tensor,
     hf_module,
     permute_rows,
@@ -24,10 +24,12 @@ from wgtrain.files.safetensors import read_safetensors, write_safetensors
 from wgtrain.files.source import BytesSource, Source, read_range
 
 __all__ = [
+    "ARCHITECTURES",
     "BLOCKS",
-    "BLOCK_LINEARS",
     "GGUF",
+    "LINEARS",
     "Adapter",
+    "Architecture",
     "Block",
     "BytesSource",
     "Raw",

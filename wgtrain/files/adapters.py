@@ -14,6 +14,7 @@ import numpy as np
 
 from wgtrain.errors import FileError, OptionError
 from wgtrain.files import names
+from wgtrain.files.architectures import Architecture, find_architecture
 from wgtrain.files.gguf import GGUF, TensorInfo, parse_gguf, write_gguf
 from wgtrain.files.gguf_parser import F32_MAX, F32_MIN
 from wgtrain.files.safetensors import json_object, read_safetensors, write_safetensors
@@ -204,11 +205,12 @@ def write_adapter_peft(
     holds whole module paths instead of short names, which PEFT would look for in every block.
     """
     tensors, modules = {}, {}
+    row = find_architecture(adapter.architecture, "adapter")
     for base, (a, b) in _ordered(adapter):
-        module = names.hf_module(base)
+        module = names.hf_module(base, row)
         if module is None:
             raise FileError(f"adapter tensor {base!r} has no place in a PEFT folder")
-        if heads := _permuted_heads(base, adapter.architecture, n_head, n_head_kv):
+        if heads := _permuted_heads(base, row, n_head, n_head_kv):
             b = names.unpermute_rows(b, heads)
         tensors[f"{_HF_PREFIX}{module}.lora_A.weight"] = np.asarray(a, np.float32)
         tensors[f"{_HF_PREFIX}{module}.lora_B.weight"] = np.asarray(b, np.float32)
@@ -245,12 +247,10 @@ def _target_modules(modules: dict[str, str], n_layer: int | None) -> list[str]:
     return sorted({module.rpartition(".")[2] for module in modules.values()})
 
 
-def _permuted_heads(base: str, architecture: str, n_head: int, n_head_kv: int) -> int:
+def _permuted_heads(base: str, row: Architecture, n_head: int, n_head_kv: int) -> int:
     """The heads to permute B's rows by; 0 where both worlds agree."""
     place = names.split_tensor(base)
-    if architecture != "llama" or place is None or place[1] not in names.PERMUTED:
-        return 0
-    return n_head if place[1] == "attn_q" else n_head_kv
+    return row.heads(place[1], n_head, n_head_kv) if place else 0
 
 
 def read_adapter_peft(
@@ -270,38 +270,38 @@ def read_adapter_peft(
         size = len(files[CONFIG_FILE])
         raise FileError(f"{name}/{CONFIG_FILE}: {size} bytes, at most {MAX_CONFIG} are read")
     rank, alpha = _peft_config(json_object(files[CONFIG_FILE], f"{name}/{CONFIG_FILE}"), name)
-    where = f"{name}/{TENSOR_FILE}"
+    where, row = f"{name}/{TENSOR_FILE}", find_architecture(architecture, name)
     parts: dict[str, dict[str, np.ndarray]] = {}
     for key, array in read_safetensors(files[TENSOR_FILE], where).items():
         if key.endswith(".base_layer.weight"):
             continue  # PEFT saves the frozen head beside an adapter that targets it
         match = _HF_KEY.fullmatch(key)
-        base = names.gguf_tensor(match[1]) if match else None
+        base = names.gguf_tensor(match[1], row) if match else None
         if match is None or base is None:
-            raise FileError(f"{where}: tensor {shown(key, 120)}: {_why_not(key)}")
+            raise FileError(f"{where}: tensor {shown(key, 120)}: {_why_not(key, row)}")
         if array.dtype not in (np.float32, np.float16):
             raise FileError(f"{where}: tensor {key!r} is {array.dtype}; F32, F16 and BF16 are read")
         parts.setdefault(base, {})[match[2].lower()] = array
-    pairs, found = _pairs(parts, where, lambda base: names.hf_module(base) or base)
+    pairs, found = _pairs(parts, where, lambda base: names.hf_module(base, row) or base)
     if found != rank:
         raise FileError(f"{name}/{CONFIG_FILE}: r is {rank}, the tensors have rank {found}")
     for base, (a, b) in pairs.items():
-        if heads := _permuted_heads(base, architecture, n_head, n_head_kv):
+        if heads := _permuted_heads(base, row, n_head, n_head_kv):
             if b.shape[0] % (2 * heads):
                 raise FileError(
-                    f"{where}: {names.hf_module(base)}: B of {b.shape[0]} rows cannot belong to "
-                    f"{heads} heads of even size"
+                    f"{where}: {names.hf_module(base, row)}: B of {b.shape[0]} rows cannot belong "
+                    f"to {heads} heads of even size"
                 )
             pairs[base] = (a, names.permute_rows(b, heads))
     return Adapter(architecture, rank, alpha, pairs)
 
 
-def _why_not(key: str) -> str:
+def _why_not(key: str, row: Architecture) -> str:
     if "lora_magnitude_vector" in key:
         return "DoRA is not supported"
     if "lora_embedding" in key:
         return "adapters of the token embedding are not supported"
-    known = ", ".join([*names.BLOCK_LINEARS.values(), "lm_head"])
+    known = ", ".join([*row.linears.values(), "lm_head"])
     return f"not a lora_A.weight or lora_B.weight of a known module ({known})"
 
 

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from wgtrain.errors import FileError
-from wgtrain.files.gguf_parser import F32_MAX, F32_MIN, GGUF, METADATA_LIMIT, TensorInfo
-from wgtrain.files.names import BLOCK_LINEARS, PERMUTED, permute_rows, split_tensor
+from wgtrain.files.architectures import MODEL_TYPES, Architecture, Key, ModelType, Values
+from wgtrain.files.gguf_parser import GGUF, METADATA_LIMIT, TensorInfo
+from wgtrain.files.names import permute_rows, split_tensor
 from wgtrain.files.safetensors import Entry, json_object, parse_header, read_header
 from wgtrain.files.source import BytesSource, Data, Source, read_range, shown, source_size
 
@@ -32,54 +33,9 @@ CHAT_TEMPLATE = "chat_template.jinja"
 # What a model depends on beside its weights.
 _SMALL_FILES = (CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG, CHAT_TEMPLATE, INDEX)
 
-_ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
-# Where a configuration is silent, its class in transformers decides.
-_KV_HEADS = {"mistral": 8, "qwen2": 32, "qwen3": 32}
-_HEAD_DIM = {"qwen3": 128}
-# Settings that change the mathematics, and the values beside null under which they do not.
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "hidden_act": ("silu", "swish"),
-    "attention_bias": (False,),  # it gives o_proj a bias, too
-    "mlp_bias": (False,),
-    "quantization_config": (),
-    "num_experts": (0,),
-    "num_local_experts": (0,),
-    "n_routed_experts": (0,),
-    "num_experts_per_tok": (0,),
-    "attn_logit_softcapping": (),
-    "final_logit_softcapping": (),
-    "query_pre_attn_scalar": (),
-    "partial_rotary_factor": (1,),
-    "rope_interleaved": (False,),
-    "use_mrope": (False,),
-    "use_qk_norm": (False,),
-    "clip_qkv": (),
-    "alibi": (False,),
-    "is_causal": (True,),
-    "logit_scale": (1,),
-    "logits_scaling": (1,),
-    "embedding_multiplier": (1,),
-    "attention_multiplier": (),
-    "residual_multiplier": (1,),
-    "dual_chunk_attention_config": (),
-    "auto_map": (),  # code that comes with the model
-}
-_NUMBER = "a number above 0 that f32 holds"
 _ROPE_KEYS = {"rope_theta": None, "rope_type": None, "type": None}
 _ROPE_NEUTRAL = {"partial_rotary_factor": 1, "factor": 1}
 
-_OUTSIDE = {
-    "model.embed_tokens.weight": "token_embd.weight",
-    "model.norm.weight": "output_norm.weight",
-    "lm_head.weight": "output.weight",
-}
-_BLOCK = {module: name for name, module in BLOCK_LINEARS.items()} | {
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-}
-_QWEN3 = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
-_BIASES = ("attn_q", "attn_k", "attn_v")  # of qwen2
-_TENSOR = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,5})\.([a-z_.]{1,40})\.(weight|bias)")
 _COMPARED = 4 << 20  # bytes at a time
 
 
@@ -138,11 +94,7 @@ async def read_folder(files: Files, name: str = "folder") -> tuple[FolderSource,
     that is the work of `wgtrain.data.huggingface`.
     """
     config = await read_json(files, CONFIG, name)
-    metadata, tied = _metadata(config, name)
-    heads = {
-        target: metadata[f"{metadata['general.architecture']}.attention.{key}"]
-        for target, key in zip(PERMUTED, ("head_count", "head_count_kv"), strict=True)
-    }
+    row, values, tied = _read_config(config, f"{name}/{CONFIG}")
     digests = [
         hashlib.sha256(await read_small(files, file, name) if file in files else b"").digest()
         for file in _SMALL_FILES
@@ -157,19 +109,17 @@ async def read_folder(files: Files, name: str = "folder") -> tuple[FolderSource,
                     f"{name}: tensor {shown(key)} is in {entries[key][0]} and in {file}"
                 )
             entries[key] = file, entry
-    problems = await _head_problems(files, entries, tied)
+    problems, vocabulary = await _head_problems(files, entries, tied), config["vocab_size"]
     parts, tensors, at = [_digest_part(digests)], {}, 32 * len(digests)
     for key, (file, entry) in entries.items():
         if key.endswith(".rotary_emb.inv_freq"):  # old files carry what rope_theta says already
             continue
-        tensor = _gguf_name(key, config["model_type"])
+        tensor = row.gguf_tensor(key)
         if tensor is None:
             problems.append(f"tensor {shown(key, 120)} of {file} is not known")
             continue
-        if key == "model.embed_tokens.weight" and entry.shape[:1] != (config["vocab_size"],):
-            problems.append(
-                f"tensor {key} has shape {entry.shape}, vocab_size {config['vocab_size']}"
-            )
+        if key == "model.embed_tokens.weight" and entry.shape[:1] != (vocabulary,):
+            problems.append(f"tensor {key} has shape {entry.shape}, vocab_size {shown(vocabulary)}")
         if entry.dtype not in ("F32", "F16", "BF16"):
             problems.append(
                 f"tensor {key} of {file} has type {entry.dtype}; F32, F16 and BF16 are read"
@@ -179,15 +129,15 @@ async def read_folder(files: Files, name: str = "folder") -> tuple[FolderSource,
             continue
         nbytes = entry.end - entry.begin
         place = split_tensor(tensor)
-        permuted = place and metadata["general.architecture"] == "llama" and heads.get(place[1])
-        row = head = 0
-        if permuted and len(entry.shape) == 2 and entry.shape[0] % (2 * permuted) == 0:
-            row, head = nbytes // entry.shape[0], nbytes // permuted
-        parts.append(_Part(files[file], entry.begin, nbytes, row, head))
+        heads = row.heads(place[1], values["n_head"], values["n_head_kv"]) if place else 0
+        size = head = 0
+        if heads and len(entry.shape) == 2 and entry.shape[0] % (2 * heads) == 0:
+            size, head = nbytes // entry.shape[0], nbytes // heads
+        parts.append(_Part(files[file], entry.begin, nbytes, size, head))
         tensors[tensor] = TensorInfo(tensor, entry.shape, entry.dtype, at, nbytes)
         at += nbytes
     _refuse(problems, name)
-    return FolderSource(name, parts), GGUF(name, 3, metadata, tensors)
+    return FolderSource(name, parts), GGUF(name, 3, _metadata(row, values, name), tensors)
 
 
 async def read_json(files: Files, file: str, name: str) -> dict[str, Any]:
@@ -223,86 +173,73 @@ def _refuse(problems: list[str], where: str) -> None:
         )
 
 
-def _metadata(config: dict[str, Any], name: str) -> tuple[dict[str, Any], bool]:
-    """GGUF metadata of a configuration, and whether the head is tied."""
-    where = f"{name}/{CONFIG}"
+def _read_config(config: dict[str, Any], where: str) -> tuple[Architecture, Values, bool]:
+    """The row of a configuration, its numbers, and whether the head is tied."""
     kind = config.get("model_type")
-    if not isinstance(kind, str) or kind not in _ARCHITECTURES:
-        known = ", ".join(_ARCHITECTURES)
+    if not isinstance(kind, str) or kind not in MODEL_TYPES:
+        known = ", ".join(MODEL_TYPES)
         raise FileError(
             f"{where}: model_type {shown(kind)} is not supported; supported are {known}"
         )
+    row = MODEL_TYPES[kind]
     problems = [
         f"{key} = {shown(config[key])} is not supported"
-        for key, neutral in _NEUTRAL.items()
+        for key, neutral in row.hf_neutral.items()
         if config.get(key) is not None and config[key] not in neutral
     ]
-    problems += _sliding_problems(config, kind)
-
-    def count(key: str, default: int | None = None) -> int:
-        value = config.get(key)
-        value = default if value is None else value
-        if type(value) is not int or not 1 <= value < 1 << 24:
-            what = "missing" if value is None else shown(value)
-            problems.append(f"{key} is {what}; an integer from 1 to {(1 << 24) - 1} is needed")
-            return 1
-        return value
-
-    width, heads = count("hidden_size"), count("num_attention_heads")
-    kv_default = heads if "num_key_value_heads" in config else _KV_HEADS.get(kind, heads)
-    head_dim = count("head_dim", _HEAD_DIM.get(kind, max(width // heads, 1)))
-    theta, rope_problems = _rope_theta(config)
+    settings = {"rms_norm_eps": 1e-6, **row.model_types[kind].defaults, **config}
+    problems += _sliding_problems(settings, row.model_types[kind])
+    settings["rope_theta"], rope_problems = _rope_theta(config)
+    values: Values = {}
+    for key in row.keys:
+        value = settings.get(key.hf)
+        if value is None and key.default is not None:
+            value = key.default(values)
+        if not key.allows(value):
+            problems.append(_needed(key.hf, value, key.allowed))
+            value = 1
+        values[key.field] = value
     tied = config.get("tie_word_embeddings", False)
-    eps = config.get("rms_norm_eps", 1e-6)
     if type(tied) is not bool:
-        problems.append(f"tie_word_embeddings is {shown(tied)}; true or false is needed")
-    if not _is_number(eps):
-        problems.append(f"rms_norm_eps is {shown(eps)}; {_NUMBER} is needed")
-    architecture = _ARCHITECTURES[kind]
-    values = {
-        "vocab_size": count("vocab_size"),
-        "embedding_length": width,
-        "block_count": count("num_hidden_layers"),
-        "feed_forward_length": count("intermediate_size"),
-        "attention.head_count": heads,
-        "attention.head_count_kv": count("num_key_value_heads", kv_default),
-        "attention.key_length": head_dim,
-        "attention.value_length": head_dim,
-        "attention.layer_norm_rms_epsilon": eps,
-        "rope.dimension_count": head_dim,
-        "rope.freq_base": theta,
-    }
-    if config.get("max_position_embeddings") is not None:
-        values["context_length"] = count("max_position_embeddings")
-    _refuse(problems + rope_problems, where)
+        problems.append(_needed("tie_word_embeddings", tied, "true or false"))
+    size = Key("vocabulary", "vocab_size", "vocab_size")
+    if not size.allows(config.get(size.hf)):
+        problems.append(_needed(size.hf, config.get(size.hf), size.allowed))
+    _refuse(list(dict.fromkeys(problems + rope_problems)), where)
+    return row, values, tied
+
+
+def _needed(key: str, value: Any, allowed: str) -> str:
+    what = "missing" if value is None else shown(value)
+    return f"{key} is {what}; {allowed} is needed"
+
+
+def _metadata(row: Architecture, values: Values, name: str) -> dict[str, Any]:
+    """A model's metadata as a GGUF has it."""
     return {
-        "general.architecture": architecture,
+        "general.architecture": row.name,
         "general.type": "model",
         "general.name": re.split(r"[/\\]", name.rstrip("/\\"))[-1],
         "general.base_model.count": 1,
         "general.base_model.0.name": name,
-        **{f"{architecture}.{key}": value for key, value in values.items()},
-    }, tied
+        **{f"{row.name}.{key.gguf}": values[key.field] for key in row.keys},
+    }
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and F32_MIN <= value <= F32_MAX
-
-
-def _sliding_problems(config: dict[str, Any], kind: str) -> list[str]:
+def _sliding_problems(settings: dict[str, Any], kind: ModelType) -> list[str]:
     """Sliding windows that are in use."""
-    layers = config.get("layer_types")
+    layers = settings.get("layer_types")
     if isinstance(layers, list):
         wrong = [layer for layer in layers if layer != "full_attention"]
         return [f"layer_types: {shown(wrong[0])} is not supported"] if wrong else []
-    window = config.get("sliding_window", 4096 if kind == "mistral" else None)
-    if window is None or (kind.startswith("qwen") and not config.get("use_sliding_window")):
+    window = settings.get("sliding_window")
+    if window is None or (kind.window_switch and not settings.get("use_sliding_window")):
         return []
     return [f"sliding_window = {shown(window)} is not supported"]
 
 
-def _rope_theta(config: dict[str, Any]) -> tuple[float, list[str]]:
-    """The base of the rotary angles, and what is not supported around it.
+def _rope_theta(config: dict[str, Any]) -> tuple[Any, list[str]]:
+    """The base of the rotary angles, or None, and what is not supported around it.
 
     transformers 5 writes `rope_parameters`, which holds rope_theta too, others `rope_theta` and
     `rope_scaling`.
@@ -325,9 +262,6 @@ def _rope_theta(config: dict[str, Any]) -> tuple[float, list[str]]:
             if k not in _ROPE_KEYS and value is not None and value != _ROPE_NEUTRAL.get(k)
         ]
         theta = rope.get("rope_theta", theta)
-    theta = 10_000.0 if theta is None else theta
-    if not _is_number(theta):
-        problems.append(f"rope_theta is {shown(theta)}; {_NUMBER} is needed")
     return theta, problems
 
 
@@ -371,20 +305,6 @@ async def _head_problems(
     if same:
         return []
     return ["tie_word_embeddings is true, but lm_head.weight is not model.embed_tokens.weight"]
-
-
-def _gguf_name(key: str, kind: str) -> str | None:
-    """The GGUF name of a tensor, None for one that models of this kind do not have."""
-    if key in _OUTSIDE:
-        return _OUTSIDE[key]
-    match = _TENSOR.fullmatch(key)
-    modules = _BLOCK | _QWEN3 if kind == "qwen3" else _BLOCK
-    if match is None or match[2] not in modules:
-        return None
-    name = modules[match[2]]
-    if match[3] == "bias" and (kind != "qwen2" or name not in _BIASES):
-        return None
-    return f"blk.{match[1]}.{name}.{match[3]}"
 
 
 def _digest_part(digests: list[bytes]) -> _Part:

@@ -1,4 +1,4 @@
-"""GGUF's and Hugging Face's spelling of a module, and the row order that differs between them."""
+"""GGUF's and Hugging Face's spelling of a linear, and the row order that differs between them."""
 
 import difflib
 import re
@@ -7,31 +7,19 @@ from collections.abc import Sequence
 import numpy as np
 
 from wgtrain.errors import OptionError
+from wgtrain.files.architectures import HEAD, LINEARS, Architecture
 
-# GGUF short name -> Hugging Face module inside a block, in the order of the forward pass.
-BLOCK_LINEARS = {
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-HEAD = "output"  # GGUF's name of the output head, `lm_head` elsewhere
 ALL_LINEAR = "all-linear"
-PERMUTED = ("attn_q", "attn_k")  # whose rows files of architecture `llama` hold in another order
 
-_ORDER = (*BLOCK_LINEARS, HEAD)
+_ORDER = (*LINEARS, HEAD)
+# Every spelling of a linear in a configuration -> its GGUF name.
 _SPELLINGS = {
     **{name: name for name in _ORDER},
-    **{module: name for name, module in BLOCK_LINEARS.items()},
-    **{module.split(".")[1]: name for name, module in BLOCK_LINEARS.items()},
+    **{module: name for name, modules in LINEARS.items() for module in modules},
+    **{module.split(".")[1]: name for name, modules in LINEARS.items() for module in modules},
     "lm_head": HEAD,
 }
-_FROM_MODULE = {module: name for name, module in BLOCK_LINEARS.items()}
 _TENSOR = re.compile(r"blk\.(0|[1-9][0-9]{0,5})\.([a-z_]{1,40})\.weight")
-_MODULE = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,5})\.([a-z_]{1,40}\.[a-z_]{1,40})")
 
 
 def resolve_targets(targets: str | Sequence[str]) -> tuple[str, ...]:
@@ -45,7 +33,7 @@ def resolve_targets(targets: str | Sequence[str]) -> tuple[str, ...]:
     chosen: set[str] = set()
     for name in (name.strip() for name in names):
         if name == ALL_LINEAR:
-            chosen.update(BLOCK_LINEARS)
+            chosen.update(LINEARS)
         elif name in _SPELLINGS:
             chosen.add(_SPELLINGS[name])
         else:
@@ -59,7 +47,8 @@ def resolve_targets(targets: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def _short(name: str) -> str:
-    return "lm_head" if name == HEAD else BLOCK_LINEARS[name].split(".")[1]
+    spelt = [s for s, meant in _SPELLINGS.items() if meant == name and s != name and "." not in s]
+    return "/".join(spelt)
 
 
 def tensor_name(target: str, layer: int) -> str:
@@ -72,25 +61,18 @@ def split_tensor(tensor: str) -> tuple[int, str] | None:
     if tensor == f"{HEAD}.weight":
         return -1, HEAD
     match = _TENSOR.fullmatch(tensor)
-    return (int(match[1]), match[2]) if match and match[2] in BLOCK_LINEARS else None
+    return (int(match[1]), match[2]) if match and match[2] in LINEARS else None
 
 
-def hf_module(tensor: str) -> str | None:
+def hf_module(tensor: str, row: Architecture) -> str | None:
     """The Hugging Face module of a linear's tensor, "model.layers.3.self_attn.q_proj", or None."""
-    if (place := split_tensor(tensor)) is None:
-        return None
-    layer, name = place
-    return "lm_head" if name == HEAD else f"model.layers.{layer}.{BLOCK_LINEARS[name]}"
+    return None if split_tensor(tensor) is None else row.hf_module(tensor.removesuffix(".weight"))
 
 
-def gguf_tensor(module: str) -> str | None:
+def gguf_tensor(module: str, row: Architecture) -> str | None:
     """The inverse of `hf_module`."""
-    if module == "lm_head":
-        return f"{HEAD}.weight"
-    match = _MODULE.fullmatch(module)
-    if match is None or match[2] not in _FROM_MODULE:
-        return None
-    return tensor_name(_FROM_MODULE[match[2]], int(match[1]))
+    tensor = f"{row.gguf_stem(module)}.weight"
+    return None if split_tensor(tensor) is None else tensor
 
 
 def tensor_order(tensor: str) -> tuple[int, int, int, str]:

@@ -10,42 +10,17 @@ import numpy as np
 from wgtrain.engine.weight import MATRIX_TYPES
 from wgtrain.errors import FileError
 from wgtrain.files import GGUF
-from wgtrain.files.gguf_parser import F32_MAX, F32_MIN
+from wgtrain.files import LINEARS as ALL_LINEARS
+from wgtrain.files.architectures import (
+    ARCHITECTURES,
+    Architecture,
+    Key,
+    Values,
+    find_architecture,
+)
 from wgtrain.files.source import shown
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3")
-LINEARS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
-# Metadata that changes the mathematics, and the values under which it does not.
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "attention.sliding_window": (0,),
-    "attention.max_alibi_bias": (0,),
-    "attention.clamp_kqv": (0,),
-    "attn_logit_softcapping": (0,),
-    "final_logit_softcapping": (0,),
-    "attention.scale": (),
-    "attention.causal": (True,),
-    "expert_count": (0,),
-    "expert_used_count": (0,),
-    "embedding_scale": (1,),
-    "residual_scale": (1,),
-    "logit_scale": (1,),
-    "pooling_type": (0,),
-    "rope.scaling.type": ("none",),
-    "rope.scaling.factor": (1, 0),
-    "rope.scale_linear": (1, 0),
-    "rope.scaling.attn_factor": (1,),
-    "use_parallel_residual": (False,),
-    "tensor_data_layout": ("Meta AI original pth",),
-}
-# What `read_config` reads, and what changes nothing.
-_KNOWN = {
-    *("embedding_length", "block_count", "feed_forward_length", "context_length", "vocab_size"),
-    *("attention.head_count", "attention.head_count_kv"),
-    *("attention.key_length", "attention.value_length"),
-    *("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"),
-    *("rope.dimension_count", "rope.freq_base"),
-    *("rope.scaling.original_context_length", "rope.scaling.finetuned"),
-}
+LINEARS = tuple(ALL_LINEARS)  # of a block, in the order of the forward pass
 
 
 @dataclass(frozen=True)
@@ -129,54 +104,53 @@ def read_config(gguf: GGUF) -> ModelConfig:
     if (kind := gguf.get("general.type", str, "model")) != "model":
         raise FileError(f"{gguf.name}: general.type is {shown(kind)}, not 'model'")
     gguf.get("general.name", str, "")  # of use later, and refused now where it is no text
-    architecture = gguf.get("general.architecture", str)
-    if architecture not in ARCHITECTURES:
-        raise FileError(
-            f"{gguf.name}: general.architecture {shown(architecture)} is not one of "
-            f"{', '.join(ARCHITECTURES)}"
-        )
-    if features := _feature_problems(gguf, architecture):
+    row = find_architecture(gguf.get("general.architecture", str), gguf.name)
+    if features := _feature_problems(gguf, row):
         raise _unusable(gguf, features)
-
-    def count(key: str, default: int | None = None) -> int:
-        name = f"{architecture}.{key}"
-        value = gguf.get(name, int) if default is None else gguf.get(name, int, default)
-        if not 1 <= value < 1 << 24:
-            raise FileError(f"{gguf.name}: {name} is {shown(value)}; 1 to {(1 << 24) - 1} allowed")
-        return value
-
-    width, heads = count("embedding_length"), count("attention.head_count")
-    kv_heads = count("attention.head_count_kv", heads)
-    head_size = count("attention.key_length", max(width // heads, 1))
-    value_size = count("attention.value_length", head_size)
     embedding = gguf.tensors.get("token_embd.weight")
-    config = ModelConfig(
-        architecture=architecture,
-        width=width,
-        n_layer=count("block_count"),
-        n_head=heads,
-        n_head_kv=kv_heads,
-        head_size=head_size,
-        feed_forward=count("feed_forward_length"),
+    values: Values = {}
+    for key in row.keys:
+        values[key.field] = _read(gguf, row, key, values)
+    config = make_config(
+        row,
+        values,
         vocabulary=embedding.shape[0] if embedding and len(embedding.shape) == 2 else 0,
-        norm_eps=_positive(gguf, f"{architecture}.attention.layer_norm_rms_epsilon"),
-        rope_theta=_positive(gguf, f"{architecture}.rope.freq_base", 10_000.0),
-        rotary=count("rope.dimension_count", head_size),
-        rope_interleaved=architecture == "llama",
         qkv_bias=any(name.endswith("attn_q.bias") for name in gguf.tensors),
-        qk_norm=architecture == "qwen3",
         tied_head="output.weight" not in gguf.tensors,
-        context=count("context_length", 1 << 20),
     )
     problems = [*_shape_problems(gguf, config), *_tensor_problems(gguf, config)]
-    if value_size != head_size:
+    if values["value_size"] != config.head_size:
         problems.append(
-            f"{architecture}.attention.value_length {value_size} differs from key_length "
-            f"{head_size}, which is not supported"
+            f"{row.name}.attention.value_length {values['value_size']} differs from key_length "
+            f"{config.head_size}, which is not supported"
         )
     if problems:
         raise _unusable(gguf, problems)
     return config
+
+
+def make_config(
+    row: Architecture, values: Values, *, vocabulary: int, qkv_bias: bool, tied_head: bool
+) -> ModelConfig:
+    """The configuration of an architecture with numbers by `Key.field`, not checked."""
+    return ModelConfig(
+        architecture=row.name,
+        width=values["width"],
+        n_layer=values["n_layer"],
+        n_head=values["n_head"],
+        n_head_kv=values["n_head_kv"],
+        head_size=values["head_size"],
+        feed_forward=values["feed_forward"],
+        vocabulary=vocabulary,
+        norm_eps=float(values["norm_eps"]),
+        rope_theta=float(values["rope_theta"]),
+        rotary=values["rotary"],
+        rope_interleaved=row.rope_interleaved,
+        qkv_bias=qkv_bias,
+        qk_norm=row.qk_norm,
+        tied_head=tied_head,
+        context=values["context"],
+    )
 
 
 def _unusable(gguf: GGUF, problems: list[str]) -> FileError:
@@ -192,16 +166,18 @@ def _is_one_of(value: Any, allowed: tuple[Any, ...]) -> bool:
     return any(type(value) in kinds.get(type(v), (int, float)) and value == v for v in allowed)
 
 
-def _positive(gguf: GGUF, key: str, default: float | None = None) -> float:
-    value = gguf.get(key, float) if default is None else gguf.get(key, float, default)
-    if not F32_MIN <= value <= F32_MAX:
-        raise FileError(
-            f"{gguf.name}: {key} is {value:g}; a number above 0 that f32 holds is needed"
-        )
-    return float(value)
+def _read(gguf: GGUF, row: Architecture, key: Key, before: Values) -> int | float:
+    """A number of the file, or what it is where the file is silent; FileError for a wrong one."""
+    name = f"{row.name}.{key.gguf}"
+    if name not in gguf.metadata and key.default is not None:
+        return key.default(before)
+    value = gguf.get(name, key.kind)
+    if not key.allows(value):
+        raise FileError(f"{gguf.name}: {name} is {shown(value)}; {key.allowed} is needed")
+    return value
 
 
-def _feature_problems(gguf: GGUF, architecture: str) -> list[str]:
+def _feature_problems(gguf: GGUF, row: Architecture) -> list[str]:
     """Metadata that is not known, or known to change the mathematics."""
     problems = []
     parts = gguf.metadata.get("split.count", 1)
@@ -209,14 +185,14 @@ def _feature_problems(gguf: GGUF, architecture: str) -> list[str]:
         problems.append(f"split.count = {shown(parts)}: one part of a model; join the parts first")
     for name, value in gguf.metadata.items():
         prefix, _, key = name.partition(".")
-        if prefix != architecture or key in _KNOWN:
+        if prefix != row.name or key in row.known:
             continue
-        if key not in _NEUTRAL:
+        if key not in row.neutral:
             problems.append(
                 f"{name} = {shown(value)} is not known, so it may be a feature that is not "
                 "supported"
             )
-        elif not _is_one_of(value, _NEUTRAL[key]):
+        elif not _is_one_of(value, row.neutral[key]):
             problems.append(f"{name} = {shown(value)} is a feature that is not supported")
     return problems
 
@@ -239,8 +215,8 @@ def _shape_problems(gguf: GGUF, c: ModelConfig) -> list[str]:
         problems.append(
             f"{prefix}.rope.dimension_count {c.rotary} is not an even number up to {c.head_size}"
         )
-    if c.architecture == "qwen2" and not c.qkv_bias:
-        problems.append("tensor blk.0.attn_q.bias is missing, which qwen2 needs")
+    if ARCHITECTURES[prefix].biases and not c.qkv_bias:
+        problems.append(f"tensor blk.0.attn_q.bias is missing, which {prefix} needs")
     if c.n_layer > len(gguf.tensors):
         problems.append(
             f"{prefix}.block_count {c.n_layer}, but the file has {len(gguf.tensors)} tensors"
