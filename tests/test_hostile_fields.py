@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import broken
@@ -15,6 +16,7 @@ import pytest
 import tiny
 import vocabs
 
+import wgtrain
 from wgtrain import gpu
 from wgtrain.data import load_tokenizer
 from wgtrain.data.huggingface import read_tokenizer_metadata
@@ -25,6 +27,7 @@ from wgtrain.files import (
     GGUF,
     Adapter,
     BytesSource,
+    TensorInfo,
     gguf_parser,
     parse_gguf,
     read_adapter_gguf,
@@ -127,6 +130,26 @@ def test_keys_of_a_model(name: str) -> None:
             else:
                 assert message.startswith("m.gguf: "), (key, value, message)
     assert taken > 20
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2"])
+def test_tensors_of_a_model(name: str) -> None:
+    """Of another type, shape or name, missing, or more than are known."""
+    whole = parse_gguf(tiny.tiny(name).gguf, "m.gguf")
+    read_config(whole)
+    shapes: list[tuple[int, ...]] = [(1,), (3, 5), (2, 3, 4), (1, 1, 1, 1), (2**40, 32), (2**62,)]
+    wrong: list[dict[str, TensorInfo]] = []
+    for key, info in whole.tensors.items():
+        rest = {k: v for k, v in whole.tensors.items() if k != key}
+        wrong += [rest, {**rest, f"{key}\n": info}, {**whole.tensors, f"\x1b[2J{key}": info}]
+        wrong += [{**rest, key: replace(info, shape=shape)} for shape in (*shapes, info.shape * 2)]
+        wrong += [{**rest, key: replace(info, type=type_)} for type_ in ("IQ1_S", "I64", "F64")]
+    for tensors in wrong:
+        message = is_ours(lambda t=tensors: read_config(GGUF("m.gguf", 3, whole.metadata, t)))
+        if message is None:  # without its head a model is tied
+            assert set(whole.tensors) - set(tensors) == {"output.weight"}
+        else:
+            assert message.startswith("m.gguf: this model cannot be used:"), message
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
@@ -280,6 +303,33 @@ def test_tokenizer_of_a_folder(kind: str) -> None:
         assert None in messages and len(messages) > messages.count(None) + 8, file
 
 
+def test_header_of_safetensors() -> None:
+    data = write_safetensors({"a": np.ones((2, 3), "f4"), "b": np.ones(5, "f2")}, {"format": "pt"})
+    size = int.from_bytes(data[:8], "little")
+    good, body = json.loads(data[8 : 8 + size]), data[8 + size :]
+    read_safetensors(broken_adapters.safetensors(good, body), "f")
+    texts = []
+    for value in mutations(good):
+        header = encoded(value)
+        texts.append(
+            is_ours(lambda h=header: read_safetensors(broken_adapters.safetensors(h, body), "f"))
+        )
+    assert all(text is None or text.startswith("f: ") for text in texts)
+    assert len(texts) - texts.count(None) > 200
+
+
+def test_index_of_a_folder() -> None:
+    good = {"metadata": {"total_size": 1}, "weight_map": {"a": "model-1.safetensors"}}
+    config = BytesSource(
+        b'{"model_type": "llama", "hidden_size": 8, "intermediate_size": 8, '
+        b'"num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 4}'
+    )
+    for value in [*mutations(good), {"weight_map": {str(i): f"{i}\n" for i in range(50_000)}}]:
+        files = {"config.json": config, "model.safetensors.index.json": BytesSource(encoded(value))}
+        text = is_ours(lambda f=files: gpu.run(read_folder(f, "folder")))
+        assert text and text.startswith("folder")
+
+
 @pytest.mark.parametrize("shape", [[0, 2**62], [2**62, 0], [2**61, 0, 2**61], [2**63 - 1, 0]])
 def test_empty_tensors_of_a_huge_shape(shape: list[int]) -> None:
     header = {"t": {"dtype": "BF16", "shape": shape, "data_offsets": [0, 0]}}
@@ -415,6 +465,27 @@ def test_sources_that_do_not_read(case: str) -> None:
 def test_sources_without_a_size(size: Any) -> None:
     with pytest.raises(FileError, match="^odd: its size is .*a number of bytes is needed"):
         gpu.run(read_gguf(Odd(lambda o, n: bytes(n), size)))
+
+
+class Worse:
+    """A source whose attributes raise."""
+
+    read_range = None
+
+    @property
+    def size(self) -> int:
+        raise ValueError("no size")
+
+    @property
+    def name(self) -> str:
+        raise KeyError("no name")
+
+
+def test_sources_whose_attributes_raise() -> None:
+    with pytest.raises(FileError, match="^file: its size raised ValueError: 'no size'"):
+        wgtrain.load_model(Worse())
+    with pytest.raises(FileError, match="^file: read_range.* raised TypeError"):
+        wgtrain.load_tokenizer(type("Mute", (), {"read_range": None, "size": 9})())
 
 
 def test_sources_that_are_right_in_their_way() -> None:

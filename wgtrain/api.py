@@ -76,7 +76,7 @@ def as_source(source: AnyPath | AnyBytes | Source) -> Iterator[Source]:
             file.close()
     elif isinstance(source, bytes | bytearray | memoryview):
         yield BytesSource(source)
-    elif hasattr(source, "read_range") and hasattr(source, "size"):
+    elif {"read_range", "size"} <= {*dir(source)}:  # no property of a stranger's is asked here
         yield source
     else:
         raise OptionError(

@@ -281,7 +281,9 @@ async def _weight_files(files: Files, name: str) -> list[str]:
     needed = sorted(set(placed.values()))
     missing = [file for file in needed if file not in files]
     if missing:
-        raise FileError(f"{where} names files that are missing: {', '.join(missing)}")
+        more = f" and {len(missing) - 20} more" if len(missing) > 20 else ""
+        listed = ", ".join(shown(file)[1:-1] for file in missing[:20])
+        raise FileError(f"{where} names files that are missing: {listed}{more}")
     return needed
 
 

@@ -35,7 +35,10 @@ class BytesSource:
 
 def source_name(source: Source) -> str:
     """The name of a source for messages; people's own objects may lack one."""
-    name = getattr(source, "name", None)
+    try:
+        name = getattr(source, "name", None)
+    except Exception:  # a property of a stranger's
+        name = None
     return name if isinstance(name, str) else "file"
 
 

@@ -246,8 +246,8 @@ def _tensor_problems(gguf: GGUF, c: ModelConfig) -> list[str]:
                 f"tensor {name} has type {tensor.type}; supported are {', '.join(MATRIX_TYPES)}"
             )
     problems += [
-        f"tensor {name} is not known for {c.architecture}, so the model has a feature that is "
-        "not supported"
+        f"tensor {shown(name)[1:-1]} is not known for {c.architecture}, so the model has a "
+        "feature that is not supported"
         for name in gguf.tensors
         if name not in expected
     ]
