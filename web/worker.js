@@ -20,6 +20,8 @@ async function boot() {
   for (const archive of archives) pyodide.unpackArchive(await archive, "wheel");
   pyodide.registerJsModule("wgtrain_scripts", scripts);
   pyodide.registerJsModule("wgtrain_storage", storage);
+  // Before a chat template runs, the page hears how long it may take; then nothing else gets through.
+  pyodide.registerJsModule("wgtrain_watch", { rendering: (seconds) => postMessage({ rendering: seconds }) });
   return pyodide;
 }
 

@@ -53,3 +53,25 @@ def test_masks(tab: Any, data_dir: Path, name: str) -> None:
         expected = page_text.rows(data, template)
         assert found == expected, path.name
         assert sum(isinstance(row, list) for row in expected) >= 3, expected
+
+
+def test_a_template_that_computes_without_end(tabs: Any) -> None:
+    """The page ends its worker, says so, and has another."""
+    tab = tabs.open_site()
+    tab.start("""
+        from wgtrain.chat import bounds
+        from wgtrain.data import ChatTemplate
+        bounds.PATIENCE = 1
+        chat = ChatTemplate("{{ ('a' * 600000).rfind('ab' ~ 'a' * 300000) }}")
+        chat.render([{"role": "user", "content": "a"}])
+    """)
+    said = tab.wait_for("globalThis.failure")
+    assert said.startswith("the chat template computes for more than 1 s: Python was ended")
+    assert tab.python("1 + 1") == 2
+    assert (
+        tab.python("""
+        from wgtrain.data import ChatTemplate
+        ChatTemplate("{{ messages[0].content }}").render([{"role": "user", "content": "a"}])
+    """)
+        == "a"
+    )
