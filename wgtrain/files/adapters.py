@@ -23,10 +23,9 @@ from wgtrain.files.source import Data, shown
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
 MAX_CONFIG = 1 << 20  # bytes of adapter_config.json
-# Of alpha, apart from its sign: what f32 holds with room for factors such as sqrt(rank).
-MIN_ALPHA, MAX_ALPHA = 1e-30, 1e30
+MIN_ALPHA, MAX_ALPHA = 1e-30, 1e30  # of a new adapter; in files, all that f32 holds
 
-_ALPHAS = f"a number other than 0, of a size from {MIN_ALPHA:g} to {MAX_ALPHA:g},"
+_ALPHAS = "a number other than 0 that f32 holds"
 _PREFIX = "wgtrain."
 _HF_PREFIX = "base_model.model."
 _HF_KEY = re.compile(r"base_model\.model\.(.{1,200})\.lora_([AB])\.weight")
@@ -67,7 +66,7 @@ def write_adapter_gguf(adapter: Adapter) -> bytes:
     """
     if not adapter.alpha:
         raise OptionError("alpha is 0, which llama.cpp would read as alpha = rank")
-    if not F32_MIN <= abs(adapter.alpha) <= F32_MAX:
+    if not _is_alpha(float(adapter.alpha)):
         raise OptionError(f"alpha is {adapter.alpha:g}, which the file's f32 cannot hold")
     metadata = {
         "general.type": "adapter",
@@ -101,7 +100,7 @@ def read_adapter_gguf(data: Data, name: str = "adapter.gguf") -> Adapter:
             raise FileError(f"{name}: tensor {info.name!r} ends in neither .lora_a nor .lora_b")
     pairs, rank = _pairs(parts, name, repr)
     alpha = gguf.get("adapter.lora.alpha", float, 0.0) or float(rank)
-    if not MIN_ALPHA < abs(alpha) < MAX_ALPHA:
+    if not _is_alpha(alpha):
         raise FileError(f"{name}: key 'adapter.lora.alpha' is {alpha}; {_ALPHAS} expected")
     mine = {k.removeprefix(_PREFIX): v for k, v in gguf.metadata.items() if k.startswith(_PREFIX)}
     return Adapter(gguf.get("general.architecture", str), rank, alpha, pairs, mine)
@@ -320,7 +319,7 @@ def _peft_config(config: dict[str, Any], name: str) -> tuple[int, float]:
     rank, alpha = config.get("r"), config.get("lora_alpha", 8)  # 8 is PEFT's own default
     if type(rank) is not int or not 1 <= rank < 1 << 31:
         problems.append(f"r is {shown(rank)}, an integer from 1 expected")
-    if type(alpha) not in (int, float) or not MIN_ALPHA < abs(alpha) < MAX_ALPHA:
+    if not _is_alpha(alpha):
         problems.append(f"lora_alpha is {shown(alpha)}, {_ALPHAS} expected")
     stabilised = config.get("use_rslora", False)
     if type(stabilised) is not bool:
@@ -328,4 +327,12 @@ def _peft_config(config: dict[str, Any], name: str) -> tuple[int, float]:
     if problems:
         raise FileError(_listed(f"{name}/{CONFIG_FILE}", problems))
     assert isinstance(rank, int)
-    return rank, float(alpha) * (math.sqrt(rank) if stabilised else 1.0)
+    scaled = float(alpha) * (math.sqrt(rank) if stabilised else 1.0)
+    if not _is_alpha(scaled):
+        what = f"lora_alpha x sqrt(r) is {scaled}; {_ALPHAS} expected"
+        raise FileError(f"{name}/{CONFIG_FILE}: {what}")
+    return rank, scaled
+
+
+def _is_alpha(value: Any) -> bool:
+    return type(value) in (int, float) and F32_MIN <= abs(value) <= F32_MAX
