@@ -1,8 +1,8 @@
-// O[t,h] = sum_s p[s] V[s,k], p = softmax_s(scale Q[t,h] . K[s,k]) over row start <= s <= t, k = h / group.
-// Keeps stats[t,h].x = log sum_s exp(scale Q . K) for the backward pass; no T x T matrix exists.
+// O[t,h] = sum_s p[s] V[s,k], p = softmax_s(score(scale Q[t,h] . K[s,k])) over the keys s that t sees, k = h / group.
+// Keeps stats[t,h].x = log sum_s exp(score) for the backward pass; no T x T matrix exists.
 // One invocation owns QUERIES neighbouring queries of one head and walks their keys with a running
 // maximum. Neighbouring invocations are heads, which walk the same keys.
-// use: step, attention_io
+// use: step, attention_io, score=score_plain
 // grid: ceil_div(ceil_div(rows, QUERIES) * heads, WORKGROUP)
 const QUERIES: u32 = min(max(64u / E4, 2u), 8u);
 const WORKGROUP: u32 = 8u;
@@ -18,12 +18,12 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
   let kv = head / (params.heads / params.kv_heads);
   var query: array<array<vec4<f32>, E4>, QUERIES>;
   var sum_v: array<array<vec4<f32>, E4>, QUERIES>;
-  var start: array<u32, QUERIES>;
+  var range: array<vec2<u32>, QUERIES>;
   var highest: array<f32, QUERIES>;
   var total: array<f32, QUERIES>;
   for (var i = 0u; i < QUERIES; i++) { // unroll
     let t = min(t0 + i, rows - 1u);
-    start[i] = spans[t].x;
+    range[i] = key_range[t];
     highest[i] = -1e30;
     total[i] = 0.0;
     for (var e = 0u; e < E4; e++) { // unroll
@@ -31,8 +31,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
       sum_v[i][e] = vec4<f32>(0.0);
     }
   }
-  let last = min(t0 + QUERIES, rows) - 1u;
-  for (var s = start[0]; s <= last; s++) {
+  for (var s = range[0].x; s < range[QUERIES - 1u].y; s++) {
     let at = (s * params.kv_heads + kv) * E4;
     var products: array<vec4<f32>, QUERIES>;
     for (var i = 0u; i < QUERIES; i++) { // unroll
@@ -46,8 +45,8 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     }
     var p: array<f32, QUERIES>;
     for (var i = 0u; i < QUERIES; i++) { // unroll
-      let seen = s >= start[i] && s <= t0 + i;
-      let score = dot(products[i], vec4<f32>(1.0));
+      let seen = s >= range[i].x && s < range[i].y;
+      let score = to_score(dot(products[i], vec4<f32>(1.0)));
       let above = select(highest[i], max(highest[i], score), seen);
       let shrink = exp(highest[i] - above);
       p[i] = select(0.0, exp(score - above), seen);

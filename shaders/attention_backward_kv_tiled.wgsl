@@ -1,10 +1,11 @@
-// O = P V, P = softmax(scale Q K^T)  =>  dV[s] = sum_t P[t,s] dO[t] and
-// dK[s] = scale sum_t P[t,s] (dO[t] . V[s] - delta[t]) Q[t], over the queries t >= s of the row and of every head
-// that shares this key head; P is recomputed from the kept log-sum-exp: attention_backward_kv for GPUs.
+// O = P V, P = softmax(score(scale Q K^T))  =>  dV[s] = sum_t P[t,s] dO[t] and
+// dK[s] = scale sum_t P[t,s] (dO[t] . V[s] - delta[t]) slope Q[t], over the queries t that see s, of every head that
+// shares this key head, with slope that of the score; P is recomputed from the kept log-sum-exp:
+// attention_backward_kv for GPUs.
 // One workgroup owns KEYS neighbouring keys of one key-value head and walks their queries, QUERIES at a time:
 // K Q^T and V dO^T from slices staged in workgroup memory, TILE_KEYS x 4 an invocation; then P and what
 // softmax's gradient makes of it, staged, times dO and Q, which are read along their rows.
-// use: step, attention_backward_kv_io
+// use: step, attention_backward_kv_io, score=score_plain
 // grid: ceil_div(rows, KEYS), kv_heads
 const TILE_KEYS: u32 = 2u;
 const LANE_ROWS: u32 = 8u; // of keys
@@ -36,20 +37,21 @@ fn main(
   let kv = group.y;
   let s0 = group.x * KEYS;
   let last = min(s0 + KEYS, rows) - 1u;
-  let end = spans[last].y;
+  let start = query_range[s0].x;
+  let after = query_range[last].y;
   let row0 = lane / LANE_COLS * TILE_KEYS;
   let col = lane % LANE_COLS;
   let heads_each = params.heads / params.kv_heads;
-  var row_end: array<u32, TILE_KEYS>;
+  var range: array<vec2<u32>, TILE_KEYS>;
   var key_gradient: array<array<vec4<f32>, COLS4>, TILE_KEYS>;
   var value_gradient: array<array<vec4<f32>, COLS4>, TILE_KEYS>;
   var score: array<vec4<f32>, TILE_KEYS>;
   var upstream: array<vec4<f32>, TILE_KEYS>;
   for (var j = 0u; j < TILE_KEYS; j++) { // unroll
-    row_end[j] = spans[min(s0 + row0 + j, last)].y;
+    range[j] = query_range[min(s0 + row0 + j, last)];
   }
   for (var head = kv * heads_each; head < (kv + 1u) * heads_each; head++) {
-    for (var first = s0; first < end; first += QUERIES) {
+    for (var first = start; first < after; first += QUERIES) {
       for (var j = 0u; j < TILE_KEYS; j++) { // unroll
         score[j] = vec4<f32>(0.0);
         upstream[j] = vec4<f32>(0.0);
@@ -67,7 +69,7 @@ fn main(
         for (var load = lane; load < QUERIES * SLICE4; load += LANES) {
           let e = slice + load % SLICE4;
           let query = load / SLICE4;
-          let at = (min(first + query, end - 1u) * params.heads + head) * E4 + min(e, E4 - 1u);
+          let at = (min(first + query, after - 1u) * params.heads + head) * E4 + min(e, E4 - 1u);
           let place = (query % 4u * LANE_COLS + query / 4u) * Q_STRIDE + load % SLICE4;
           q_tile[place] = select(vec4<f32>(), q[at], e < E4);
           dout_tile[place] = select(vec4<f32>(), dout[at], e < E4);
@@ -88,20 +90,22 @@ fn main(
       var sums: vec4<f32>;
       var deltas: vec4<f32>;
       for (var i = 0u; i < 4u; i++) { // unroll
-        let kept = stats[min(queries[i], end - 1u) * params.heads + head];
+        let kept = stats[min(queries[i], after - 1u) * params.heads + head];
         sums[i] = kept.x;
         deltas[i] = kept.y;
       }
       for (var j = 0u; j < TILE_KEYS; j++) { // unroll
-        let seen = (queries >= vec4<u32>(s0 + row0 + j)) & (queries < vec4<u32>(row_end[j]));
-        let p = select(vec4<f32>(), exp(score[j] - sums), seen);
+        let seen = (queries >= vec4<u32>(range[j].x)) & (queries < vec4<u32>(range[j].y));
+        let s = to_score4(score[j]);
+        let p = select(vec4<f32>(), exp(s - sums), seen);
         p_tile[(row0 + j) * LANE_COLS + col] = p;
-        ds_tile[(row0 + j) * LANE_COLS + col] = p * (upstream[j] - deltas) * params.scale;
+        let ds = score_back4(s, p * (upstream[j] - deltas)) * params.scale;
+        ds_tile[(row0 + j) * LANE_COLS + col] = ds;
       }
       workgroupBarrier();
-      for (var at = 0u; at < LANE_COLS && first + 4u * at < end; at++) {
+      for (var at = 0u; at < LANE_COLS && first + 4u * at < after; at++) {
         for (var i = 0u; i < 4u; i++) { // unroll
-          let row = (min(first + 4u * at + i, end - 1u) * params.heads + head) * E4;
+          let row = (min(first + 4u * at + i, after - 1u) * params.heads + head) * E4;
           for (var c = 0u; c < COLS4; c++) { // unroll
             let query = q[row + min(col + c * LANE_COLS, E4 - 1u)];
             let dy = dout[row + min(col + c * LANE_COLS, E4 - 1u)];

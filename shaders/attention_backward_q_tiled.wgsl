@@ -1,9 +1,10 @@
-// O = P V, P = softmax(scale Q K^T)  =>  dQ[t,h] = scale sum_s P[t,s] (dO[t,h] . V[s] - delta[t,h]) K[s],
-// with P recomputed from the kept log-sum-exp: attention_backward_q for GPUs.
+// O = P V, P = softmax(score(scale Q K^T))  =>  dQ[t,h] = scale sum_s P[t,s] (dO[t,h] . V[s] - delta[t,h]) slope K[s]
+// over the keys that t sees, with slope that of the score and P recomputed from the kept log-sum-exp:
+// attention_backward_q for GPUs.
 // One workgroup owns QUERIES neighbouring queries of one head and walks their keys, KEYS at a time: Q K^T and
 // dO V^T from slices staged in workgroup memory, TILE_QUERIES x 4 an invocation; then what softmax's gradient
 // makes of them, staged, times K, which is read along its rows.
-// use: step, attention_backward_q_io
+// use: step, attention_backward_q_io, score=score_plain
 // grid: ceil_div(rows, QUERIES), heads
 const TILE_QUERIES: u32 = 2u;
 const LANE_ROWS: u32 = 8u; // of queries
@@ -35,19 +36,20 @@ fn main(
   let kv = head / (params.heads / params.kv_heads);
   let t0 = group.x * QUERIES;
   let last = min(t0 + QUERIES, rows) - 1u;
+  let after = key_range[last].y;
   let row0 = lane / LANE_COLS * TILE_QUERIES;
   let col = lane % LANE_COLS;
-  var start: array<u32, TILE_QUERIES>;
+  var range: array<vec2<u32>, TILE_QUERIES>;
   var kept: array<vec2<f32>, TILE_QUERIES>;
   var gradient: array<array<vec4<f32>, COLS4>, TILE_QUERIES>;
   var score: array<vec4<f32>, TILE_QUERIES>;
   var upstream: array<vec4<f32>, TILE_QUERIES>;
   for (var i = 0u; i < TILE_QUERIES; i++) { // unroll
     let t = min(t0 + row0 + i, last);
-    start[i] = spans[t].x;
+    range[i] = key_range[t];
     kept[i] = stats[t * params.heads + head];
   }
-  for (var first = spans[t0].x; first <= last; first += KEYS) {
+  for (var first = key_range[t0].x; first < after; first += KEYS) {
     for (var i = 0u; i < TILE_QUERIES; i++) { // unroll
       score[i] = vec4<f32>(0.0);
       upstream[i] = vec4<f32>(0.0);
@@ -65,7 +67,7 @@ fn main(
       for (var load = lane; load < KEYS * SLICE4; load += LANES) {
         let e = slice + load % SLICE4;
         let key = load / SLICE4;
-        let at = (min(first + key, last) * params.kv_heads + kv) * E4 + min(e, E4 - 1u);
+        let at = (min(first + key, after - 1u) * params.kv_heads + kv) * E4 + min(e, E4 - 1u);
         let place = (key % 4u * LANE_COLS + key / 4u) * K_STRIDE + load % SLICE4;
         k_tile[place] = select(vec4<f32>(), k[at], e < E4);
         v_tile[place] = select(vec4<f32>(), v[at], e < E4);
@@ -84,14 +86,16 @@ fn main(
     }
     let keys = vec4<u32>(first + 4u * col) + vec4<u32>(0u, 1u, 2u, 3u);
     for (var i = 0u; i < TILE_QUERIES; i++) { // unroll
-      let seen = (keys >= vec4<u32>(start[i])) & (keys <= vec4<u32>(t0 + row0 + i));
-      let p = select(vec4<f32>(), exp(score[i] - kept[i].x), seen);
-      ds_tile[(row0 + i) * LANE_COLS + col] = p * (upstream[i] - kept[i].y) * params.scale;
+      let seen = (keys >= vec4<u32>(range[i].x)) & (keys < vec4<u32>(range[i].y));
+      let s = to_score4(score[i]);
+      let p = select(vec4<f32>(), exp(s - kept[i].x), seen);
+      let ds = score_back4(s, p * (upstream[i] - kept[i].y)) * params.scale;
+      ds_tile[(row0 + i) * LANE_COLS + col] = ds;
     }
     workgroupBarrier();
-    for (var at = 0u; at < LANE_COLS && first + 4u * at <= last; at++) {
+    for (var at = 0u; at < LANE_COLS && first + 4u * at < after; at++) {
       for (var j = 0u; j < 4u; j++) { // unroll
-        let row = (min(first + 4u * at + j, last) * params.kv_heads + kv) * E4;
+        let row = (min(first + 4u * at + j, after - 1u) * params.kv_heads + kv) * E4;
         for (var c = 0u; c < COLS4; c++) { // unroll
           let key = k[row + min(col + c * LANE_COLS, E4 - 1u)];
           for (var i = 0u; i < TILE_QUERIES; i++) { // unroll

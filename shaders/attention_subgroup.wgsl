@@ -1,8 +1,8 @@
 // O[t,h] = sum_s p[s] V[s,k] as attention, for small subgroups: lanes own neighbouring queries of one
 // head, and each loads another part of a key and a value, which it hands to the others.
 // One invocation owns QUERIES queries, a workgroup is one subgroup, whose true size SUBGROUP must be, and
-// walks all keys of its queries' rows with a running maximum.
-// use: step, attention_io
+// walks all keys that its queries see with a running maximum.
+// use: step, attention_io, score=score_plain
 // grid: ceil_div(rows, QUERIES * SUBGROUP), heads
 const SUBGROUP: u32 = 8u;
 const QUERIES: u32 = min(max(32u / E4, 2u), 8u);
@@ -17,16 +17,16 @@ fn main(
   let head = group.y;
   let kv = head / (params.heads / params.kv_heads);
   let first = group.x * SUBGROUP * QUERIES;
-  let last = min(first + SUBGROUP * QUERIES, rows) - 1u;
+  let after = key_range[min(first + SUBGROUP * QUERIES, rows) - 1u].y;
   let t0 = first + lane * QUERIES;
   var query: array<array<vec4<f32>, E4>, QUERIES>;
   var sum_v: array<array<vec4<f32>, E4>, QUERIES>;
-  var start: array<u32, QUERIES>;
+  var range: array<vec2<u32>, QUERIES>;
   var highest: array<f32, QUERIES>;
   var total: array<f32, QUERIES>;
   for (var i = 0u; i < QUERIES; i++) { // unroll
     let t = min(t0 + i, rows - 1u);
-    start[i] = spans[t].x;
+    range[i] = key_range[t];
     highest[i] = -1e30;
     total[i] = 0.0;
     for (var e = 0u; e < E4; e++) { // unroll
@@ -36,7 +36,7 @@ fn main(
   }
   var key: array<vec4<f32>, LOADS>;
   var value: array<vec4<f32>, LOADS>;
-  for (var s = spans[first].x; s <= last; s++) {
+  for (var s = key_range[first].x; s < after; s++) {
     let at = (s * params.kv_heads + kv) * E4;
     for (var l = 0u; l < LOADS; l++) { // unroll
       key[l] = k[at + min(l * SUBGROUP + lane, E4 - 1u)];
@@ -54,8 +54,8 @@ fn main(
     }
     var p: array<f32, QUERIES>;
     for (var i = 0u; i < QUERIES; i++) { // unroll
-      let seen = s >= start[i] && s <= t0 + i;
-      let score = dot(products[i], vec4<f32>(1.0));
+      let seen = s >= range[i].x && s < range[i].y;
+      let score = to_score(dot(products[i], vec4<f32>(1.0)));
       let above = select(highest[i], max(highest[i], score), seen);
       let shrink = exp(highest[i] - above);
       p[i] = select(0.0, exp(score - above), seen);

@@ -1,9 +1,9 @@
-// O[t,h] = sum_s p[s] V[s,k], p = softmax_s(scale Q[t,h] . K[s,k]) over row start <= s <= t, k = h / group:
-// attention for GPUs. Keeps stats[t,h].x = log sum_s exp(scale Q . K) for the backward pass.
+// O[t,h] = sum_s p[s] V[s,k], p = softmax_s(score(scale Q[t,h] . K[s,k])) over the keys s that t sees, k = h / group:
+// attention for GPUs. Keeps stats[t,h].x = log sum_s exp(score) for the backward pass.
 // One workgroup owns QUERIES neighbouring queries of one head and walks their keys, KEYS at a time: scores
 // from slices of Q and K staged in workgroup memory, TILE_QUERIES x 4 an invocation; a running maximum; then
 // P, staged, times V, which is read along its rows.
-// use: step, attention_io
+// use: step, attention_io, score=score_plain
 // grid: ceil_div(rows, QUERIES), heads
 const TILE_QUERIES: u32 = 2u;
 const LANE_ROWS: u32 = 8u; // of queries
@@ -34,19 +34,20 @@ fn main(
   let kv = head / (params.heads / params.kv_heads);
   let t0 = group.x * QUERIES;
   let last = min(t0 + QUERIES, rows) - 1u;
+  let after = key_range[last].y;
   let row0 = lane / LANE_COLS * TILE_QUERIES;
   let col = lane % LANE_COLS;
-  var start: array<u32, TILE_QUERIES>;
+  var range: array<vec2<u32>, TILE_QUERIES>;
   var highest: array<f32, TILE_QUERIES>;
   var total: array<f32, TILE_QUERIES>; // over this invocation's keys
   var sum_v: array<array<vec4<f32>, COLS4>, TILE_QUERIES>;
   var score: array<vec4<f32>, TILE_QUERIES>;
   var seen: array<vec4<bool>, TILE_QUERIES>;
   for (var i = 0u; i < TILE_QUERIES; i++) { // unroll
-    start[i] = spans[min(t0 + row0 + i, last)].x;
+    range[i] = key_range[min(t0 + row0 + i, last)];
     highest[i] = -1e30;
   }
-  for (var first = spans[t0].x; first <= last; first += KEYS) {
+  for (var first = key_range[t0].x; first < after; first += KEYS) {
     for (var i = 0u; i < TILE_QUERIES; i++) { // unroll
       score[i] = vec4<f32>(0.0);
     }
@@ -62,7 +63,7 @@ fn main(
       for (var load = lane; load < KEYS * SLICE4; load += LANES) {
         let e = slice + load % SLICE4;
         let key = load / SLICE4;
-        let row = min(first + key, last) * params.kv_heads + kv;
+        let row = min(first + key, after - 1u) * params.kv_heads + kv;
         k_tile[(key % 4u * LANE_COLS + key / 4u) * K_STRIDE + load % SLICE4] =
           select(vec4<f32>(), k[row * E4 + min(e, E4 - 1u)], e < E4);
       }
@@ -80,7 +81,8 @@ fn main(
     }
     let keys = vec4<u32>(first + 4u * col) + vec4<u32>(0u, 1u, 2u, 3u);
     for (var i = 0u; i < TILE_QUERIES; i++) { // unroll
-      seen[i] = (keys >= vec4<u32>(start[i])) & (keys <= vec4<u32>(t0 + row0 + i));
+      seen[i] = (keys >= vec4<u32>(range[i].x)) & (keys < vec4<u32>(range[i].y));
+      score[i] = to_score4(score[i]);
       let masked = select(vec4<f32>(-1e30), score[i], seen[i]);
       partial[(row0 + i) * LANE_COLS + col] = max(max(masked.x, masked.y), max(masked.z, masked.w));
     }
@@ -100,9 +102,9 @@ fn main(
       p_tile[(row0 + i) * LANE_COLS + col] = p;
     }
     workgroupBarrier();
-    for (var at = 0u; at < LANE_COLS && first + 4u * at <= last; at++) {
+    for (var at = 0u; at < LANE_COLS && first + 4u * at < after; at++) {
       for (var j = 0u; j < 4u; j++) { // unroll
-        let row = (min(first + 4u * at + j, last) * params.kv_heads + kv) * E4;
+        let row = (min(first + 4u * at + j, after - 1u) * params.kv_heads + kv) * E4;
         for (var c = 0u; c < COLS4; c++) { // unroll
           let value = v[row + min(col + c * LANE_COLS, E4 - 1u)];
           for (var i = 0u; i < TILE_QUERIES; i++) { // unroll

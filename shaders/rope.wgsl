@@ -12,7 +12,7 @@ struct Params {
 const INTERLEAVED: bool = false;
 const INVERSE: bool = false;
 @group(0) @binding(0) var<storage, read> x: array<f32>;
-@group(0) @binding(1) var<storage, read> spans: array<vec2<u32>>; // start and end of the token's row
+@group(0) @binding(1) var<storage, read> positions: array<u32>; // of each token in its row
 @group(0) @binding(2) var<storage, read> table: array<vec2<f32>>; // (position, pair) -> cos, sin
 @group(0) @binding(3) var<storage, read_write> y: array<f32>;
 @group(0) @binding(15) var<uniform> params: Params;
@@ -40,7 +40,7 @@ fn main(
   }
   let first = base + select(pair, 2u * pair, INTERLEAVED);
   let second = first + select(rotated, 1u, INTERLEAVED);
-  let angle = table[(t - spans[t].x) * rotated + pair];
+  let angle = table[positions[t] * rotated + pair];
   let sine = select(angle.y, -angle.y, INVERSE);
   let a = x[first];
   let b = x[second];

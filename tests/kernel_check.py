@@ -187,7 +187,7 @@ class Checker:
         `libraries` by role, beside that of the weight.
         """
         kernel, params = self._kernel(name, arrays, params, constants, libraries)
-        known = {**kernel.constants, **params, **(step or {}), **arrays}
+        known = {**(constants or {}), **kernel.constants, **params, **(step or {}), **arrays}
         want = call_oracle(name, {n: as_float64(value) for n, value in known.items()})
         written = {slot.name for slot in kernel.slots if slot.access == "read_write"}
         assert set(want) == written, f"kernel '{name}' writes {written}, its oracle {set(want)}"
@@ -300,10 +300,26 @@ def fit(
     return checkers[1], {**(constants or {}), "SUBGROUP": device.subgroup_size}
 
 
-def make_spans(*lengths: int) -> np.ndarray:
-    """(start, end) of the row of each token, for rows of these lengths."""
-    ends = np.repeat(np.cumsum(lengths), lengths)
-    return np.stack([ends - np.repeat(lengths, lengths), ends], 1).astype(np.uint32)
+def make_positions(*lengths: int) -> np.ndarray:
+    """The position of each token in its row, for rows of these lengths."""
+    return np.concatenate([np.arange(n) for n in lengths]).astype(np.uint32)
+
+
+def who_sees(*lengths: int, window: int = 0) -> np.ndarray:
+    """(T, T) bool: does token t see token s, one of its row and of the last `window` (0 = all)."""
+    row, at = np.repeat(np.arange(len(lengths)), lengths), np.arange(sum(lengths))
+    back = at[:, None] - at
+    return (row[:, None] == row) & (back >= 0) & (back < (window or len(at)))
+
+
+def make_ranges(sees: np.ndarray) -> dict[str, np.ndarray]:
+    """(first, after) of what each token sees and is seen by, from a matrix as of `who_sees`."""
+
+    def ranges(seen: np.ndarray) -> np.ndarray:
+        first = seen.argmax(1)
+        return np.stack([first, first + seen.sum(1)], 1).astype(np.uint32)
+
+    return {"key_range": ranges(sees), "query_range": ranges(sees.T)}
 
 
 def compare(

@@ -101,7 +101,7 @@ def rms_norm_backward(
 
 def rope(
     x: np.ndarray,
-    spans: np.ndarray,
+    positions: np.ndarray,
     table: np.ndarray,
     heads: int,
     rotary: int,
@@ -109,7 +109,6 @@ def rope(
     INVERSE: bool = False,
 ) -> Outputs:
     y = x.reshape(len(x), heads, -1).copy()
-    positions = np.arange(len(x)) - spans[:, 0].astype(np.int64)
     angle = table[positions, :, 0] + 1j * table[positions, :, 1]
     angle = (np.conj(angle) if INVERSE else angle)[:, None]
     if INTERLEAVED:
@@ -121,10 +120,17 @@ def rope(
     return {"y": y.reshape(x.shape)}
 
 
-def visible(spans: np.ndarray) -> np.ndarray:
-    """(T, T) bool: may query t see key s."""
-    at = np.arange(len(spans))
-    return (at[None] >= spans[:, :1]) & (at[None] <= at[:, None])
+def within(ranges: np.ndarray) -> np.ndarray:
+    """(T, T) bool: does `ranges` (first, after) of each row hold the column."""
+    at = np.arange(len(ranges))
+    return (at >= ranges[:, :1]) & (at < ranges[:, 1:])
+
+
+def capped(product: np.ndarray, CAP: float) -> tuple[np.ndarray, np.ndarray | float]:
+    """The score of scale q . k, and its slope."""
+    if not CAP:
+        return product, 1.0
+    return CAP * np.tanh(product / CAP), 1 - np.tanh(product / CAP) ** 2
 
 
 def by_head(x: np.ndarray, heads: int, repeat: int = 1) -> np.ndarray:
@@ -141,14 +147,15 @@ def attention(
     q: np.ndarray,
     k: np.ndarray,
     v: np.ndarray,
-    spans: np.ndarray,
+    key_range: np.ndarray,
     heads: int,
     kv_heads: int,
     scale: float,
+    CAP: float = 0.0,
 ) -> Outputs:
     repeat = heads // kv_heads
-    scores = scale * by_head(q, heads) @ by_head(k, kv_heads, repeat).transpose(0, 2, 1)
-    scores = np.where(visible(spans), scores, -np.inf)
+    products = scale * by_head(q, heads) @ by_head(k, kv_heads, repeat).transpose(0, 2, 1)
+    scores = np.where(within(key_range), capped(products, CAP)[0], -np.inf)
     highest = scores.max(-1, keepdims=True)
     lse = highest + np.log(np.exp(scores - highest).sum(-1, keepdims=True))
     o = np.exp(scores - lse) @ by_head(v, kv_heads, repeat)
@@ -167,18 +174,20 @@ def _softmax_gradient(
     v: np.ndarray,
     dout: np.ndarray,
     stats: np.ndarray,
-    spans: np.ndarray,
+    sees: np.ndarray,
     heads: int,
     kv_heads: int,
     scale: float,
+    CAP: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """P and dS, both (H, T, T), from the kept log-sum-exp and delta."""
+    """P and the gradient of q . k, both (H, T, T), from the kept log-sum-exp and delta."""
     repeat = heads // kv_heads
-    scores = scale * by_head(q, heads) @ by_head(k, kv_heads, repeat).transpose(0, 2, 1)
+    products = scale * by_head(q, heads) @ by_head(k, kv_heads, repeat).transpose(0, 2, 1)
+    scores, slope = capped(products, CAP)
     lse, delta = stats.transpose(2, 1, 0)[..., None]
-    p = np.exp(np.where(visible(spans), scores - lse, -np.inf))
+    p = np.exp(np.where(sees, scores - lse, -np.inf))
     dp = by_head(dout, heads) @ by_head(v, kv_heads, repeat).transpose(0, 2, 1)
-    return p, p * (dp - delta) * scale
+    return p, p * (dp - delta) * slope * scale
 
 
 def attention_backward_q(
@@ -187,12 +196,14 @@ def attention_backward_q(
     v: np.ndarray,
     dout: np.ndarray,
     stats: np.ndarray,
-    spans: np.ndarray,
+    key_range: np.ndarray,
     heads: int,
     kv_heads: int,
     scale: float,
+    CAP: float = 0.0,
 ) -> Outputs:
-    _, ds = _softmax_gradient(q, k, v, dout, stats, spans, heads, kv_heads, scale)
+    sees = within(key_range)
+    _, ds = _softmax_gradient(q, k, v, dout, stats, sees, heads, kv_heads, scale, CAP)
     return {"dq": by_token(ds @ by_head(k, kv_heads, heads // kv_heads))}
 
 
@@ -202,12 +213,14 @@ def attention_backward_kv(
     v: np.ndarray,
     dout: np.ndarray,
     stats: np.ndarray,
-    spans: np.ndarray,
+    query_range: np.ndarray,
     heads: int,
     kv_heads: int,
     scale: float,
+    CAP: float = 0.0,
 ) -> Outputs:
-    p, ds = _softmax_gradient(q, k, v, dout, stats, spans, heads, kv_heads, scale)
+    sees = within(query_range).T
+    p, ds = _softmax_gradient(q, k, v, dout, stats, sees, heads, kv_heads, scale, CAP)
     dk = ds.transpose(0, 2, 1) @ by_head(q, heads)
     dv = p.transpose(0, 2, 1) @ by_head(dout, heads)
     shared = (kv_heads, heads // kv_heads, *dk.shape[1:])

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import oracles
 import pytest
-from kernel_check import Checker, fit, make_spans
+from kernel_check import Checker, fit, make_ranges, who_sees
 
 from wgtrain.engine.kernel import Kernel, load_kernel
 from wgtrain.engine.tuning import GPU_CANDIDATES, Choice
@@ -37,27 +37,45 @@ def check_attention(
     heads: int,
     kv_heads: int,
     head_size: int,
+    *,
+    sees: np.ndarray | None = None,
+    cap: float = 0.0,
+    spread: float = 1.0,
+    suffix: str = "",
     **how: Any,
 ) -> None:
-    """Forward, delta and both backward kernels, each fed from the oracles."""
-    how = dict(how)
-    suffix = how.pop("suffix", "")
+    """Forward, delta and both backward kernels, each fed from the oracles.
+
+    `sees`: who sees whom, causal rows by default; `spread`: standard deviation of scale q . k.
+    """
+    how |= {"CAP": cap} if cap else {}
+    libraries = {"score": "score_capped"} if cap else {}
     checker, constants = fit(checkers, f"attention{suffix}", {"E4": head_size // 4, **how})
     check = checker.check
     rows = sum(lengths)
-    q = normal(rows, heads * head_size)
+    q = normal(rows, heads * head_size) * spread
     k, v = normal(2, rows, kv_heads * head_size)
-    params = {"rows": "T", "heads": heads, "kv_heads": kv_heads, "scale": head_size**-0.5}
-    arrays = {"q": q, "k": k, "v": v, "spans": make_spans(*lengths)}
-    check(f"attention{suffix}", arrays, params, rows=rows, constants=constants)
-    forward = oracles.attention(**arrays, heads=heads, kv_heads=kv_heads, scale=params["scale"])
+    scale = head_size**-0.5
+    params = {"rows": "T", "heads": heads, "kv_heads": kv_heads, "scale": scale}
+    ranges = make_ranges(who_sees(*lengths) if sees is None else sees)
+    arrays = {"q": q, "k": k, "v": v, "key_range": ranges["key_range"]}
+    common: dict[str, Any] = {"rows": rows, "constants": constants, "libraries": libraries}
+    check(f"attention{suffix}", arrays, params, **common)
+    shape = {"heads": heads, "kv_heads": kv_heads, "scale": scale, "CAP": cap}
+    forward = oracles.attention(**arrays, **shape)
     dout = normal(*q.shape)
     delta = {"o": forward["o"], "dout": dout, "stats": forward["stats"]}
     sizes = {"rows": "T", "heads": heads, "e4": head_size // 4}
     check("attention_delta", delta, sizes, rows=rows)
     arrays |= {"dout": dout, "stats": oracles.attention_delta(**delta)["stats"]}
-    for kernel in ATTENTION[1:]:
-        check(f"{kernel}{suffix}", arrays, params, rows=rows, constants=constants, scale=1.0)
+    common["scale"] = 1.0
+    if sees is not None and sees.sum() == rows:  # dO . V - delta is 0 where one key is seen
+        undone = {**arrays, "stats": arrays["stats"] * [1.0, 0.0]}
+        common["scale"] = np.linalg.norm(oracles.attention_backward_q(**undone, **shape)["dq"])
+    check(f"attention_backward_q{suffix}", arrays, params, **common)
+    arrays["query_range"] = ranges["query_range"]
+    del arrays["key_range"]
+    check(f"attention_backward_kv{suffix}", arrays, params, **common)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -78,6 +96,82 @@ def test_attention_in_whole_tiles(checkers: tuple[Checker, Checker], head_size: 
     """With the constants as they are: 16 tokens of one side, 32 of the other."""
     for case in (((15, 2, 33, 16), 2, 1), ((1, 64), 2, 2)):
         check_attention(checkers, *case, head_size, suffix="_tiled")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("window", [1, 3, 7, 8, 9, 33, 60])
+def test_windows(checkers: tuple[Checker, Checker], window: int, variant: str) -> None:
+    """Around blocks of 8 tokens, as long as the longest row and longer; several rows, and one."""
+    for lengths, heads, kv_heads in (((19, 1, 33, 2), 4, 2), ((41,), 1, 1)):
+        sees = who_sees(*lengths, window=window)
+        check_attention(checkers, lengths, heads, kv_heads, 8, sees=sees, **VARIANTS[variant])
+
+
+@pytest.mark.parametrize("window", [1, 15, 16, 17, 31, 32, 33])
+def test_windows_in_whole_tiles(checkers: tuple[Checker, Checker], window: int) -> None:
+    lengths = (33, 2, 64)
+    sees = who_sees(*lengths, window=window)
+    check_attention(checkers, lengths, 2, 1, 64, sees=sees, suffix="_tiled")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_ranges_need_not_be_causal(checkers: tuple[Checker, Checker], variant: str) -> None:
+    """Rows whose tokens all see each other, and a prefix that does before tokens that look back."""
+    lengths = (19, 1, 33)
+    row = np.repeat(np.arange(3), lengths)
+    both_ways = row[:, None] == row
+    prefix = who_sees(*lengths) | (both_ways & (np.arange(53) < 11))
+    for sees in (both_ways, prefix):
+        check_attention(checkers, lengths, 4, 2, 8, sees=sees, **VARIANTS[variant])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_keys_outside_windows_are_not_visited(
+    checkers: tuple[Checker, Checker], variant: str
+) -> None:
+    """Tokens that no token of a block of 64 sees, or is seen by, may hold anything."""
+    how = dict(VARIANTS[variant])
+    suffix = how.pop("suffix", "")
+    rows, window = 128, 5
+    ranges = make_ranges(who_sees(rows, window=window))
+    params = {"rows": "T", "heads": 1, "kv_heads": 1, "scale": 0.3}
+    arrays = {name: normal(rows, 8) for name in ("q", "k", "v", "dout")}
+    arrays["stats"] = np.abs(normal(rows, 1, 2)) + 3
+    unseen = {"attention": ("k", "v", 0, 56), "attention_backward_q": ("k", "v", 0, 56)}
+    unseen["attention_backward_kv"] = ("q", "dout", 72, rows)
+    written = {"attention": ("o",), "attention_backward_q": ("dq",)}
+    written["attention_backward_kv"] = ("dk", "dv")
+    for name, (one, other, first, after) in unseen.items():
+        checker, constants = fit(checkers, name + suffix, {"E4": 2, **how})
+        kernel = load_kernel(name + suffix, constants)
+        found = []
+        for fill in (0.0, np.nan):
+            given = {n: a.copy() for n, a in arrays.items()} | ranges
+            for part in (one, other):
+                given[part][first:after] = fill
+            given = {s.name: given[s.name] for s in kernel.slots if s.name in given}
+            like = {n: np.zeros((rows, 8)) for n in written[name]}
+            if name == "attention":
+                del given["stats"]
+                like["stats"] = arrays["stats"]
+            found.append(
+                checker.run(name + suffix, given, params, like, rows=rows, constants=constants)
+            )
+        block = slice(0, 64) if first else slice(64, rows)
+        for output in written[name]:
+            clean, dirty = (result[output][block] for result in found)
+            assert np.isfinite(dirty).all(), (name, output)
+            np.testing.assert_array_equal(clean, dirty)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("spread", [1.0, 8.0, 1e6])
+def test_capped_scores(checkers: tuple[Checker, Checker], spread: float, variant: str) -> None:
+    """Scores about the cap, above it where tanh is flat, and far beyond; within a window too."""
+    for lengths, window in (((5, 1, 11), 0), ((19, 33), 9)):
+        sees = who_sees(*lengths, window=window)
+        more = {"sees": sees, "cap": 1.5, "spread": spread, **VARIANTS[variant]}
+        check_attention(checkers, lengths, 4, 2, 8, **more)
 
 
 def test_variants_take_what_attention_takes() -> None:
@@ -110,7 +204,8 @@ def test_attention_with_large_scores(
     """Scores whose exponentials would overflow or vanish: only their differences matter."""
     rows = 9
     q, k = np.ones((rows, 8)), np.ones((rows, 8)) * offset / 8 + normal(rows, 8)
-    arrays = {"q": q, "k": k, "v": normal(rows, 8), "spans": make_spans(rows)}
+    arrays = {"q": q, "k": k, "v": normal(rows, 8)}
+    arrays["key_range"] = make_ranges(who_sees(rows))["key_range"]
     params = {"rows": "T", "heads": 1, "kv_heads": 1, "scale": 1.0}
     kernel = "attention" if variant == "plain" else f"attention_{variant}"
     checker, constants = fit(checkers, kernel, {"E4": 2})

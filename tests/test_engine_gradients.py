@@ -14,6 +14,7 @@ from wgtrain.engine.graph import Tensor
 from wgtrain.engine.tuning import DEFAULT_CPU, DEFAULT_GPU
 from wgtrain.errors import OptionError
 from wgtrain.infer.model import Model
+from wgtrain.model.layers import Layer, Rope
 from wgtrain.train.config import LoraConfig
 from wgtrain.train.learner import Learner
 
@@ -24,11 +25,17 @@ SHAPES = {
     "qwen3": rm.Shape(architecture="qwen3", head_size=20, vocabulary=67),
 }
 LENGTHS = [13, 1, 9, 17]
+LAYERS = (
+    Layer(Rope(1e4, 16, interleaved=True), window=5, softcap=1.5),
+    Layer(Rope(1e2, 8, interleaved=False)),
+)
 
 
-@pytest.fixture(scope="module", params=list(SHAPES))
+@pytest.fixture(scope="module", params=[*SHAPES, "layers that differ"])
 def model(request: pytest.FixtureRequest) -> Iterator[Model]:
-    opened = rm.load(rm.build(SHAPES[request.param]))
+    opened = rm.load(rm.build(SHAPES.get(request.param, SHAPES["qwen2"])))
+    if request.param not in SHAPES:
+        opened.config = replace(opened.config, layers=LAYERS)
     yield opened
     opened.close()
 

@@ -99,13 +99,14 @@ def is_ours(read: Callable[[], object]) -> str | None:
 
 
 def check_config(config: ModelConfig) -> None:
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if isinstance(value, float):
-            assert F32_MIN <= value <= F32_MAX, field.name
-        elif type(value) is int:
-            assert 0 <= value < 1 << 24, field.name
-    assert np.isfinite(config.rope_table(300)).all()
+    for part in (config, config.layers[0].rope):
+        for field in dataclasses.fields(part):
+            value = getattr(part, field.name)
+            if isinstance(value, float):
+                assert F32_MIN <= value <= F32_MAX, field.name
+            elif type(value) is int:
+                assert 0 <= value < 1 << 24, field.name
+    assert np.isfinite(config.layers[0].rope.table(300)).all()
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])

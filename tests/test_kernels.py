@@ -10,7 +10,7 @@ from kernel_check import (
     POISON,
     Checker,
     Packed,
-    make_spans,
+    make_positions,
     pack_weight,
     split_planes,
 )
@@ -180,7 +180,7 @@ def test_rope(check: Any, interleaved: bool, inverse: bool) -> None:
         params = {"rows": "T", "heads": heads, "head_size": head_size, "rotary": rotary}
         arrays = {
             "x": normal(rows, heads * head_size),
-            "spans": make_spans(*lengths),
+            "positions": make_positions(*lengths),
             "table": rope_table(max(lengths), rotary),
         }
         check("rope", arrays, params, rows=rows, constants=constants)

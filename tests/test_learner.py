@@ -22,6 +22,7 @@ from wgtrain.gpu import Device
 from wgtrain.infer.model import Model
 from wgtrain.model.base import plan_base
 from wgtrain.model.forward import Network, forward
+from wgtrain.model.layers import RopeTables
 from wgtrain.model.lora import lora_trainables
 from wgtrain.train.config import LoraConfig
 from wgtrain.train.learner import Accumulated, Learner, lora_learner
@@ -226,15 +227,15 @@ def test_an_objective_of_ones_own(model: Model) -> None:
     gradients = gpu.run(learner.gradients())
 
     # The same hidden states, by a plan of their own over the same parameters.
-    buffer, table = InputBuffer(40), config.rope_table(24)
-    rope, kept = Storage("rope", "inputs", table.nbytes), Storage("kept", "test", 4 * 40 * 64)
+    buffer, ropes = InputBuffer(40), RopeTables(config.layers, 24)
+    kept = Storage("kept", "test", 4 * 40 * 64)
     adapters = {name: (lora,) for name, lora in trainables.made(training=False).items()}
     g = Graph(training=False, tuning=model.base.tuning)
-    net = Network(config, model.weights, adapters, rope.window())
+    net = Network(config, model.weights, adapters, ropes.windows)
     forward(g, net, buffer.inputs, into=kept.window())
-    plan = Plan({"hidden": g}, [buffer.storage, rope, kept], 40)
+    plan = Plan({"hidden": g}, [buffer.storage, ropes.storage, kept], 40)
     gpu.run(plan.build(device))
-    device.write(rope.buffer, 0, table)
+    ropes.write(device)
     tokens = len(plain.tokens)
 
     def value(parameters: Mapping[str, np.ndarray]) -> float:

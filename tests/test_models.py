@@ -11,6 +11,7 @@ import random_model as rm
 from wgtrain.errors import FileError
 from wgtrain.files import Raw, parse_gguf, write_gguf
 from wgtrain.model.config import ModelConfig, read_config
+from wgtrain.model.layers import Layer, Rope
 
 SHAPE = rm.Shape(width=32, heads=2, kv_heads=1, head_size=16, feed_forward=48, layers=2)
 
@@ -67,9 +68,8 @@ def test_knobs(architecture: str, tied: bool) -> None:
     assert (got.architecture, got.width, got.n_layer) == (architecture, 36, 2)
     assert (got.n_head, got.n_head_kv, got.head_size) == (3, 1, 20)
     assert (got.feed_forward, got.vocabulary, got.context) == (52, 101, 512)
-    assert got.rope_theta == 5e5 and got.rotary == 12
     assert got.norm_eps == pytest.approx(1e-6)
-    assert got.rope_interleaved is (architecture == "llama")
+    assert got.layers == (Layer(Rope(5e5, 12, interleaved=architecture == "llama")),) * 2
     assert got.qkv_bias is (architecture == "qwen2")
     assert got.qk_norm is (architecture == "qwen3")
     assert got.tied_head is tied
@@ -96,8 +96,8 @@ def test_defaults_of_metadata() -> None:
     gone = ["attention.head_count_kv", "attention.key_length", "attention.value_length"]
     gone += ["rope.dimension_count", "rope.freq_base", "context_length"]
     got = config({f"llama.{key}": None for key in gone}, shape=shape)
-    assert (got.n_head_kv, got.head_size, got.rotary) == (2, 16, 16)
-    assert got.rope_theta == 10_000.0
+    assert (got.n_head_kv, got.head_size) == (2, 16)
+    assert got.layers == (Layer(Rope(10_000.0, 16, interleaved=True)),) * 2
 
 
 def test_a_llama_may_have_biases() -> None:
@@ -113,7 +113,7 @@ def test_a_llama_may_have_biases() -> None:
 
 
 def test_rotary_table() -> None:
-    got = config({"llama.rope.freq_base": 5e5}).rope_table(50)
+    got = config({"llama.rope.freq_base": 5e5}).layers[0].rope.table(50)
     assert got.shape == (50, 8, 2) and got.dtype == np.float32
     for position in (0, 1, 49):
         for pair in (0, 3, 7):

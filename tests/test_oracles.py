@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import oracles
 import pytest
-from kernel_check import make_spans
+from kernel_check import make_positions, make_ranges, who_sees
 
 Function = Callable[[np.ndarray], np.ndarray]
 
@@ -60,7 +60,7 @@ def test_rms_norm_backward(groups: int) -> None:
 def test_rope_inverse(interleaved: bool, rotary: int) -> None:
     angles = normal(3, rotary // 2)
     common = {
-        "spans": make_spans(2, 3),
+        "positions": make_positions(2, 3),
         "table": np.stack([np.cos(angles), np.sin(angles)], -1),
         "heads": 2,
         "rotary": rotary,
@@ -75,7 +75,7 @@ def test_rope_by_hand() -> None:
     """One head of six values, four of them turned by a quarter and a half; then position 0."""
     table = np.array([[[1.0, 0.0], [1.0, 0.0]], [[0.0, 1.0], [-1.0, 0.0]]])
     x = np.array([[1.0, 2, 3, 4, 5, 6]] * 3)
-    common = {"spans": make_spans(2, 1), "table": table, "heads": 1, "rotary": 4}
+    common = {"positions": make_positions(2, 1), "table": table, "heads": 1, "rotary": 4}
     halves = oracles.rope(x, **common)["y"]
     np.testing.assert_array_equal(halves[1], [-3, -2, 1, -4, 5, 6])
     neighbours = oracles.rope(x, INTERLEAVED=True, **common)["y"]
@@ -83,29 +83,54 @@ def test_rope_by_hand() -> None:
     np.testing.assert_array_equal(halves[[0, 2]], x[[0, 2]])
 
 
+@pytest.mark.parametrize("cap", [0.0, 0.7])
+@pytest.mark.parametrize("window", [0, 2])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(2, 2), (4, 2), (3, 1)])
-def test_attention_backward(heads: int, kv_heads: int) -> None:
-    spans = make_spans(3, 1, 2)
+def test_attention_backward(heads: int, kv_heads: int, window: int, cap: float) -> None:
+    ranges = make_ranges(who_sees(3, 1, 2, window=window))
+    keys, queries = ({name: ranges[name]} for name in ("key_range", "query_range"))
     q, k, v = (normal(6, 3 * n) for n in (heads, kv_heads, kv_heads))
-    sizes = {"spans": spans, "heads": heads, "kv_heads": kv_heads, "scale": 0.6}
+    sizes = {"heads": heads, "kv_heads": kv_heads, "scale": 0.6, "CAP": cap}
     dout = normal(*q.shape)
-    forward = oracles.attention(q, k, v, **sizes)
+
+    def run(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> dict[str, np.ndarray]:
+        return oracles.attention(q, k, v, **keys, **sizes)
+
+    forward = run(q, k, v)
     stats = oracles.attention_delta(forward["o"], dout, forward["stats"])["stats"]
-    dq = oracles.attention_backward_q(q, k, v, dout, stats, **sizes)["dq"]
-    both = oracles.attention_backward_kv(q, k, v, dout, stats, **sizes)
-    check_gradient(lambda q: oracles.attention(q, k, v, **sizes)["o"], q, dout, dq)
-    check_gradient(lambda k: oracles.attention(q, k, v, **sizes)["o"], k, dout, both["dk"])
-    check_gradient(lambda v: oracles.attention(q, k, v, **sizes)["o"], v, dout, both["dv"])
+    dq = oracles.attention_backward_q(q, k, v, dout, stats, **keys, **sizes)["dq"]
+    both = oracles.attention_backward_kv(q, k, v, dout, stats, **queries, **sizes)
+    check_gradient(lambda q: run(q, k, v)["o"], q, dout, dq)
+    check_gradient(lambda k: run(q, k, v)["o"], k, dout, both["dk"])
+    check_gradient(lambda v: run(q, k, v)["o"], v, dout, both["dv"])
 
 
 def test_attention_stays_within_rows() -> None:
     """Each row alone gives what it gives in the stream; its first token sees only itself."""
     q, k, v = normal(3, 6, 4)
     sizes = {"heads": 2, "kv_heads": 2, "scale": 0.5}
-    whole = oracles.attention(q, k, v, make_spans(4, 2), **sizes)["o"]
-    alone = oracles.attention(q[4:], k[4:], v[4:], make_spans(2), **sizes)["o"]
-    np.testing.assert_allclose(whole[4:], alone)
+
+    def attend(sees: np.ndarray, *qkv: np.ndarray) -> np.ndarray:
+        return oracles.attention(*qkv, make_ranges(sees)["key_range"], **sizes)["o"]
+
+    whole = attend(who_sees(4, 2), q, k, v)
+    np.testing.assert_allclose(whole[4:], attend(who_sees(2), q[4:], k[4:], v[4:]))
     np.testing.assert_allclose(whole[[0, 4]], v[[0, 4]])
+    windowed = attend(who_sees(4, 2, window=2), q, k, v)
+    np.testing.assert_allclose(windowed[[0, 1, 4, 5]], whole[[0, 1, 4, 5]])
+    for t in (2, 3):
+        pair = (x[t - 1 : t + 1] for x in (q, k, v))
+        np.testing.assert_allclose(windowed[t], attend(who_sees(2), *pair)[1])
+
+
+def test_ranges_by_hand() -> None:
+    """Rows of three and one; the second sees two tokens back at most."""
+    found = make_ranges(who_sees(3, 1))
+    assert found["key_range"].tolist() == [[0, 1], [0, 2], [0, 3], [3, 4]]
+    assert found["query_range"].tolist() == [[0, 3], [1, 3], [2, 3], [3, 4]]
+    found = make_ranges(who_sees(3, 1, window=2))
+    assert found["key_range"].tolist() == [[0, 1], [0, 2], [1, 3], [3, 4]]
+    assert found["query_range"].tolist() == [[0, 2], [1, 3], [2, 3], [3, 4]]
 
 
 def test_dropout_is_its_own_gradient() -> None:

@@ -144,7 +144,7 @@ def attention_cases(s: Setting) -> list[Case]:
     )
     scale = default_attention_scale(config.head_size)
     forward, backward = s.record(
-        lambda g: attention(g, q, k, v, inputs.spans, config.n_head, config.n_head_kv, scale)
+        lambda g: attention(g, q, k, v, inputs.ranges[0], config.n_head, config.n_head_kv, scale)
     )
     flops = attention_flops(shape.rows, shape.length, config.n_head, config.head_size)
     what = f"{shape.rows} x {shape.length}, {config.n_head} heads of {config.head_size}"
@@ -189,7 +189,8 @@ def stream_cases(s: Setting) -> list[Case]:
     width, inner = config.width, config.feed_forward
     query = config.n_head * config.head_size
     norm = Storage("norm", "norms", padded(width) * 4).window()
-    table = config.rope_table(s.shape.length)
+    turned = config.layers[0].rope
+    table = turned.table(s.shape.length)
     rotary = Storage("rotary table", "inputs", table.nbytes)
     x, up = s.input(width), s.input(inner, "up")
     recorded = {
@@ -201,11 +202,11 @@ def stream_cases(s: Setting) -> list[Case]:
                 lambda g: rope(
                     g,
                     s.input(query),
-                    inputs.spans,
+                    inputs.positions,
                     rotary.window(),
                     config.n_head,
-                    config.rotary,
-                    config.rope_interleaved,
+                    turned.rotary,
+                    turned.interleaved,
                     "rope",
                 )
             ),

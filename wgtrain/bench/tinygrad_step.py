@@ -31,7 +31,7 @@ class TinygradStep:
             name: tuple(Tensor(x).realize().is_param_() for x in pair)
             for name, pair in shape.adapter().items()
         }
-        table = shape.config.rope_table(shape.length)
+        table = shape.config.layers[0].rope.table(shape.length)
         self._rope = self._frozen(np.ascontiguousarray(table[None, :, None]))
         stream = shape.stream()
         self._tokens = self._frozen(np.ascontiguousarray(stream[:, :-1]))

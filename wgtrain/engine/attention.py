@@ -4,28 +4,40 @@ T tokens, H heads, K key-value heads, E head size.
 """
 
 import math
+from dataclasses import dataclass
 
 from wgtrain.engine.graph import Graph, Tensor, Window
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """Who sees whom, uint32 (T, 2) both: (first, after) of the `keys` that each token sees, at
+    least one, and of the `queries` that see each token. Neither ever goes back from one token to
+    the next.
+    """
+
+    keys: Window
+    queries: Window
 
 
 def rope(
     g: Graph,
     x: Tensor,
-    spans: Window,
+    positions: Window,
     table: Window,
     heads: int,
     rotary: int,
     interleaved: bool,
     name: str,
 ) -> Tensor:
-    """Rotary embedding of (T, heads * E) by position in the row; `table` (position, rotary / 2) of
-    cos, sin.
+    """Rotary embedding of (T, heads * E) by `positions` uint32 (T,); `table` (position, rotary / 2)
+    of cos, sin.
     """
     params = {"rows": x.rows, "heads": heads, "head_size": x.cols // heads, "rotary": rotary}
     y = g.tensor(name, x.rows, x.cols, trains=x.trains)
 
     def rotate(source: Tensor, result: Tensor, inverse: bool) -> None:
-        operands = {"x": source, "spans": spans, "table": table, "y": result}
+        operands = {"x": source, "positions": positions, "table": table, "y": result}
         g.launch(
             "rope", operands, params, constants={"INTERLEAVED": interleaved, "INVERSE": inverse}
         )
@@ -46,19 +58,27 @@ def attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    spans: Window,
+    ranges: Ranges,
     heads: int,
     kv_heads: int,
     scale: float,
+    softcap: float = 0.0,
 ) -> Tensor:
-    """Causal attention within rows: q (T, H E), k and v (T, K E) -> (T, H E)."""
+    """Attention of each token to the keys in its range: q (T, H E), k and v (T, K E) -> (T, H E).
+
+    Scores are s = scale q . k, or softcap tanh(s / softcap) where `softcap` is not 0.
+    """
     head_size = q.cols // heads
     params = {"rows": q.rows, "heads": heads, "kv_heads": kv_heads, "scale": scale}
-    constants = {"E4": head_size // 4}
+    constants: dict[str, float] = {"E4": head_size // 4}
+    libraries = {}
+    if softcap:
+        constants["CAP"] = softcap
+        libraries["score"] = "score_capped"
     o = g.tensor("attention", q.rows, q.cols, trains=q.trains or k.trains or v.trains)
     stats = g.tensor("attention.stats", q.rows, 2 * heads)
-    operands = {"q": q, "k": k, "v": v, "spans": spans, "o": o, "stats": stats}
-    g.launch_tuned("attention", operands, params, constants)
+    operands = {"q": q, "k": k, "v": v, "key_range": ranges.keys, "o": o, "stats": stats}
+    g.launch_tuned("attention", operands, params, constants, libraries)
     # q and k stay f32 also under bf16 capture: their rounding would be exponentiated, which costs
     # six times the accuracy of all gradients.
     saved = [g.save(tensor) for tensor in (v, o)] if o.trains else []
@@ -67,16 +87,16 @@ def attention(
         kept_v, kept_o = (restore() for restore in saved)
         delta = {"rows": q.rows, "heads": heads, "e4": head_size // 4}
         g.launch("attention_delta", {"o": kept_o, "dout": do, "stats": stats}, delta)
-        common = {"q": q, "k": k, "v": kept_v, "dout": do, "stats": stats, "spans": spans}
+        common = {"q": q, "k": k, "v": kept_v, "dout": do, "stats": stats}
         if q.trains:
             dq = g.tensor("d.q", q.rows, q.cols)
-            g.launch_tuned("attention_backward_q", {**common, "dq": dq}, params, constants)
+            operands = {**common, "key_range": ranges.keys, "dq": dq}
+            g.launch_tuned("attention_backward_q", operands, params, constants, libraries)
             g.pass_gradient(q, dq)
         if k.trains or v.trains:
             dk, dv = g.tensor("d.k", k.rows, k.cols), g.tensor("d.v", v.rows, v.cols)
-            g.launch_tuned(
-                "attention_backward_kv", {**common, "dk": dk, "dv": dv}, params, constants
-            )
+            operands = {**common, "query_range": ranges.queries, "dk": dk, "dv": dv}
+            g.launch_tuned("attention_backward_kv", operands, params, constants, libraries)
             if k.trains:
                 g.pass_gradient(k, dk)
             if v.trains:

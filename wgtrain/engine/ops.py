@@ -9,18 +9,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from wgtrain.engine.attention import Ranges
 from wgtrain.engine.graph import Graph, Tensor, Window, padded
 from wgtrain.engine.weight import Weight
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a step brings: `spans` = (start, end) of each token's row, `trained` = positions with a
-    target (C,), `where` = index into `trained` or -1 (T,), `targets` = vocabulary index of each
-    trained position (C,); `more` = what a loss takes besides, by name."""
+    """What a step brings: `positions` of the tokens in their rows (T,), `ranges` = who sees whom
+    by window (0 = the whole row), `trained` = positions with a target (C,), `where` = index into
+    `trained` or -1 (T,), `targets` = vocabulary index of each trained position (C,); `more` = what
+    a loss takes besides, by name."""
 
     tokens: Window
-    spans: Window
+    positions: Window
+    ranges: Mapping[int, Ranges]
     trained: Window
     where: Window
     targets: Window

@@ -15,6 +15,7 @@ from wgtrain.files import Adapter
 from wgtrain.gpu import Device
 from wgtrain.model.config import ModelConfig
 from wgtrain.model.forward import Network, forward
+from wgtrain.model.layers import RopeTables
 from wgtrain.model.lora import adapter_trainables
 from wgtrain.model.weights import Weights
 
@@ -40,8 +41,8 @@ class Session:
         self._device, self._config = device, config
         self.tuning = fitted(tuning, device) if tuning else default_tuning(device)
         self.max_tokens = max_tokens
-        self._inputs = InputBuffer(max_tokens)
-        self._rope = config.rope_table(max_tokens)
+        self._inputs = InputBuffer(max_tokens, config.windows)
+        self._ropes = RopeTables(config.layers, max_tokens)
         self._stack = [
             adapter_trainables(adapter, strength, device.limits, f"adapter {i}")
             for i, (adapter, strength) in enumerate(adapters)
@@ -56,9 +57,7 @@ class Session:
         self.rows = max(min(most // row, max_tokens), 1)  # logits made at once
         self._logits = Storage("logits", "logits", self.rows * row)
         hidden = Storage("hidden", "activations", max_tokens * padded(config.width) * 4)
-        rope = Storage("rotary table", "inputs", self._rope.nbytes)
-        net = Network(config, weights, loras, rope.window())
-        self._rope_storage = rope
+        net = Network(config, weights, loras, self._ropes.windows)
         body = Graph(training=False, tuning=self.tuning)
         forward(body, net, self._inputs.inputs, into=hidden.window())
         head = Graph(training=False, tuning=self.tuning)
@@ -71,7 +70,7 @@ class Session:
             self._inputs.storage,
             *(storage for trainables in self._stack for storage in trainables.values.storages),
             hidden,
-            rope,
+            self._ropes.storage,
             self._logits,
         ]
         self.plan = Plan({"body": body, "head": head}, storages, max_tokens)
@@ -80,7 +79,7 @@ class Session:
         """Allocates and compiles."""
         try:
             await self.plan.build(self._device)
-            self._device.write(self._rope_storage.live, 0, self._rope)
+            self._ropes.write(self._device)
             for trainables in self._stack:
                 trainables.values.open(self._device)
                 trainables.values.forget()

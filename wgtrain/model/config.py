@@ -5,8 +5,6 @@ refused by name.
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from wgtrain.engine.weight import MATRIX_TYPES
 from wgtrain.errors import FileError
 from wgtrain.files import GGUF
@@ -19,32 +17,38 @@ from wgtrain.files.architectures import (
     find_architecture,
 )
 from wgtrain.files.source import shown
+from wgtrain.model.layers import Layer, Rope
 
 LINEARS = tuple(ALL_LINEARS)  # of a block, in the order of the forward pass
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shapes and switches of one model. `rope_interleaved`: pairs are neighbours, else half a
-    width apart.
-    """
+    """Shapes and switches of one model."""
 
     architecture: str
     width: int  # D
-    n_layer: int  # L
+    layers: tuple[Layer, ...]
     n_head: int  # H
     n_head_kv: int  # K
     head_size: int  # E
     feed_forward: int  # F
     vocabulary: int  # V
     norm_eps: float
-    rope_theta: float
-    rotary: int  # rotated values of a head
-    rope_interleaved: bool
     qkv_bias: bool
     qk_norm: bool
     tied_head: bool
     context: int  # positions the model was trained for
+
+    @property
+    def n_layer(self) -> int:
+        """L."""
+        return len(self.layers)
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """The distinct windows of its layers, 0 = whole rows."""
+        return tuple(dict.fromkeys(layer.window for layer in self.layers))
 
     @property
     def head_name(self) -> str:
@@ -92,12 +96,6 @@ class ModelConfig:
             ends["output.weight"] = (self.vocabulary, self.width)
         return ends | self.linears()
 
-    def rope_table(self, positions: int) -> np.ndarray:
-        """cos and sin of every angle, float32 (positions, rotary / 2, 2), computed in float64."""
-        frequency = self.rope_theta ** (-np.arange(0, self.rotary, 2) / self.rotary)
-        angle = np.arange(positions)[:, None] * frequency
-        return np.stack([np.cos(angle), np.sin(angle)], -1).astype(np.float32)
-
 
 def read_config(gguf: GGUF) -> ModelConfig:
     """The configuration of a model file; FileError for one that is not covered or not whole."""
@@ -111,6 +109,9 @@ def read_config(gguf: GGUF) -> ModelConfig:
     values: Values = {}
     for key in row.keys:
         values[key.field] = _read(gguf, row, key, values)
+    if values["n_layer"] > (count := len(gguf.tensors)):
+        problem = f"{row.name}.block_count {values['n_layer']}, but the file has {count} tensors"
+        raise _unusable(gguf, [problem])
     config = make_config(
         row,
         values,
@@ -133,19 +134,17 @@ def make_config(
     row: Architecture, values: Values, *, vocabulary: int, qkv_bias: bool, tied_head: bool
 ) -> ModelConfig:
     """The configuration of an architecture with numbers by `Key.field`, not checked."""
+    rope = Rope(float(values["rope_theta"]), values["rotary"], row.rope_interleaved)
     return ModelConfig(
         architecture=row.name,
         width=values["width"],
-        n_layer=values["n_layer"],
+        layers=(Layer(rope),) * values["n_layer"],
         n_head=values["n_head"],
         n_head_kv=values["n_head_kv"],
         head_size=values["head_size"],
         feed_forward=values["feed_forward"],
         vocabulary=vocabulary,
         norm_eps=float(values["norm_eps"]),
-        rope_theta=float(values["rope_theta"]),
-        rotary=values["rotary"],
-        rope_interleaved=row.rope_interleaved,
         qkv_bias=qkv_bias,
         qk_norm=row.qk_norm,
         tied_head=tied_head,
@@ -211,22 +210,17 @@ def _shape_problems(gguf: GGUF, c: ModelConfig) -> list[str]:
         )
     if c.head_size > 256:
         problems.append(f"{prefix}: head size {c.head_size} is above 256, which is not supported")
-    if c.rotary % 2 or c.rotary > c.head_size:
+    rotary = c.layers[0].rope.rotary
+    if rotary % 2 or rotary > c.head_size:
         problems.append(
-            f"{prefix}.rope.dimension_count {c.rotary} is not an even number up to {c.head_size}"
+            f"{prefix}.rope.dimension_count {rotary} is not an even number up to {c.head_size}"
         )
     if ARCHITECTURES[prefix].biases and not c.qkv_bias:
         problems.append(f"tensor blk.0.attn_q.bias is missing, which {prefix} needs")
-    if c.n_layer > len(gguf.tensors):
-        problems.append(
-            f"{prefix}.block_count {c.n_layer}, but the file has {len(gguf.tensors)} tensors"
-        )
     return problems
 
 
 def _tensor_problems(gguf: GGUF, c: ModelConfig) -> list[str]:
-    if c.n_layer > len(gguf.tensors):
-        return []
     matrices, vectors = c.matrices(), c.vectors()
     expected: dict[str, tuple[int, ...]] = {
         **matrices,

@@ -9,6 +9,7 @@ from wgtrain.engine.graph import Graph, Tensor, Window
 from wgtrain.engine.linear import Adapter, Linear, linear
 from wgtrain.engine.ops import Inputs
 from wgtrain.model.config import ModelConfig
+from wgtrain.model.layers import Layer, Rope
 from wgtrain.model.weights import Weights
 
 Trained = Adapter  # what can train at a tensor of a network
@@ -17,13 +18,13 @@ Trained = Adapter  # what can train at a tensor of a network
 @dataclass(frozen=True)
 class Network:
     """Everything `forward` reads: shapes, frozen weights, what trains by the tensor it is at, and
-    the rotary table (positions, rotary / 2).
+    the rotary tables (positions, rotary / 2) of its layers.
     """
 
     config: ModelConfig
     weights: Weights
     trained: Mapping[str, tuple[Trained, ...]]
-    rope: Window
+    ropes: Mapping[Rope, Window]
 
     def linear(self, name: str) -> Linear:
         """The linear of the weight `name`."""
@@ -53,25 +54,26 @@ def forward(
     """
     config = net.config
     x = ops.embed(g, inputs.tokens, net.weights.matrices["token_embd.weight"])
-    for layer in range(config.n_layer):
+    for number, layer in enumerate(config.layers):
 
-        def block(x: Tensor, layer: int = layer) -> Tensor:
-            with g.scope(f"blk.{layer}"):
-                return _block(g, net, inputs, x, f"blk.{layer}.")
+        def block(x: Tensor, number: int = number, layer: Layer = layer) -> Tensor:
+            with g.scope(f"blk.{number}"):
+                return _block(g, net, inputs, x, f"blk.{number}.", layer)
 
         x = g.checkpoint(block, x) if grad_checkpoint else block(x)
     return ops.rms_norm(g, x, net.vector("output_norm.weight"), config.norm_eps, into=into)
 
 
-def _block(g: Graph, net: Network, inputs: Inputs, x: Tensor, prefix: str) -> Tensor:
+def _block(g: Graph, net: Network, inputs: Inputs, x: Tensor, prefix: str, layer: Layer) -> Tensor:
     config = net.config
     norm = net.vector(f"{prefix}attn_norm.weight")
     h = ops.rms_norm(g, x, norm, config.norm_eps, name="attn_norm")
-    q = _rotated(g, net, inputs, h, prefix, "attn_q", config.n_head)
-    k = _rotated(g, net, inputs, h, prefix, "attn_k", config.n_head_kv)
+    q = _rotated(g, net, inputs, h, prefix, "attn_q", config.n_head, layer.rope)
+    k = _rotated(g, net, inputs, h, prefix, "attn_k", config.n_head_kv, layer.rope)
     v = _linear(g, net, h, prefix, "attn_v")
     scale = default_attention_scale(config.head_size)
-    o = attention(g, q, k, v, inputs.spans, config.n_head, config.n_head_kv, scale)
+    ranges, heads = inputs.ranges[layer.window], (config.n_head, config.n_head_kv)
+    o = attention(g, q, k, v, ranges, *heads, scale, layer.softcap)
     x = ops.add(g, x, _linear(g, net, o, prefix, "attn_output"), "attn_residual")
     norm = net.vector(f"{prefix}ffn_norm.weight")
     h = ops.rms_norm(g, x, norm, config.norm_eps, name="ffn_norm")
@@ -86,14 +88,19 @@ def _linear(g: Graph, net: Network, x: Tensor, prefix: str, name: str) -> Tensor
 
 
 def _rotated(
-    g: Graph, net: Network, inputs: Inputs, h: Tensor, prefix: str, name: str, heads: int
+    g: Graph,
+    net: Network,
+    inputs: Inputs,
+    h: Tensor,
+    prefix: str,
+    name: str,
+    heads: int,
+    kind: Rope,
 ) -> Tensor:
     """A query or key projection, normalised per head where the model does so, then rotated."""
-    config = net.config
     x = _linear(g, net, h, prefix, name)
     norm = f"{prefix}{name}_norm.weight"
     if norm in net.weights.vectors:
-        x = ops.rms_norm(g, x, net.vector(norm), config.norm_eps, heads, f"{name}_norm")
-    return rope(
-        g, x, inputs.spans, net.rope, heads, config.rotary, config.rope_interleaved, f"{name}_rope"
-    )
+        x = ops.rms_norm(g, x, net.vector(norm), net.config.norm_eps, heads, f"{name}_norm")
+    how = heads, kind.rotary, kind.interleaved
+    return rope(g, x, inputs.positions, net.ropes[kind], *how, f"{name}_rope")

@@ -25,6 +25,7 @@ from wgtrain.files import resolve_targets
 from wgtrain.gpu import Device
 from wgtrain.model.base import Base
 from wgtrain.model.forward import Network, Trained, forward
+from wgtrain.model.layers import RopeTables
 from wgtrain.model.lora import lora_trainables, target_tensors
 from wgtrain.train.config import LoraConfig
 from wgtrain.train.objectives import NextToken, Objective
@@ -72,9 +73,8 @@ class Learner:
     ):
         self.trainables, self.max_row, self.tuning = trainables, max_row, base.tuning
         self._device, self._objective = device, objective
-        self._inputs = InputBuffer(max_tokens, objective.inputs)
-        self._rope = base.config.rope_table(max_row)
-        self._rope_storage = Storage("rotary table", "inputs", self._rope.nbytes)
+        self._inputs = InputBuffer(max_tokens, base.config.windows, objective.inputs)
+        self._ropes = RopeTables(base.config.layers, max_row)
         self._totals = Storage("totals", "reports", TOTALS.itemsize)
         self._evaluation = Storage("evaluation", "reports", TOTALS.itemsize)
         self.optimizer = AdamW(trainables, self._totals.window())
@@ -82,7 +82,7 @@ class Learner:
         def record(graph: Graph, totals: Storage) -> Graph:
             made = trainables.made(graph.training)
             trained = {name: (it,) for name, it in made.items()}
-            net = Network(base.config, base.weights, trained, self._rope_storage.window())
+            net = Network(base.config, base.weights, trained, self._ropes.windows)
             inputs = self._inputs.inputs
             hidden = forward(graph, net, inputs, grad_checkpoint)
             objective.record(graph, net, hidden, inputs, totals.window(), max_tokens)
@@ -100,7 +100,7 @@ class Learner:
             *trainables.gradients.storages,
             *self.optimizer.storages,
             self._inputs.storage,
-            self._rope_storage,
+            self._ropes.storage,
             self._totals,
             self._evaluation,
         ]
@@ -137,7 +137,7 @@ class Learner:
             return
         try:
             await self.plan.build(self.device)
-            self.device.write(self._rope_storage.live, 0, self._rope)
+            self._ropes.write(self.device)
             for part in (self.trainables, self.optimizer):
                 part.open(self.device)
             self._built = True

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from wgtrain.engine.graph import Launch, Tensor, padded
+from wgtrain.engine.inputs import visible
 from wgtrain.engine.kernel import Kernel
 from wgtrain.engine.plan import Plan
 from wgtrain.engine.structs import step_bytes
@@ -230,9 +231,10 @@ class _Stage:
         """Contents of an operand: rows of tokens, or bits that are modest numbers of either sign as
         f32, as pairs of f16 or bf16, and as integers.
         """
-        if name == "spans":
-            start = np.arange(self._rows, dtype=np.uint32) // max_row * max_row
-            return np.stack([start, np.minimum(start + max_row, self._rows)], 1).astype(np.uint32)
+        if name in ("key_range", "query_range"):
+            start = np.arange(self._rows) // max_row * max_row
+            keys, queries = visible(start, np.minimum(start + max_row, self._rows))
+            return keys if name == "key_range" else queries
         words: np.ndarray = rng.integers(0, 1 << 32, self._size(name, operand) // 4, np.uint32)
         words = (words & np.uint32(0x83FF83FF)) | np.uint32(0x3C003C00)
         if isinstance(operand, Tensor) and operand.cols % 4:
