@@ -5,7 +5,7 @@
 // One workgroup owns KEYS neighbouring keys of one key-value head and walks their queries, QUERIES at a time:
 // K Q^T and V dO^T from slices staged in workgroup memory, TILE_KEYS x 4 an invocation; then P and what
 // softmax's gradient makes of it, staged, times dO and Q, which are read along their rows.
-// use: step, attention_backward_kv_io, score=score_plain
+// use: step, attention_io, attention_backward_kv_io, score=score_plain
 // grid: ceil_div(rows, KEYS), kv_heads
 const TILE_KEYS: u32 = 2u;
 const LANE_ROWS: u32 = 8u; // of keys

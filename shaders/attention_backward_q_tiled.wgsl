@@ -4,7 +4,7 @@
 // One workgroup owns QUERIES neighbouring queries of one head and walks their keys, KEYS at a time: Q K^T and
 // dO V^T from slices staged in workgroup memory, TILE_QUERIES x 4 an invocation; then what softmax's gradient
 // makes of them, staged, times K, which is read along its rows.
-// use: step, attention_backward_q_io, score=score_plain
+// use: step, attention_io, attention_backward_q_io, score=score_plain
 // grid: ceil_div(rows, QUERIES), heads
 const TILE_QUERIES: u32 = 2u;
 const LANE_ROWS: u32 = 8u; // of queries

@@ -2,7 +2,7 @@
 // head, and each loads another part of a key and a value, which it hands to the others.
 // One invocation owns QUERIES queries, a workgroup is one subgroup, whose true size SUBGROUP must be, and
 // walks all keys that its queries see with a running maximum.
-// use: step, attention_io, score=score_plain
+// use: step, attention_io, attention_forward_io, attention_forward_walk, score=score_plain
 // grid: ceil_div(rows, QUERIES * SUBGROUP), heads
 const SUBGROUP: u32 = 8u;
 const QUERIES: u32 = min(max(32u / E4, 2u), 8u);
@@ -19,66 +19,23 @@ fn main(
   let first = group.x * SUBGROUP * QUERIES;
   let after = key_range[min(first + SUBGROUP * QUERIES, rows) - 1u].y;
   let t0 = first + lane * QUERIES;
-  var query: array<array<vec4<f32>, E4>, QUERIES>;
-  var sum_v: array<array<vec4<f32>, E4>, QUERIES>;
-  var range: array<vec2<u32>, QUERIES>;
-  var highest: array<f32, QUERIES>;
-  var total: array<f32, QUERIES>;
-  for (var i = 0u; i < QUERIES; i++) { // unroll
-    let t = min(t0 + i, rows - 1u);
-    range[i] = key_range[t];
-    highest[i] = -1e30;
-    total[i] = 0.0;
-    for (var e = 0u; e < E4; e++) { // unroll
-      query[i][e] = q[(t * params.heads + head) * E4 + e] * params.scale;
-      sum_v[i][e] = vec4<f32>(0.0);
-    }
-  }
-  var key: array<vec4<f32>, LOADS>;
-  var value: array<vec4<f32>, LOADS>;
+  begin(t0, head, rows);
+  var key_parts: array<vec4<f32>, LOADS>;
+  var value_parts: array<vec4<f32>, LOADS>;
   for (var s = key_range[first].x; s < after; s++) {
     let at = (s * params.kv_heads + kv) * E4;
     for (var l = 0u; l < LOADS; l++) { // unroll
-      key[l] = k[at + min(l * SUBGROUP + lane, E4 - 1u)];
-      value[l] = v[at + min(l * SUBGROUP + lane, E4 - 1u)];
+      key_parts[l] = k[at + min(l * SUBGROUP + lane, E4 - 1u)];
+      value_parts[l] = v[at + min(l * SUBGROUP + lane, E4 - 1u)];
     }
-    var products: array<vec4<f32>, QUERIES>;
-    for (var i = 0u; i < QUERIES; i++) { // unroll
-      products[i] = vec4<f32>(0.0);
-    }
+    start_key();
     for (var e = 0u; e < E4; e++) { // unroll
-      let part = subgroupBroadcast(key[e / SUBGROUP], e % SUBGROUP);
-      for (var i = 0u; i < QUERIES; i++) { // unroll
-        products[i] += query[i][e] * part;
-      }
+      meet_key(e, subgroupBroadcast(key_parts[e / SUBGROUP], e % SUBGROUP));
     }
-    var p: array<f32, QUERIES>;
-    for (var i = 0u; i < QUERIES; i++) { // unroll
-      let seen = s >= range[i].x && s < range[i].y;
-      let score = to_score(dot(products[i], vec4<f32>(1.0)));
-      let above = select(highest[i], max(highest[i], score), seen);
-      let shrink = exp(highest[i] - above);
-      p[i] = select(0.0, exp(score - above), seen);
-      highest[i] = above;
-      total[i] = total[i] * shrink + p[i];
-      for (var e = 0u; e < E4; e++) { // unroll
-        sum_v[i][e] *= shrink;
-      }
-    }
+    weigh(s);
     for (var e = 0u; e < E4; e++) { // unroll
-      let part = subgroupBroadcast(value[e / SUBGROUP], e % SUBGROUP);
-      for (var i = 0u; i < QUERIES; i++) { // unroll
-        sum_v[i][e] += p[i] * part;
-      }
+      take_value(e, subgroupBroadcast(value_parts[e / SUBGROUP], e % SUBGROUP));
     }
   }
-  for (var i = 0u; i < QUERIES; i++) { // unroll
-    if t0 + i < rows {
-      let row = (t0 + i) * params.heads + head;
-      for (var e = 0u; e < E4; e++) { // unroll
-        o[row * E4 + e] = sum_v[i][e] / total[i];
-      }
-      stats[row] = vec2<f32>(highest[i] + log(total[i]), 0.0);
-    }
-  }
+  finish(t0, head, rows);
 }

@@ -3,7 +3,7 @@
 // One workgroup owns QUERIES neighbouring queries of one head and walks their keys, KEYS at a time: scores
 // from slices of Q and K staged in workgroup memory, TILE_QUERIES x 4 an invocation; a running maximum; then
 // P, staged, times V, which is read along its rows.
-// use: step, attention_io, score=score_plain
+// use: step, attention_io, attention_forward_io, score=score_plain
 // grid: ceil_div(rows, QUERIES), heads
 const TILE_QUERIES: u32 = 2u;
 const LANE_ROWS: u32 = 8u; // of queries

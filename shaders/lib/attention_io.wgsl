@@ -1,5 +1,4 @@
-// What all kernels of attention share: T tokens, E head size; key_range = (first, after) of the keys that each
-// query sees, at least one. Neither ever goes back from one query to the next.
+// What all kernels of attention share: T tokens, E head size; heads of queries share those of keys by groups.
 struct Params {
   rows: u32,
   heads: u32,
@@ -10,7 +9,4 @@ const E4: u32 = 2u; // head size / 4
 @group(0) @binding(0) var<storage, read> q: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read> k: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> v: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read> key_range: array<vec2<u32>>;
-@group(0) @binding(4) var<storage, read_write> o: array<vec4<f32>>;
-@group(0) @binding(5) var<storage, read_write> stats: array<vec2<f32>>;
 @group(0) @binding(15) var<uniform> params: Params;
