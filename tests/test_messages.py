@@ -35,11 +35,13 @@ def test_texts_of_people_stay() -> None:
 def test_names_in_a_model(tmp_path, capsys) -> None:
     """By the command line, wherever a name is said."""
     architecture = broken.entry("general.architecture", 8, broken.text(TITLE))
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "a"}')
     twice = [broken.tensor(f"a{TITLE}\u202eb")] * 2
     for entries, tensors in (([architecture], []), ([], twice)):
         model = tmp_path / "model.gguf"
         model.write_bytes(broken.gguf(entries, tensors))
-        arguments = ("--model", model, "--data", "rows.jsonl", "--out", tmp_path / "run")
+        arguments = ("--model", model, "--data", rows, "--out", tmp_path / "run")
         code, _, said = wgtrain(capsys, "train", *arguments)
         assert code == 2 and said == printable(said) and SHOWN in said, said
 
