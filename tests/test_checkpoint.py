@@ -53,6 +53,7 @@ def test_every_bit_of_the_state_counts():
         ({"position": 9}, "at: its place in the data is not that of step 3"),
         ({"tokens_seen": 1e300}, "tokens_seen = 1e.300: not usable"),
         ({"elapsed_seconds": math.inf}, "elapsed_seconds = inf: not usable"),
+        ({"elapsed_seconds": 10**400}, "elapsed_seconds = 1000+.*: not usable"),
         ({"rows": 5}, "rows = 5: not usable"),
         ({"settings": "\x1b[2J"}, r"settings = '\\x1b\[2J': not usable"),
         ({"sha256": {"adapter.gguf": 3}}, "sha256 = .* not usable"),

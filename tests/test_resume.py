@@ -584,3 +584,14 @@ def test_a_summary_of_anything(whole, monkeypatch, text):
         assert str(error).startswith("run/summary.json: damaged") and len(str(error)) < 500
     else:
         assert state("run") == whole
+
+
+def test_a_folder_moved_while_training(whole):
+    running = process(*options("run"))
+    wait_for_step("run", 11)
+    Path("run").rename("elsewhere")
+    output, _ = running.communicate()
+    assert running.returncode == 2 and "Traceback" not in output, output
+    assert "error: run: moved or removed while training in it" in output
+    assert not Path("run").exists()
+    assert session.resume("elsewhere", lambda text: None) and state("elsewhere") == whole

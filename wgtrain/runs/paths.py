@@ -8,7 +8,9 @@ import time
 from pathlib import Path
 
 from wgtrain.errors import FileError
+from wgtrain.files.source import shown
 
+_LONGEST_SHOWN = 1000  # characters of a path in a message
 _WRITER_SECONDS = 2.0  # in which somebody must begin to write to a FIFO
 
 
@@ -90,9 +92,9 @@ def _names(folder: Path) -> list[str]:
 
 
 def _unusable(path: Path, error: Exception) -> FileError:
-    if isinstance(error, OSError):
-        return FileError(f"{path}: {error.strerror or error}")
-    return FileError(f"{str(path)!r}: {error}")
+    text = str(path)
+    name = text if len(text) <= _LONGEST_SHOWN and "\0" not in text else shown(text)
+    return FileError(f"{name}: {getattr(error, 'strerror', None) or error}")
 
 
 def _read_pipe(path: Path) -> bytes:

@@ -154,7 +154,7 @@ def _earlier(
         tuning = from_json(summary["tuning"]) if "tuning" in summary else None
         ended = ending(summary) if summary.get("status") == "done" else None
     except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as error:
-        text = f"{folder.path / SUMMARY}: damaged ({type(error).__name__}: {error})"
+        text = f"{folder.path / SUMMARY}: damaged ({type(error).__name__}: {str(error)[:200]})"
         raise FileError(
             f"{text}; without this file the run goes on, compared by its checkpoint alone"
         ) from None

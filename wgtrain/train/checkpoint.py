@@ -7,7 +7,6 @@ which one bit is damaged is known before it is used.
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -25,6 +24,7 @@ from wgtrain.files.source import shown
 ADAPTER, OPTIMIZER, STATE = "adapter.gguf", "optimizer.safetensors", "state.json"
 FORMAT = 2
 _SEAL = re.compile(rb',\n  "seal": "([0-9a-f]{64})"\n}\n')
+_MOST = 2**53  # of a step or a number of tokens or seconds
 _SEAL_BYTES = len(',\n  "seal": ""\n}\n') + 64
 
 
@@ -129,8 +129,8 @@ def _usable(key: str, value: Any) -> bool:
     if key in ("rows", "version"):
         return isinstance(value, str)
     if key == "elapsed_seconds":
-        return type(value) in (int, float) and 0 <= value < math.inf
-    return type(value) is int and 0 <= value < 2**53
+        return type(value) in (int, float) and 0 <= value < _MOST
+    return type(value) is int and 0 <= value < _MOST
 
 
 def check_tuning(data: Any, name: str) -> Tuning:
