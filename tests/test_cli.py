@@ -226,6 +226,13 @@ def test_data_folder_and_validation_file(toy, capsys):
     assert (summary["rows"], summary["valid_rows"]) == (14, 5)
     summary, _ = train(capsys, "--valid", "0.5", data="set", out="c")
     assert (summary["rows"], summary["valid_rows"]) == (7, 7)
+    write_rows(folder / "validation.jsonl", 4)
+    code, _, error = wgtrain(capsys, "train", "--model", "base.gguf", "--data", "set")
+    assert code == 2 and "--valid: set/valid.jsonl and set/validation.jsonl are both" in error
+    (folder / "valid.jsonl").unlink()
+    for more in ([], ["--valid", "set"]):
+        summary, _ = train(capsys, *more, data="set", out=f"d{len(more)}")
+        assert (summary["rows"], summary["valid_rows"]) == (14, 4)
 
 
 def test_init_adapter_as_gguf_and_as_peft_folder(toy, capsys):
@@ -477,7 +484,9 @@ def test_doctor_lists_what_there_is(capsys, monkeypatch):
     )
     monkeypatch.setenv("WGTRAIN_ADAPTER_INDEX", "1")
     assert "1, from WGTRAIN_ADAPTER_INDEX" in wgtrain(capsys, "doctor")[1]
-    for wrong in ("2", "x", ""):
+    monkeypatch.setenv("WGTRAIN_ADAPTER_INDEX", "")
+    assert "0, the strongest" in wgtrain(capsys, "doctor")[1]
+    for wrong in ("2", "x", " "):
         monkeypatch.setenv("WGTRAIN_ADAPTER_INDEX", wrong)
         said = wgtrain(capsys, "doctor")[1]
         assert f"WGTRAIN_ADAPTER_INDEX is '{wrong}': allowed is 0 to 1" in said

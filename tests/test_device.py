@@ -182,7 +182,7 @@ def test_adapter_index_that_is_none(index: int) -> None:
         gpu.run(gpu.open_device(index))
 
 
-@pytest.mark.parametrize("value", ["99", "-1", "one", "", "0.5"])
+@pytest.mark.parametrize("value", ["99", "-1", "one", " ", "0.5", "0_0", "\u0660"])
 def test_adapter_index_of_the_environment_that_is_none(
     value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -227,6 +227,7 @@ def test_adapter_index_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
         (1, None, 1),
         (None, "1", 1),
         (None, " 1 ", 1),
+        (None, "", 0),
         (0, "1", 0),
         (1, "nonsense", 1),
     ):

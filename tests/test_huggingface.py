@@ -206,7 +206,12 @@ def test_fingerprint(tmp_path: Path) -> None:
     seen = [now()]
     (tmp_path / "README.md").write_text("something")
     assert now() == seen[0]
-    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+    for file in (
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+        "chat_template.json",
+    ):
         (tmp_path / file).write_text("{}")
         seen.append(now())
     by_hand(tmp_path, "llama", torch_dtype="bfloat16")
@@ -215,7 +220,7 @@ def test_fingerprint(tmp_path: Path) -> None:
     weights = weights | {"model.norm.weight": weights["model.norm.weight"] * 2}
     write(tmp_path, config(tiny.SPECS["llama"]), weights)
     seen.append(now())
-    assert len(set(seen)) == len(seen) == 6
+    assert len(set(seen)) == len(seen) == 7
 
 
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {

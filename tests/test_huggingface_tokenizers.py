@@ -222,6 +222,17 @@ def test_types_special_ids_and_padding(tmp_path: Path) -> None:
     assert wgtrain.load_tokenizer(path).chat_template == "{{ bos_token }}ä"
 
 
+def test_the_template_file_of_older_processors(tmp_path: Path) -> None:
+    path = folder(tmp_path, STYLES["qwen2"][0]())
+    assert wgtrain.load_tokenizer(path).chat_template is None
+    (path / "chat_template.json").write_text('{"chat_template": "older"}')
+    assert wgtrain.load_tokenizer(path).chat_template == "older"
+    (path / "tokenizer_config.json").write_text('{"chat_template": "in the settings"}')
+    assert wgtrain.load_tokenizer(path).chat_template == "in the settings"
+    (path / "chat_template.jinja").write_text("newer")
+    assert wgtrain.load_tokenizer(path).chat_template == "newer"
+
+
 def test_where_ids_come_from(tmp_path: Path) -> None:
     library = STYLES["qwen2"][0]()
 
@@ -403,6 +414,12 @@ def test_broken_files(tmp_path: Path) -> None:
     with pytest.raises(FileError, match=r"chat_template has \['tool_use'\], but no 'default'"):
         wgtrain.load_tokenizer(tmp_path)
     (tmp_path / "tokenizer_config.json").unlink()
+    (tmp_path / "chat_template.json").write_text('{"chat_template": 7}')
+    with pytest.raises(
+        FileError, match=r"chat_template.json: chat_template is 7; a text is needed"
+    ):
+        wgtrain.load_tokenizer(tmp_path)
+    (tmp_path / "chat_template.json").unlink()
     (tmp_path / "chat_template.jinja").write_bytes(b"ab\xff")
     with pytest.raises(FileError, match=r"chat_template.jinja: no valid UTF-8 at byte 2"):
         wgtrain.load_tokenizer(tmp_path)

@@ -76,7 +76,7 @@ def test_more_special_tokens_than_are_looked_for(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("name", sorted(PRE_TOKENIZERS))
 def test_words_are_those_of_the_published_patterns(name: str) -> None:
     """What the library is given splits as the pattern of the models does."""
-    spec = json.loads(vocabulary_json(read_vocabulary(bpe(pre=name), "v"), "v"))
+    spec = json.loads(vocabulary_json(read_vocabulary(bpe(pre=name), "v"), "v", once=True))
     steps = [s for s in spec["pre_tokenizer"]["pretokenizers"] if s["type"] == "Split"]
     given, published = (
         pre.Sequence([pre.Split(Regex(pattern), "isolated") for pattern in patterns])
@@ -94,7 +94,7 @@ def test_words_are_those_of_the_published_patterns(name: str) -> None:
 
 def test_blanks_without_a_break() -> None:
     """More of them than the library's engine would step back over to find one."""
-    spec = json.loads(vocabulary_json(read_vocabulary(bpe(pre="qwen2"), "v"), "v"))
+    spec = json.loads(vocabulary_json(read_vocabulary(bpe(pre="qwen2"), "v"), "v", once=True))
     split = pre.Split(
         Regex(spec["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"]), "isolated"
     )

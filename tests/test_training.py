@@ -234,9 +234,7 @@ def test_tokens_that_are_no_whole_numbers(model, tokens):
 
 @pytest.mark.parametrize("prompt", [[{"role": "user", "content": "a"}], b"a", None, [1, 2]])
 def test_prompts_that_are_no_text(model, prompt):
-    with pytest.raises(
-        OptionError, match="prompt: .*: a text is needed; of messages, what the mod"
-    ):
+    with pytest.raises(OptionError, match="prompt: .*: a text is needed; of messages, what the"):
         next(model.generate(prompt))
 
 

@@ -228,8 +228,19 @@ async def load_dataset(
 
 
 def data_file(path: AnyPath, part: str = "train") -> Path:
-    """The file of rows a path means: itself, or `<part>.jsonl` where it is a folder."""
-    return Path(path) / f"{part}.jsonl" if _is_dir(path) else Path(path)
+    """The file of rows a path means: itself, or `<part>.jsonl` where it is a folder (of the part
+    "valid" also `validation.jsonl`).
+    """
+    path = Path(path)
+    if not _is_dir(path):
+        return path
+    found = path / f"{part}.jsonl"
+    longer = path / "validation.jsonl"
+    if part == "valid" and longer.is_file():
+        if found.is_file():
+            raise OptionError(f"valid: {found} and {longer} are both there; name one of them")
+        return longer
+    return found
 
 
 @dual_function

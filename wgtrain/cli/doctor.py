@@ -97,7 +97,7 @@ def _line(entry: Measured) -> str:
 
 
 def _choice(adapters: list[AdapterInfo]) -> list[str]:
-    chosen = os.environ.get(VARIABLE)
+    chosen = os.environ.get(VARIABLE) or None
     used = f"{adapters[0].index}, the strongest" if chosen is None else f"{chosen}, from {VARIABLE}"
     lines = [f"Used unless --adapter-index or {VARIABLE} says otherwise: {used}."]
     if chosen is not None and chosen.strip() not in [str(adapter.index) for adapter in adapters]:

@@ -28,6 +28,7 @@ from wgtrain.data.vocabulary import (
 from wgtrain.errors import FileError
 from wgtrain.files.huggingface import (
     CHAT_TEMPLATE,
+    CHAT_TEMPLATE_JSON,
     CONFIG,
     GENERATION_CONFIG,
     TOKENIZER,
@@ -59,6 +60,9 @@ async def read_tokenizer_metadata(files: Files, name: str = "folder") -> dict[st
         for file in (TOKENIZER_CONFIG, CONFIG, GENERATION_CONFIG)
     ]
     template: Any = _template(settings, f"{name}/{TOKENIZER_CONFIG}")
+    if template is None and CHAT_TEMPLATE_JSON in files:
+        older = await read_json(files, CHAT_TEMPLATE_JSON, name)
+        template = _template(older, f"{name}/{CHAT_TEMPLATE_JSON}")
     if CHAT_TEMPLATE in files:
         try:
             template = str(await read_small(files, CHAT_TEMPLATE, name), "utf-8")
@@ -92,7 +96,7 @@ async def read_tokenizer_metadata(files: Files, name: str = "folder") -> dict[st
 
 
 def _template(settings: dict[str, Any], where: str) -> str | None:
-    """The chat template of tokenizer_config.json, of several the one called "default"."""
+    """The chat template in a JSON file, of several the one called "default"."""
     template = settings.get("chat_template")
     if isinstance(template, list):
         named = {str(t.get("name")): t.get("template") for t in template if isinstance(t, dict)}

@@ -39,7 +39,7 @@ class _NativeLibrary:
     def __init__(self, vocabulary: Vocabulary, name: str) -> None:
         from tokenizers import Tokenizer
 
-        self._tokenizer = Tokenizer.from_str(vocabulary_json(vocabulary, name))
+        self._tokenizer = Tokenizer.from_str(vocabulary_json(vocabulary, name, once=True))
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         try:

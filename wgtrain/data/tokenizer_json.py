@@ -29,12 +29,15 @@ def tokenizer_json(metadata: dict[str, Any], name: str = "model") -> str:
     return vocabulary_json(read_vocabulary(metadata, name), name)
 
 
-def vocabulary_json(vocabulary: Vocabulary, name: str) -> str:
-    """The `tokenizer.json` of a checked vocabulary, for the `tokenizers` package."""
+def vocabulary_json(vocabulary: Vocabulary, name: str, once: bool = False) -> str:
+    """The `tokenizer.json` of a checked vocabulary; with `once` its patterns split into the same
+    words, and the `tokenizers` package does not give up over long runs of blanks.
+    """
     settings = library_settings(vocabulary)
-    for step in (settings["pre_tokenizer"] or {"pretokenizers": []})["pretokenizers"]:
-        if step["type"] == "Split":
-            step["pattern"]["Regex"] = step["pattern"]["Regex"].replace(_BREAKS, _BREAKS_AT_ONCE)
+    if once and vocabulary.model == "gpt2":
+        for step in settings["pre_tokenizer"]["pretokenizers"][:-1]:
+            pattern = step["pattern"]
+            pattern["Regex"] = pattern["Regex"].replace(_BREAKS, _BREAKS_AT_ONCE)
     pieces = vocabulary.pieces
     merges = [(pieces[a], pieces[b]) for a, b in all_merges(vocabulary, name).tolist()]
     settings["model"] |= {"vocab": vocabulary.ids, "merges": merges}

@@ -30,6 +30,7 @@ TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 GENERATION_CONFIG = "generation_config.json"
 CHAT_TEMPLATE = "chat_template.jinja"
+CHAT_TEMPLATE_JSON = "chat_template.json"  # as older processors write it
 # What a model depends on beside its weights.
 _SMALL_FILES = (CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG, CHAT_TEMPLATE, INDEX)
 
@@ -99,6 +100,8 @@ async def read_folder(files: Files, name: str = "folder") -> tuple[FolderSource,
         hashlib.sha256(await read_small(files, file, name) if file in files else b"").digest()
         for file in _SMALL_FILES
     ]
+    if CHAT_TEMPLATE_JSON in files:
+        digests.append(hashlib.sha256(await read_small(files, CHAT_TEMPLATE_JSON, name)).digest())
     entries: dict[str, tuple[str, Entry]] = {}
     for file in await _weight_files(files, name):
         header = await read_header(files[file])

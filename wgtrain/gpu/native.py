@@ -106,8 +106,10 @@ def open_device(
     adapters = _adapters()
     if not adapters:
         raise DeviceError(_NO_ADAPTER)
-    given = adapter_index if adapter_index is not None else os.environ.get(INDEX_VARIABLE, 0)
+    given = adapter_index if adapter_index is not None else os.environ.get(INDEX_VARIABLE) or "0"
     try:
+        if isinstance(given, str) and not re.fullmatch(r" *[0-9]+ *", given):
+            raise ValueError
         index = int(given)
         info, adapter = adapters[index]
         if index < 0:

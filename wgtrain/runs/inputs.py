@@ -98,12 +98,12 @@ class Inputs:
 
 
 def _valid_file(paths: RunConfig, config: TrainConfig) -> Path | None:
-    """The file of validation rows: as set, or `valid.jsonl` of a data folder."""
+    """The file of validation rows: as set, or that of a data folder."""
     if isinstance(config.valid, str):
         return data_file(config.valid, "valid")
     if config.valid is None and Path(paths.data).is_dir():
-        beside = (data_file(paths.data, part) for part in ("valid", "validation"))
-        return next((path for path in beside if path.is_file()), None)
+        beside = data_file(paths.data, "valid")
+        return beside if beside.is_file() else None
     return None
 
 

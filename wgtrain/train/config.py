@@ -238,7 +238,8 @@ class RunConfig:
     data: str = setting(
         "",
         str,
-        "Training rows: a JSONL file, or a folder with train.jsonl (and valid.jsonl).",
+        "Training rows: a JSONL file, or a folder with train.jsonl (and valid.jsonl or "
+        "validation.jsonl).",
         metavar="FILE",
         required=True,
         convert=_path,
