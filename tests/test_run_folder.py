@@ -533,6 +533,32 @@ def test_yaml_with_aliases_and_with_a_setting_twice(tmp_path):
         read_yaml(path)
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("16", 16),
+        ("-3", -3),
+        ("+3", 3),
+        ("0", 0),
+        ("2.5", "2.5"),
+        ("2e-4", "2e-4"),
+        ("1_6", "1_6"),
+        ("0x10", "0x10"),
+        ("010", "010"),
+        ("1:30", "1:30"),
+        (".inf", ".inf"),
+        ("on", True),
+        ("null", None),
+        ("2020-01-01", datetime.date(2020, 1, 1)),
+    ],
+)
+def test_numbers_in_yaml(tmp_path, text, value):
+    """Those of JSON; the settings read fractions from their text."""
+    (tmp_path / "c.yaml").write_text(f"a: {text}")
+    found = read_yaml(tmp_path / "c.yaml")["a"]
+    assert (found, type(found)) == (value, type(value))
+
+
 def test_chart_stands_alone():
     losses = [(n, 3.0 / n) for n in range(1, 2002)]
     svg = loss_svg(losses, [(0, 3.0), (2000, 0.1)], "a <title>")

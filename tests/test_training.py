@@ -238,6 +238,12 @@ def test_prompts_that_are_no_text(model, prompt):
         next(model.generate(prompt))
 
 
+@pytest.mark.parametrize("wrong", ["3", -1, 2.0, None])
+def test_numbers_of_tokens_that_are_none(model, wrong):
+    with pytest.raises(OptionError, match="max_tokens = .*: allowed is a whole number, at least 0"):
+        list(model.generate("a", max_tokens=wrong))
+
+
 def test_things_that_cannot_be_read(model):
     for wrong in (3, None, ["base.gguf"]):
         with pytest.raises(OptionError, match="a path, bytes, or an object with read_range"):

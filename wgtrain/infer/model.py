@@ -151,6 +151,10 @@ class Model:
         """Decoding under adapters that are read once."""
         checked = [self.check_tokens(prompt) for prompt in prompts]
         open_session = partial(self.session, self.stack(adapters))
+        if not isinstance(max_tokens, int) or max_tokens < 0:
+            raise OptionError(
+                f"max_tokens = {shown(max_tokens)}: allowed is a whole number, at least 0"
+            )
         tokens = greedy(open_session, checked, max_tokens, self.tokenizer.stop_ids)
         while True:
             with self._turn(wait=True):

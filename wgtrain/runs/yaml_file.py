@@ -1,11 +1,13 @@
 """Settings in YAML: one mapping, read within bounds of size and nesting."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 from wgtrain.errors import FileError
 from wgtrain.runs.paths import read_input
 
+_WHOLE = re.compile(r"[+-]?(0|[1-9][0-9]*)\Z")
 _MOST_BYTES = 1 << 20
 _MOST_VALUES = 10_000  # with every alias written out
 
@@ -23,6 +25,7 @@ def parse_yaml(data: bytes, name: str) -> dict[str, Any]:
         raise FileError(f"{name}: {len(data):,} bytes; settings take at most {_MOST_BYTES:,}")
     try:
         loader = yaml.SafeLoader(data.decode("utf-8"))
+        loader.yaml_implicit_resolvers = _with_plain_numbers(loader.yaml_implicit_resolvers)
         try:
             node = loader.get_single_node()
             if node is not None:
@@ -35,6 +38,20 @@ def parse_yaml(data: bytes, name: str) -> dict[str, Any]:
     if values is not None and not isinstance(values, dict):
         raise FileError(f"{name}: a mapping of settings is needed, not {type(values).__name__}")
     return values or {}
+
+
+def _with_plain_numbers(resolvers: dict[str, Any]) -> dict[str, Any]:
+    """Whole numbers in the digits of JSON alone: YAML 1.1 takes `1_6`, `0b1`, `010` for 8, and
+    `1:30` for 90. What is no number now stays a text, which the settings check.
+    """
+    numbers = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+    plain = {
+        first: [(tag, pattern) for tag, pattern in found if tag not in numbers]
+        for first, found in resolvers.items()
+    }
+    for first in "+-0123456789":
+        plain[first] = [*plain.get(first, []), (numbers[0], _WHOLE)]
+    return plain
 
 
 def _check(root: Any, name: str) -> None:
