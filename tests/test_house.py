@@ -30,7 +30,7 @@ BELOW: dict[str, set[str]] = {
     "files": {"errors", "random"},
     "chat": {"errors"},
     "data": {"errors", "random", "files", "chat"},
-    "gpu": {"errors", "files"},
+    "gpu": {"errors", "turn", "files"},
     "engine": {*GROUND, "files", "gpu"},
     "model": {*GROUND, "files", "data", "gpu", "engine"},
     "infer": {*GROUND, "files", "data", "gpu", "engine", "model"},

@@ -3,16 +3,14 @@
 import dataclasses
 import json
 import random
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import fake_learner
 import pytest
 import tiny
 from fake_learner import FakeModel, fake_rows
+from interrupting import Lines
 
 import wgtrain
 from wgtrain.data import Dataset, Row
@@ -20,36 +18,11 @@ from wgtrain.errors import OptionError
 from wgtrain.train.config import LoraConfig, TrainConfig
 from wgtrain.train.trainer import Trainer
 
-PACKAGE = str(Path(wgtrain.__file__).parent)
+# What is interrupted before it began was never awaited, and Python says so.
+pytestmark = pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning")
 CONFIG = TrainConfig(
     iters=8, epochs=None, batch_size=2, learning_rate=0.05, tuning="default", eval_every=3
 )
-
-
-class Lines:
-    """Counts the lines of the package that run, and interrupts at a given one."""
-
-    def __init__(self, at: int | None = None):
-        self.at, self.seen = at, 0
-
-    def _trace(self, frame: Any, event: str, argument: Any) -> Any:
-        if event == "call":
-            return self._trace if frame.f_code.co_filename.startswith(PACKAGE) else None
-        if event == "line":
-            self.seen += 1
-            if self.seen == self.at:
-                sys.settrace(None)
-                raise KeyboardInterrupt
-        return self._trace
-
-    @contextmanager
-    def watched(self) -> Iterator[None]:
-        before = sys.gettrace()
-        sys.settrace(self._trace)
-        try:
-            yield
-        finally:
-            sys.settrace(before)
 
 
 def state(files: dict[str, bytes]) -> tuple[Any, ...]:

@@ -12,9 +12,12 @@ import fake_learner
 import numpy as np
 import pytest
 import tiny
+import wgpu
 from fake_learner import FakeLearner, FakeModel, fake_rows
+from interrupting import Lines
 
 import wgtrain
+from wgtrain import gpu
 from wgtrain.data import Dataset, Row
 from wgtrain.errors import DeviceLostError, OptionError
 from wgtrain.train.config import LoraConfig, TrainConfig
@@ -272,3 +275,29 @@ def test_a_trainer_of_the_engine_is_closed_while_it_runs(model: Any) -> None:
         trainer.close()
         assert isinstance(thread.get(), DeviceLostError)
         assert model.device.allocated == before
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning")  # interrupted before it began
+def test_an_interrupted_call_leaves_no_device_taken(model: Any) -> None:
+    """Not for other threads either, while the traceback still holds its frames; and what is freed
+    is freed.
+    """
+    device = model.device
+    buffer = device.create_buffer(64, "data")
+    lines = Lines()
+    with lines.watched():
+        device.write(buffer, 0, bytes(64))
+        gpu.run(device.read(buffer, 0, 64))
+    for at in range(1, lines.seen):
+        with Lines(at).watched(), pytest.raises(KeyboardInterrupt) as caught:
+            device.write(buffer, 0, bytes(64))
+            gpu.run(device.read(buffer, 0, 64))
+        before = device.allocated
+        more = Thread(lambda: device.create_buffer(1 << 20, "more")).get()
+        assert device.allocated == before + (1 << 20), at
+        device.free(more)
+        with pytest.raises(wgpu.GPUError):  # destroyed, not only put off
+            more.handle.map_sync("READ")
+        assert caught.traceback
+    device.free(buffer)

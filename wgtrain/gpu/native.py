@@ -12,7 +12,6 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -33,6 +32,7 @@ from wgtrain.gpu.protocol import (
     Slot,
     wanted_features,
 )
+from wgtrain.turn import Turn
 
 _STRENGTH = {"DiscreteGPU": 0, "IntegratedGPU": 1, "VirtualGPU": 2, "Unknown": 3, "CPU": 4}
 _USAGE = wgpu.BufferUsage.COPY_SRC | wgpu.BufferUsage.COPY_DST
@@ -175,15 +175,16 @@ class NativeDevice(DeviceBase):
         self._lost = False
         self._watch = _LossWatch()
         logging.getLogger("wgpu").addHandler(self._watch)
-        self._turn = RLock()
+        self._turn = Turn("the device")
         self._inside = False  # a call is under way
         self._after: list[Callable[[], None]] = []  # what is due when it has ended
         native_process.keep(self)
 
     @contextmanager
     def _errors(self, doing: str) -> Iterator[None]:
-        with self._turn:
-            within, self._inside = self._inside, True
+        with self._turn(wait=True, nest=True) as fresh:
+            # Where it is fresh an interrupt may have kept the last call from its end.
+            within, self._inside = self._inside and not fresh, True
             try:
                 self._check(doing)
                 yield
@@ -220,7 +221,8 @@ class NativeDevice(DeviceBase):
             action()
 
     def free(self, buffer: Buffer) -> None:
-        with self._turn:
+        with self._turn(wait=True, nest=True) as fresh:
+            self._inside = self._inside and not fresh
             super().free(buffer)
 
     def _destroy(self, handle: Any) -> None:
@@ -362,14 +364,15 @@ class NativeDevice(DeviceBase):
 
     def close(self) -> None:
         """Frees every buffer and the device, after the call that is under way."""
-        with self._turn:
+        with self._turn(wait=True, nest=True) as fresh:
+            self._inside = self._inside and not fresh
             if not self._gone:
                 self._gone = CLOSED
                 self._when_idle(self._dispose)
 
     def lose(self, reason: str) -> None:
         """See `native_process.Opened`: in a forked child another thread may have held the turn."""
-        self._gone, self._turn, self._inside = reason, RLock(), False
+        self._gone, self._turn, self._inside = reason, Turn("the device"), False
         self._buffers.clear()
         self._after.clear()
 
