@@ -19,6 +19,13 @@ import numpy as np
 import pytest
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What drives a browser is slow."""
+    for item in items:
+        if item.get_closest_marker("browser"):
+            item.add_marker("slow")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def no_measured_tables(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Kernels are those of the default tables, whatever was measured on this machine."""

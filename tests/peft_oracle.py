@@ -4,6 +4,8 @@ Tensors go in and out by the file's names, in its row order. Nothing here is com
 the formulas of the schedule are those of the file contracts, written out once more.
 """
 
+from __future__ import annotations
+
 import math
 import tempfile
 import warnings
@@ -16,9 +18,8 @@ import needs
 import numpy as np
 from tiny import Spec, Tiny
 
-torch: Any = needs.package("torch")
-peft: Any = needs.package("peft")
-torch.set_num_threads(1)
+torch: Any = needs.Later("torch")
+peft: Any = needs.Later("peft")
 
 Tensors = dict[str, np.ndarray]
 Pairs = dict[str, tuple[np.ndarray, np.ndarray]]
