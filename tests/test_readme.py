@@ -25,22 +25,40 @@ def run(folder: Path, *command: str) -> str:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the README's commands need bash")
-def test_commands_and_python(tmp_path: Path) -> None:
+def test_commands(tmp_path: Path) -> None:
     (tmp_path / "wgtrain").mkdir()
     (tmp_path / "wgtrain" / "demo_files").symlink_to(ROOT / "wgtrain" / "demo_files")
+    (tmp_path / ".gitignore").write_bytes((ROOT / ".gitignore").read_bytes())
+    run(tmp_path, "git", "init", "-q")
+    run(tmp_path, "git", "add", ".")
     (shell,) = [text for kind, text in BLOCKS if kind == "sh" and "rows.jsonl" in text]
-    (program,) = [text for kind, text in BLOCKS if kind == "python"]
     assert ". .venv/bin/activate" in shell
     run(tmp_path, "bash", "-ec", shell.replace(". .venv/bin/activate", ""))
     made = {path.name for path in (tmp_path / "runs" / "first").iterdir()}
     promised = {"adapter.gguf", "adapter_config.json", "adapter_model.safetensors", "loss.svg"}
     assert made >= promised | {"metrics.jsonl", "config.yaml", "checkpoints"}
-    (tmp_path / "wgtrain").rename(tmp_path / "files")  # must not hide the package
-    program = program.replace("wgtrain/demo_files", "files/demo_files")
+    left = run(tmp_path, "git", "status", "--porcelain", "--untracked-files=all").splitlines()
+    assert [line for line in left if line.startswith("??")] == [], "nothing that git sees"
+
+
+def test_python_in_any_folder(tmp_path: Path) -> None:
+    (program,) = [text for kind, text in BLOCKS if kind == "python"]
     lines = run(tmp_path, sys.executable, "-c", program).splitlines()
     losses = [float(line.split()[1]) for line in lines[:20]]
     assert losses[-1] < losses[0] / 10
     assert lines[20] == "KITE!"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_llama_cpp_gets_the_model_of_the_example() -> None:
+    """Of the block, by the name that it gives the model there, and the adapter of its run."""
+    text = (ROOT / "README.md").read_text("utf-8")
+    (command,) = re.findall(r"`(llama-cli [^`]+)`", text)
+    (shell,) = [text for kind, text in BLOCKS if kind == "sh" and "rows.jsonl" in text]
+    model = re.search(r"-m \$(\w+) ", command)
+    out = re.search(r"--out (\S+)", shell)
+    assert model and out and f"{model[1]}=" in shell
+    assert f"--lora {out[1]}/adapter.gguf" in command
 
 
 def test_two_commands_exist() -> None:

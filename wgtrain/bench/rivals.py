@@ -55,7 +55,7 @@ def check_rivals(names: tuple[str, ...], shape: Shape) -> None:
         if missing:
             raise OptionError(
                 f"vs = {name!r}: {', '.join(missing)} is not installed; the extra `bench` brings "
-                "it: pip install 'wgtrain[bench]'"
+                "it, in a checkout by: pip install '.[bench]'"
             )
         if shape.architecture not in kind.architectures:
             raise OptionError(
