@@ -8,8 +8,10 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -59,6 +61,7 @@ class FakeModel:
 
 class FakeLearner:
     seconds = 0.0  # what an update takes
+    hold_at = None  # the update of this step makes the file `held`, and waits for the file `go`
 
     def __init__(
         self,
@@ -169,6 +172,10 @@ class FakeLearner:
         eps=1e-8,
     ):
         time.sleep(self.seconds)
+        if step == self.hold_at:
+            Path("held").touch()
+            while not Path("go").exists():
+                time.sleep(0.001)
         f = np.float32
         norm = math.sqrt(sum(float((g.astype(np.float64) ** 2).sum()) for g in self.g.values()))
         norm /= self.count
@@ -259,4 +266,5 @@ def install(patch=setattr):
 if __name__ == "__main__":  # the command line with the toy; each step takes at least argv[1]
     install()
     FakeLearner.seconds = float(sys.argv[1])
+    FakeLearner.hold_at = int(os.environ.get("FAKE_HOLD_AT", 0))
     main(sys.argv[2:])

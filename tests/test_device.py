@@ -490,9 +490,10 @@ def resident() -> int:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("times", [40, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("times", [10, pytest.param(200, marks=pytest.mark.slow)])
 def test_opening_and_closing_keeps_memory_flat(times: int) -> None:
-    gpu.run(contract.open_and_close(10))
+    """A device that is kept takes 3 MiB, and 8 where it has worked."""
+    gpu.run(contract.open_and_close(5))
     gc.collect()
     before = resident()
     gpu.run(contract.open_and_close(times))

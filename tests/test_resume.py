@@ -66,11 +66,15 @@ def whole(tmp_path_factory):
         return state("whole")
 
 
-def process(*arguments, seconds=STEP_SECONDS):
-    """The command line with the toy, in a process of its own."""
-    command = [sys.executable, str(TESTS / "fake_learner.py"), str(seconds)]
+def process(*arguments, hold_at=0):
+    """The command line with the toy, in a process of its own; a step may wait for the file `go`."""
+    command = [sys.executable, str(TESTS / "fake_learner.py"), str(STEP_SECONDS)]
     return subprocess.Popen(
-        [*command, "train", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [*command, "train", *arguments],
+        env=os.environ | {"FAKE_HOLD_AT": str(hold_at)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
 
 
@@ -79,14 +83,26 @@ def options(out):
     return [f"--{name.replace('_', '-')}={value}" for name, value in given]
 
 
-def wait_for_step(out, step):
-    """Returns when metrics.jsonl holds a step, or the run is over."""
-    path = Path(out, "metrics.jsonl")
-    for _ in range(3000):
-        if path.exists() and f'"step": {step},' in path.read_text():
+def wait_for(true):
+    """Returns when something is true, at the latest in two minutes."""
+    for _ in range(12000):
+        if true():
             return
         time.sleep(0.01)
-    raise AssertionError(f"no step {step} in {path}")
+    raise AssertionError("it does not come true")
+
+
+def wait_for_step(out, step):
+    """Returns when metrics.jsonl holds a step."""
+    path = Path(out, "metrics.jsonl")
+    wait_for(lambda: path.exists() and f'"step": {step},' in path.read_text())
+
+
+def interrupt(running, number):
+    """Sends a signal to a process that holds at a step, which then goes on."""
+    wait_for_step("run", 11)
+    running.send_signal(number)
+    Path("go").touch()
 
 
 def summary(out):
@@ -97,9 +113,10 @@ def test_killed_at_random_moments(whole):
     dice = random.Random(7)
     kills, arguments = 0, options("run")
     while True:
-        running = process(*arguments)
+        step = dice.randrange(1, 12) + 10 * kills
+        running = process(*arguments, hold_at=step + 6 if kills < 3 else 0)  # it does not run away
         if kills < 3:
-            wait_for_step("run", dice.randrange(1, 12) + 10 * kills)
+            wait_for_step("run", step)
             time.sleep(dice.uniform(0, 0.05))
             running.kill()
             kills += running.wait() == -signal.SIGKILL
@@ -133,9 +150,8 @@ def test_killed_on_the_real_engine(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_by_a_signal(whole, number):
-    running = process(*options("run"))
-    wait_for_step("run", 11)
-    running.send_signal(number)
+    running = process(*options("run"), hold_at=17)
+    interrupt(running, number)
     output, _ = running.communicate()
     assert running.returncode == 130 and "Traceback" not in output, output
     last = summary("run")
@@ -345,9 +361,8 @@ def is_whole(out):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_stopped_run_leaves_its_adapter(whole, number):
-    running = process(*options("run"))
-    wait_for_step("run", 11)
-    running.send_signal(number)
+    running = process(*options("run"), hold_at=17)
+    interrupt(running, number)
     output, _ = running.communicate()
     assert running.returncode == 130 and "Traceback" not in output, output
     assert "\nstopping after this step, then saving; again to stop at once\n" in output
@@ -357,12 +372,12 @@ def test_a_stopped_run_leaves_its_adapter(whole, number):
 
 
 def test_a_second_interrupt_leaves_the_last_checkpoint(whole):
-    running = process(*options("run"), "--save-every=1", seconds=3)
-    while not Path("run/checkpoints/step-000001").exists():
-        time.sleep(0.01)
-    for _ in range(2):  # while the second step is under way
-        time.sleep(0.3)
-        running.send_signal(signal.SIGINT)
+    running = process(*options("run"), "--save-every=1", hold_at=2)
+    wait_for(Path("held").exists)  # the second step is under way
+    running.send_signal(signal.SIGINT)
+    while "again to stop at once" not in running.stdout.readline():
+        assert running.poll() is None
+    running.send_signal(signal.SIGINT)
     output, _ = running.communicate()
     assert running.returncode == 130 and "Traceback" not in output, output
     assert "stopped at once; wgtrain train --resume run goes on from step-000001" in output
@@ -374,9 +389,12 @@ def test_what_nohup_ignores_stays_ignored(whole):
     code = "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN);"
     code += "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
     command = [sys.executable, "-c", code, str(TESTS / "fake_learner.py"), str(STEP_SECONDS)]
-    running = subprocess.Popen([*command, "train", *options("run")], stdout=subprocess.DEVNULL)
-    wait_for_step("run", 11)
-    running.send_signal(signal.SIGHUP)
+    running = subprocess.Popen(
+        [*command, "train", *options("run")],
+        env=os.environ | {"FAKE_HOLD_AT": "17"},
+        stdout=subprocess.DEVNULL,
+    )
+    interrupt(running, signal.SIGHUP)
     assert running.wait() == 0 and state("run") == whole
 
 

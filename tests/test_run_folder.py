@@ -454,11 +454,13 @@ def test_the_lock_of_windows(folder, monkeypatch):
     opened.close()
 
 
-def test_pipes_are_read_and_devices_are_not(tmp_path):
+def test_pipes_are_read_and_devices_are_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "_WRITER_SECONDS", 60.0)
     os.mkfifo(tmp_path / "fifo")
     writer = subprocess.Popen(["sh", "-c", f"sleep 0.2; printf 'a\\nb' > {tmp_path / 'fifo'}"])
     assert paths.read_input(tmp_path / "fifo") == b"a\nb"
     writer.wait()
+    monkeypatch.setattr(paths, "_WRITER_SECONDS", 0.1)
     with pytest.raises(FileError, match="a FIFO that nobody writes to"):
         paths.read_input(tmp_path / "fifo")
     with pytest.raises(FileError, match="/dev/zero: a device"):
