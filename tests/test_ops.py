@@ -10,7 +10,9 @@ from op_check import Tape, check_op, compare, finite_differences
 
 from wgtrain import random
 from wgtrain.engine import ops
+from wgtrain.engine.attention import Ranges, attention, rope
 from wgtrain.engine.graph import padded
+from wgtrain.engine.inputs import visible
 from wgtrain.engine.linear import Linear, linear
 from wgtrain.engine.lora import Lora
 from wgtrain.engine.loss import cross_entropy
@@ -70,6 +72,47 @@ def test_gather(device: Device, t: int, d: int) -> None:
         {"x": normal(t, d)},
         fixed={"index": index, "inverse": inverse},
         trained=len(index),
+    )
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("rotary", [4, 8])
+def test_rope(device: Device, rotary: int, interleaved: bool) -> None:
+    heads, size, positions = 3, 8, np.array([0, 1, 2, 0, 1, 0, 3], np.uint32)
+    table = normal(4, rotary)
+    constants = {"INTERLEAVED": interleaved}
+    check_op(
+        device,
+        lambda tape, x: rope(
+            tape.graph, x.x, x.positions, x.table, heads, rotary, interleaved, "rotated"
+        ),
+        lambda x: oracles.rope(
+            x.x, x.positions, x.table.reshape(4, -1, 2), heads, rotary, **constants
+        )["y"],
+        {"x": normal(len(positions), heads * size)},
+        fixed={"positions": positions, "table": table},
+    )
+
+
+@pytest.mark.parametrize(("window", "softcap"), [(0, 0.0), (2, 0.0), (3, 0.0), (0, 1.5), (3, 1.5)])
+def test_attention(device: Device, window: int, softcap: float) -> None:
+    starts = np.repeat([0, 5, 6], [5, 1, 7])
+    ends = np.repeat([5, 6, 13], [5, 1, 7])
+    keys, queries = visible(starts, ends, window)
+    heads, kv_heads, size, scale = 4, 2, 8, 0.3
+    t, kv = len(starts), kv_heads * size
+    check_op(
+        device,
+        lambda tape, x: attention(
+            tape.graph, x.q, x.k, x.v, Ranges(x.keys, x.queries), heads, kv_heads, scale, softcap
+        ),
+        lambda x: oracles.attention(x.q, x.k, x.v, x.keys, heads, kv_heads, scale, softcap)["o"],
+        {
+            "q": normal(t, heads * size),
+            "k": normal(t, kv_heads * size),
+            "v": normal(t, kv_heads * size),
+        },
+        fixed={"keys": keys, "queries": queries},
     )
 
 
