@@ -100,7 +100,7 @@ def test_attention(device: Device, window: int, softcap: float) -> None:
     ends = np.repeat([5, 6, 13], [5, 1, 7])
     keys, queries = visible(starts, ends, window)
     heads, kv_heads, size, scale = 4, 2, 8, 0.3
-    t, kv = len(starts), kv_heads * size
+    t = len(starts)
     check_op(
         device,
         lambda tape, x: attention(
