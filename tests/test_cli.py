@@ -22,6 +22,7 @@ from wgtrain.errors import DeviceError, FileError, OutOfMemoryError
 from wgtrain.files.adapters import read_adapter_gguf
 from wgtrain.gpu import AdapterInfo, list_adapters
 from wgtrain.gpu.protocol import FEATURES
+from wgtrain.runs import session
 from wgtrain.train.config import LoraConfig, RunConfig, TrainConfig
 from wgtrain.tune.cache import cache_file, load, save
 from wgtrain.tune.sweep import Measured, Shape
@@ -158,6 +159,23 @@ def test_each_option_arrives_and_changes_the_run(toy, capsys, name):
         assert adapters[0] == adapters[1] and losses[0] == losses[1]
     else:
         assert adapters[0] != adapters[1]
+
+
+def test_rows_are_read_as_the_same_kind_again(toy, capsys, monkeypatch):
+    kinds = []
+    read = session.load_dataset
+
+    def watched(data, model, seq_len, train_on, now, kind, **more):
+        kinds.append(kind)
+        return read(data, model, seq_len, train_on, now, kind, **more)
+
+    monkeypatch.setattr(session, "load_dataset", watched)
+    train(capsys, "--kind", "instruction", "--iters", "2")
+    shutil.rmtree("out/checkpoints")
+    Path("out/summary.json").unlink()
+    code, said, error = wgtrain(capsys, "train", "--resume", "out")
+    assert code == 0, said + error
+    assert kinds == ["instruction"] * 2
 
 
 def test_engine_options_reach_the_engine(toy, capsys, monkeypatch):
