@@ -468,8 +468,8 @@ def test_a_rival_that_breaks(fake: None, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_rivals_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    says = "torch, transformers, peft is not installed; the extra `bench` brings it, in a checkout by: "
-    with pytest.raises(OptionError, match=rf"{says}pip install '\.\[bench\]'"):
+    says = r"torch, transformers, peft is not installed; .* checkout by: pip install '\.\[bench\]'"
+    with pytest.raises(OptionError, match=says):
         rivals.check_rivals(("peft",), TINY)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
     with pytest.raises(
