@@ -66,7 +66,7 @@ def resume(path: str, say: Say = print, given: Mapping[str, Any] | None = None) 
         before, now, tuning, ended = _earlier(folder)
         longer = {name: given.pop(name) for name in LENGTH if name in given}
         if ended is not None and not longer and folder.has_results():
-            say(f"{path} is finished: {ended}; more steps: --resume {path} --iters N")
+            voice.show(f"{path} is finished: {ended}; more steps: --resume {path} --iters N")
             return True
         voice.attach(folder)
         config_file = str(folder.path / "config.yaml")
