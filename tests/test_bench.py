@@ -10,6 +10,7 @@ import needs
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, quants
+from shared_device import borrow
 from test_cli import wgtrain
 
 from wgtrain import gpu
@@ -37,8 +38,14 @@ PAGE = needs.ROOT / "docs" / "performance.md"
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small ceilings and short samples."""
+def quick(monkeypatch: pytest.MonkeyPatch, full_device: Any) -> None:
+    """Small ceilings and short samples, on the device that tests share."""
+
+    async def open_device(adapter_index: int | None) -> Any:
+        assert adapter_index is None
+        return borrow(full_device)
+
+    monkeypatch.setattr(gpu, "open_device", open_device)
     monkeypatch.setattr(ceiling, "_EDGES", (64,))
     monkeypatch.setattr(ceiling, "_COPY", {"CPU": 1 << 16})
     monkeypatch.setattr(ceiling, "_COPY_GPU", 1 << 16)

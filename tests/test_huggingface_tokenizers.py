@@ -295,7 +295,13 @@ def test_as_transformers_writes_it(kind: str, tmp_path: Path) -> None:
     assert ours.encode("a b", bos=ours.add_bos) == made.encode("a b")
 
 
-@pytest.mark.parametrize("name", vocabs.NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in ("gpt-2", "llama-spm") else pytest.mark.slow)
+        for name in vocabs.NAMES  # one of each kind is quick
+    ],
+)
 def test_real_vocabulary(name: str, tmp_path: Path) -> None:
     """A vocabulary of full size, through a tokenizer.json, gives what llama.cpp gives."""
     spec = json.loads(tokenizer_json(vocabs.metadata(name)))
