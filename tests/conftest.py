@@ -26,6 +26,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("slow")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file's tests share models, and all browser tests one browser: each is for one process."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            path: str = super()._split_scope(nodeid)
+            return path.rpartition("/")[0] if "/browser/" in path else path
+
+    config.option.loadscopereorder = False  # the browser's come first, and take longest
+    return Scheduling(config, log)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def no_measured_tables(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Kernels are those of the default tables, whatever was measured on this machine."""

@@ -272,17 +272,3 @@ def test_without_node_archives_stay_as_they_are(
     monkeypatch.setenv("PATH", str(tmp_path))
     build_web.byte_compile([path])
     assert path.read_bytes() == before and "no node" in capsys.readouterr().out
-
-
-@pytest.mark.browser
-def test_the_variant_that_leaves_pyodide_on_its_cdn(tmp_path: Path) -> None:
-    out = build_web.build(tmp_path / "web", cdn=True)
-    config = json.loads((out / "config.json").read_text())
-    lock = json.loads((build_web.MODULES / "pyodide" / "package.json").read_text())
-    assert config["pyodide"] == f"https://cdn.jsdelivr.net/pyodide/v{lock['version']}/full/"
-    assert config["load"] == ["numpy"] and len(config["unpack"]) == 2
-    assert sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) < 4 << 20
-    assert all((out / path).is_file() for path in config["unpack"])
-    (wheel,) = (out / "packages").glob("wgtrain-*-py3-none-any.whl")  # for anyone's page
-    assert "wgtrain/cli/main.py" in zipfile.ZipFile(wheel).namelist()
-    assert "wgtrain/cli/main.pyc" in zipfile.ZipFile(out / "packages" / "wgtrain.zip").namelist()

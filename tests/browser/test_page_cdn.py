@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,3 +71,15 @@ def test_it_refuses_a_numpy_of_another_hash(tabs: Tabs) -> None:
         tab.python("import wgtrain")
     assert set(tabs.strangers) == addresses
     tabs.strangers.clear()
+
+
+def test_what_the_site_holds(cdn_site: Path) -> None:
+    config = json.loads((cdn_site / "config.json").read_text())
+    version = json.loads((PYODIDE / "package.json").read_text())["version"]
+    assert config["pyodide"] == f"https://cdn.jsdelivr.net/pyodide/v{version}/full/"
+    assert config["load"] == ["numpy"] and len(config["unpack"]) == 2
+    assert sum(path.stat().st_size for path in cdn_site.rglob("*") if path.is_file()) < 4 << 20
+    assert all((cdn_site / path).is_file() for path in config["unpack"])
+    (wheel,) = (cdn_site / "packages").glob("wgtrain-*-py3-none-any.whl")  # for anyone's page
+    assert "wgtrain/cli/main.py" in zipfile.ZipFile(wheel).namelist()
+    assert "wgtrain/cli/main.pyc" in zipfile.ZipFile(cdn_site / "packages/wgtrain.zip").namelist()

@@ -145,10 +145,9 @@ def test_a_lost_device_says_so_and_the_checkpoint_is_good(
 
 
 def test_too_little_memory_says_so_and_the_checkpoint_is_good(
-    tabs: Any, page_runs: Any, files: Any
+    tab: Any, page_runs: Any, files: Any
 ) -> None:
     """The limits shrink under a run that is resumed: of one binding, of all, of the browser's."""
-    tab = tabs.open()
     code = """
 from dataclasses import replace
 trainer = await page_train.make(source, rows)
@@ -171,7 +170,9 @@ for shrink in ("binding", "budget"):
 async for result in trainer.aio.run():
     pass
 from base64 import b64encode
-[said, b64encode(await trainer.aio.adapter_gguf()).decode()]
+adapter = b64encode(await trainer.aio.adapter_gguf()).decode()
+trainer.model.close()
+[said, adapter]
 """
     said, adapter = tab.python(OPEN + code, name="tiny")
     assert len(said) == 2 and "allows 1,024 in one binding" in said[0], said
