@@ -605,9 +605,10 @@ def test_a_summary_of_anything(whole, monkeypatch, text):
 
 
 def test_a_folder_moved_while_training(whole):
-    running = process(*options("run"))
+    running = process(*options("run"), hold_at=17)
     wait_for_step("run", 11)
     Path("run").rename("elsewhere")
+    Path("go").touch()
     output, _ = running.communicate()
     assert running.returncode == 2 and "Traceback" not in output, output
     assert "error: run: moved or removed while training in it" in output

@@ -163,9 +163,11 @@ class RunFolder:
         return parse_yaml(read_file(path), str(path))
 
     def write_settings(self, settings: Mapping[str, Any]) -> None:
-        """Replaces config.yaml."""
+        """Replaces config.yaml, where it holds other settings."""
         self.check()
-        write_file(self.path / CONFIG, _yaml({**settings, "out": str(self.path)}))
+        text = _yaml({**settings, "out": str(self.path)})
+        if text != read_file(self.path / CONFIG):
+            write_file(self.path / CONFIG, text)
 
     # ---- metrics and log -----------------------------------------------------------------------
 

@@ -80,8 +80,7 @@ def resume(path: str, say: Say = print, given: Mapping[str, Any] | None = None) 
         ):
             raise FileError(changed("model", inputs.paths.model, folder.path))
         _restore(folder, trainer, voice)
-        if stored != (used := {**_used(inputs, trainer), "out": stored.get("out")}):
-            folder.write_settings(used)
+        folder.write_settings(_used(inputs, trainer))
         _write_start(folder, inputs, trainer, now)
         return _train(folder, inputs, trainer, voice)
 
