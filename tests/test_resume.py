@@ -19,7 +19,7 @@ from fake_learner import FakeLearner, write_rows
 from kills import state
 
 from wgtrain.errors import FileError, OptionError
-from wgtrain.runs import session
+from wgtrain.runs import disk, session
 from wgtrain.train.trainer import Trainer
 
 TESTS = Path(__file__).parent
@@ -170,7 +170,7 @@ def test_interrupted_before_training(tmp_path):
 import os, signal, sys
 sys.path.insert(0, {str(TESTS)!r})
 import fake_learner
-from wgtrain.runs import session
+from wgtrain.runs import disk, session
 from wgtrain.cli.main import main
 fake_learner.install()
 session.load_model = lambda *a, **o: os.kill(os.getpid(), signal.SIGTERM)
@@ -614,3 +614,16 @@ def test_a_folder_moved_while_training(whole):
     assert "error: run: moved or removed while training in it" in output
     assert not Path("run").exists()
     assert session.resume("elsewhere", lambda text: None) and state("elsewhere") == whole
+
+
+def test_a_folder_moved_while_saving(monkeypatch):
+    real = disk.sync_folder
+
+    def moved(path):
+        Path("run").rename("elsewhere")
+        real(path)
+
+    monkeypatch.setattr(disk, "sync_folder", moved)
+    with pytest.raises(FileError, match="run: moved or removed while training in it"):
+        session.start(settings("run"), lambda text: None)
+    assert not Path("run").exists()

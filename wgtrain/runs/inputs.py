@@ -4,8 +4,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +16,25 @@ from wgtrain.train.config import RunConfig, TrainConfig
 NAMES = ("model", "data", "valid", "init_adapter")
 
 
-@dataclass(frozen=True)
 class Rows:
-    """A file of rows as it was read; from a pipe it cannot be read again."""
+    """A file of rows as it was read; from a pipe it cannot be read again.
 
-    path: Path
-    content: bytes
-    pipe: bool
+    `identity` is its size and SHA-256.
+    """
 
-    @classmethod
-    def read(cls, path: Path) -> "Rows":
-        """FileError where there is nothing to read."""
-        pipe = is_pipe(path)
-        return cls(path, read_input(path), pipe)
+    def __init__(self, path: Path):
+        """Reads it; FileError where there is nothing to read."""
+        self.path, self.pipe = path, is_pipe(path)
+        self._content = read_input(path)
+        sha = hashlib.sha256(self._content).hexdigest()
+        self.identity: dict[str, Any] = {"bytes": len(self._content), "sha256": sha}
+        if self.pipe:
+            self.identity["pipe"] = True
 
-    @cached_property
-    def identity(self) -> dict[str, Any]:
-        """Size and SHA-256."""
-        found: dict[str, Any] = {"bytes": len(self.content), "sha256": _sha(self.content)}
-        return found | {"pipe": True} if self.pipe else found
+    def take(self) -> bytes:
+        """What it holds, once: a run needs it no longer."""
+        content, self._content = self._content, b""
+        return content
 
 
 class Inputs:
@@ -51,7 +50,7 @@ class Inputs:
         if paths.init_adapter is not None:
             files["init_adapter"] = adapter_file(paths.init_adapter)
         done = read or {}
-        self._read = {n: done.get(n) or Rows.read(f) for n, f in files.items() if f is not None}
+        self._read = {n: done.get(n) or Rows(f) for n, f in files.items() if f is not None}
         self.data, self.valid = self._read["data"], self._read.get("valid")
         self.paths, self.config = paths, config
         self.model_hash = _ModelHash(Path(paths.model))
@@ -66,7 +65,7 @@ class Inputs:
                     f"rows has to be named beside --resume, {rows.identity['bytes']:,} bytes with "
                     f"SHA-256 {rows.identity['sha256']}"
                 )
-        if self.valid is not None and self.valid.content == self.data.content:
+        if self.valid is not None and self.valid.identity["sha256"] == self.data.identity["sha256"]:
             said.append(
                 f"warning: valid = {self.valid.path}: the same rows as the training rows; its loss "
                 "says nothing about rows that were not trained"
@@ -163,7 +162,7 @@ def _found(
     for path in places:
         try:
             check_path(path)
-            rows = None if name == "model" else Rows.read(path)
+            rows = None if name == "model" else Rows(path)
         except FileError as error:
             moved = f"; where it moved, name it beside --resume: {_option(name)} PATH"
             problem = problem or f"{name}: {error}{'' if given else moved}"
@@ -241,7 +240,3 @@ def _place(path: Path, folder: Path) -> dict[str, str]:
     except ValueError:  # on another drive
         pass
     return place
-
-
-def _sha(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()

@@ -101,7 +101,7 @@ def _open(
         read = (base_tokenizer(base), config.seq_len, config.train_on, now, paths.kind)
 
         def load(rows: Rows) -> Dataset:
-            return load_dataset(rows.content, *read, name=str(rows.path))
+            return load_dataset(rows.take(), *read, name=str(rows.path))
 
         rows = load(inputs.data)
         valid = None if inputs.valid is None else load(inputs.valid)
@@ -242,6 +242,8 @@ def _train(folder: RunFolder, inputs: Inputs, trainer: Trainer, voice: Voice) ->
         with contextlib.suppress(OSError, FileError):  # of a folder that is gone
             voice.log(f"{status}: {text}")
             folder.write_summary(status=status, error=text, **facts(folder, trainer))
+        if isinstance(error, OSError):
+            folder.check()  # a folder that went away is the better reason
         if isinstance(error, NonFiniteError):
             raise NonFiniteError(text) from None
         if isinstance(error, KeyboardInterrupt):
