@@ -58,6 +58,14 @@ class Adapter:
     tensors: dict[str, tuple[np.ndarray, np.ndarray]]
     metadata: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def matrices(self) -> dict[str, np.ndarray]:
+        """Its matrices by their own names, `<tensor>.lora_a` and `.lora_b`."""
+        found = {}
+        for base, (a, b) in self.tensors.items():
+            found[f"{base}.lora_a"], found[f"{base}.lora_b"] = a, b
+        return found
+
 
 def write_adapter_gguf(adapter: Adapter) -> bytes:
     """The adapter as llama.cpp loads it, in f32; the same adapter gives the same bytes.

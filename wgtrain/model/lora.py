@@ -2,8 +2,6 @@
 
 from collections.abc import Iterable, Mapping
 
-import numpy as np
-
 from wgtrain.engine.lora import Lora, LoraKind
 from wgtrain.engine.trainables import Trainables
 from wgtrain.errors import OptionError
@@ -57,13 +55,5 @@ def adapter_trainables(
     bases = {base: (b.shape[0], a.shape[1]) for base, (a, b) in adapter.tensors.items()}
     scale = strength * adapter.alpha / adapter.rank
     found = lora_trainables(bases, limits, adapter.rank, scale, name=name)
-    found.values.set(adapter_arrays(adapter))
+    found.values.set(adapter.matrices)
     return found
-
-
-def adapter_arrays(adapter: Adapter) -> dict[str, np.ndarray]:
-    """An adapter's matrices by their own names."""
-    arrays = {}
-    for name, (a, b) in adapter.tensors.items():
-        arrays[f"{name}.lora_a"], arrays[f"{name}.lora_b"] = a, b
-    return arrays

@@ -142,15 +142,7 @@ def check_tuning(data: Any, name: str) -> Tuning:
 
 
 def to_adapter(parameters: Mapping[str, np.ndarray], **fields: Any) -> Adapter:
-    """Parameters by name (`<tensor>.lora_a`, `.lora_b`) as an `Adapter` with the other `fields`."""
+    """The `Adapter` whose `matrices` are these parameters, with the other `fields`."""
     bases = [name.removesuffix(".lora_a") for name in parameters if name.endswith(".lora_a")]
     pairs = {b: (parameters[f"{b}.lora_a"], parameters[f"{b}.lora_b"]) for b in bases}
     return Adapter(tensors=pairs, **fields)
-
-
-def to_parameters(adapter: Adapter) -> dict[str, np.ndarray]:
-    """The inverse of `to_adapter`."""
-    result: dict[str, np.ndarray] = {}
-    for base, (a, b) in adapter.tensors.items():
-        result |= {f"{base}.lora_a": a, f"{base}.lora_b": b}
-    return result

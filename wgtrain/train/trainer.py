@@ -104,7 +104,7 @@ class Trainer(Loop):
             plan, max_row = self.learner.plan, self.learner.max_row
             self._use(self.host.choose_tuning(model.device, plan, max_row, batches, config.tuning))
         self.learner.set_parameters(
-            ckpt.to_parameters(init_adapter)
+            init_adapter.matrices
             if init_adapter
             else initial_parameters(self.learner.shapes, config.seed)
         )
@@ -286,7 +286,7 @@ class Trainer(Loop):
             problems.append(f"{name}: it stands at step {state.step} of {self.total_steps}")
         elif (state.epoch, state.position) != self._windows.place(state.step):
             problems.append(f"{name}: its place in the data is not that of step {state.step}")
-        parameters = ckpt.to_parameters(saved.adapter)
+        parameters = saved.adapter.matrices
         for tensors in (parameters, saved.m, saved.v):
             if {key: x.shape for key, x in tensors.items()} != dict(self.learner.shapes):
                 problems.append(f"{name}: its tensors are not those of this model and targets")
