@@ -32,8 +32,8 @@ def model() -> Iterator[Model]:
 
 def logits(model: Model, rows: list[list[int]], layers: tuple[Layer, ...]) -> np.ndarray:
     """What a model of such layers gives."""
-    config = replace(model.config, layers=layers)
-    session = Session(model.device, config, model.weights, [], sum(map(len, rows)))
+    base = replace(model.base, config=replace(model.config, layers=layers))
+    session = Session(model.device, base, [], sum(map(len, rows)))
     try:
         gpu.run(session.open())
         return gpu.run(session.logits(rows))

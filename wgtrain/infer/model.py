@@ -192,7 +192,7 @@ class Model:
             return kept[1]
         self._drop_session()
         size = max(64, 1 << (max_tokens - 1).bit_length())
-        make = partial(Session, self.device, self.config, self.weights, stack.adapters, size)
+        make = partial(Session, self.device, self.base, stack.adapters, size)
         session = make()
         tuning = self.host.choose_tuning(self.device, session.plan, size, 0, "auto")
         if tuning.table != session.tuning.table:

@@ -10,14 +10,13 @@ from wgtrain.engine.lora import Lora
 from wgtrain.engine.loss import head_logits
 from wgtrain.engine.plan import Plan
 from wgtrain.engine.structs import step_bytes
-from wgtrain.engine.tuning import Tuning, default_tuning, fitted
+from wgtrain.engine.tuning import Tuning
 from wgtrain.files import Adapter
 from wgtrain.gpu import Device
-from wgtrain.model.config import ModelConfig
+from wgtrain.model.base import Base
 from wgtrain.model.forward import Network, forward
 from wgtrain.model.layers import RopeTables
 from wgtrain.model.lora import adapter_trainables
-from wgtrain.model.weights import Weights
 
 LOGITS_BYTES = 64 << 20  # of the logits read back at once
 
@@ -25,26 +24,24 @@ LOGITS_BYTES = 64 << 20  # of the logits read back at once
 class Session:
     """Inference for streams of up to `max_tokens` tokens with adapters [(adapter, strength), ...].
 
-    The strength multiplies an adapter's own alpha / rank. `tuning`: a table in place of the
-    device's default.
+    The strength multiplies an adapter's own alpha / rank. `tuning`: a table in place of the base's.
     """
 
     def __init__(
         self,
         device: Device,
-        config: ModelConfig,
-        weights: Weights,
+        base: Base,
         adapters: Sequence[tuple[Adapter, float]],
         max_tokens: int,
         tuning: Tuning | None = None,
     ):
-        self._device, self._config = device, config
-        self.tuning = fitted(tuning, device) if tuning else default_tuning(device)
+        config, base = base.config, base.tuned(tuning, device)
+        self._device, self._config, self.tuning = device, config, base.tuning
         self.max_tokens = max_tokens
         self._inputs = InputBuffer(max_tokens, config.windows)
         self._ropes = RopeTables(config.layers, max_tokens)
         self._stack = [
-            adapter_trainables(adapter, strength, device.limits, f"adapter {i}")
+            adapter_trainables(adapter, strength, base.limits, f"adapter {i}")
             for i, (adapter, strength) in enumerate(adapters)
         ]
         loras: dict[str, tuple[Lora, ...]] = {}
@@ -53,11 +50,11 @@ class Session:
                 loras[name] = (*loras.get(name, ()), lora)
 
         row = padded(config.vocabulary) * 4
-        most = min(LOGITS_BYTES, device.limits.binding, device.limits.buffer)
+        most = min(LOGITS_BYTES, base.limits.binding, base.limits.buffer)
         self.rows = max(min(most // row, max_tokens), 1)  # logits made at once
         self._logits = Storage("logits", "logits", self.rows * row)
         hidden = Storage("hidden", "activations", max_tokens * padded(config.width) * 4)
-        net = Network(config, weights, loras, self._ropes.windows)
+        net = Network(config, base.weights, loras, self._ropes.windows)
         body = Graph(training=False, tuning=self.tuning)
         forward(body, net, self._inputs.inputs, into=hidden.window())
         head = Graph(training=False, tuning=self.tuning)
