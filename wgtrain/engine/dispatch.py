@@ -7,7 +7,7 @@ import numpy as np
 
 from wgtrain.engine.kernel import Kernel
 from wgtrain.engine.structs import STEP, step_bytes
-from wgtrain.gpu import Binding, Buffer, Device, Dispatch, Slot
+from wgtrain.gpu import Binding, Buffer, Device, Dispatch
 
 
 class Caller:
@@ -24,8 +24,7 @@ class Caller:
     @classmethod
     async def open(cls, device: Device, kernel: Kernel) -> "Caller":
         """Compiles the kernel."""
-        slots = [Slot(slot.number, slot.access) for slot in kernel.slots]
-        return cls(device, kernel, await device.pipeline(kernel.name, kernel.code, slots))
+        return cls(device, kernel, await kernel.compiled(device))
 
     def __call__(
         self,

@@ -23,7 +23,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from wgtrain.gpu import features_of
+from wgtrain import gpu
 
 _BINDING = re.compile(
     r"@group\(0\)\s*@binding\((\d+)\)\s*var<\s*(uniform|storage\s*,\s*(?:read_write|read))\s*>"
@@ -68,7 +68,12 @@ class Kernel:
     @property
     def features(self) -> frozenset[str]:
         """The optional features of a device that the code needs."""
-        return features_of(self.code)
+        return gpu.features_of(self.code)
+
+    async def compiled(self, device: gpu.Device) -> Any:
+        """Its pipeline on a device."""
+        slots = [gpu.Slot(slot.number, slot.access) for slot in self.slots]
+        return await device.pipeline(self.name, self.code, slots)
 
     def pack_params(self, values: Mapping[str, Any]) -> bytes:
         """The bytes of `Params`; a dimension name stands for its index. The text of a KeyError or

@@ -16,7 +16,7 @@ import numpy as np
 from wgtrain.engine.graph import Graph, Launch, Storage, Tensor, Window
 from wgtrain.engine.structs import STEP
 from wgtrain.errors import DeviceLostError, OutOfMemoryError
-from wgtrain.gpu import Binding, Buffer, Device, Dispatch, Slot, together
+from wgtrain.gpu import Binding, Buffer, Device, Dispatch, together
 
 _PURPOSE = "activations"
 _SMALLER = "fewer tokens at once are needed (in training: batch_size, seq_len)"
@@ -30,6 +30,7 @@ class Program:
     handle: Any
     grids: list[Callable[[int, int], tuple[int, ...]]]
     work: list[float]  # of each dispatch at the plan's largest T
+    total_work: float  # their sum
     step: Buffer  # the step uniform
 
     def counts(self, tokens: int, trained: int) -> np.ndarray:
@@ -40,7 +41,7 @@ class Program:
         """Where submits end so that each holds about `limit` work, when the step is `scale` of the
         largest.
         """
-        if sum(self.work) * scale <= limit:
+        if self.total_work * scale <= limit:
             return []
         cuts, sum_ = [], 0.0
         for index, work in enumerate(self.work):
@@ -186,10 +187,7 @@ class Plan:
         try:
             self._allocate(device)
             kernels = {(x.kernel.name, x.kernel.code): x.kernel for x in self._all()}
-            compiled = await together(
-                device.pipeline(k.name, k.code, [Slot(s.number, s.access) for s in k.slots])
-                for k in kernels.values()
-            )
+            compiled = await together(kernel.compiled(device) for kernel in kernels.values())
             pipelines = dict(zip(kernels, compiled, strict=True))
             for name, launches in self.launches.items():
                 self.programs[name] = self._program(device, launches, pipelines)
@@ -229,7 +227,7 @@ class Plan:
             )
             dispatches.append(Dispatch(pipeline, bind_group, grids[key]))
         work = [launch.kernel.work(launch.params, self.max_tokens) for launch in launches]
-        return Program(device.program(dispatches), functions, work, self._small["step"])
+        return Program(device.program(dispatches), functions, work, sum(work), self._small["step"])
 
     def _binding(self, launch: Launch, slot: Any) -> Binding:
         if slot.name == "params":
@@ -270,7 +268,7 @@ class Plan:
 
     def total_work(self, name: str, tokens: int) -> float:
         """Estimated work of a replay, in the unit of `work_limit`."""
-        return sum(self._built(name).work) * tokens / self.max_tokens
+        return self._built(name).total_work * tokens / self.max_tokens
 
     def _built(self, name: str) -> Program:
         program = self.programs.get(name)

@@ -21,7 +21,7 @@ from wgtrain.engine.structs import step_bytes
 from wgtrain.engine.tuning import Choice, candidates
 from wgtrain.engine.weight import UNITS
 from wgtrain.errors import OutOfMemoryError, ShaderError
-from wgtrain.gpu import Binding, Buffer, Device, Dispatch, Slot
+from wgtrain.gpu import Binding, Buffer, Device, Dispatch
 
 SECONDS = {"CPU": 12.0}  # that a sweep may take, compiling included; a compile is not cut short
 GPU_SECONDS = 5.0
@@ -261,8 +261,7 @@ class _Stage:
     async def prepare(self, choice: Choice) -> tuple[Any, Any, np.ndarray]:
         """Compiles and binds: (pipeline, bind group, workgroup counts)."""
         kernel: Kernel = self._tuned.kernel(choice)
-        slots = [Slot(slot.number, slot.access) for slot in kernel.slots]
-        pipeline = await self._device.pipeline(kernel.name, kernel.code, slots)
+        pipeline = await kernel.compiled(self._device)
         own = {"params": self._packed, "step": self._step}
         buffers = [own.get(slot.name) or self._operands[slot.name] for slot in kernel.slots]
         bindings = [
