@@ -147,7 +147,9 @@ def test_llama_cpp_gives_the_demo_answers(demo: Path) -> None:
     answers = json.loads((demo / "demo.json").read_text())["answers"]
     base = str(FILES / "base.gguf")
     for adapter, ours in ((None, "base"), (str(demo / "adapter.gguf"), "tuned")):
-        llama = llama_cpp.Llama(base, n_ctx=256, n_threads=1, verbose=False, lora_path=adapter)
+        llama = llama_cpp.Llama(
+            base, n_ctx=256, n_threads=1, n_threads_batch=1, verbose=False, lora_path=adapter
+        )
         same = 0
         for answer in answers:
             asked = [{"role": "user", "content": answer["prompt"]}]
