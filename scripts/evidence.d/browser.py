@@ -89,7 +89,7 @@ def write_models(folder: Path, site: Path) -> None:
     for name, make in makers.items():
         if not (folder / name).is_file():
             (folder / name).write_bytes(make())
-        (site / name).symlink_to(folder / name)
+        (site / name).hardlink_to(folder / name)  # links out of a site are not followed
 
 
 def large_name(size: str) -> str:
