@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from test_chat import CALL, assistant, shown, source, system, template, tool, user
+from test_chat import CALL, CALLED, assistant, shown, source, system, template, tool, user
 from test_jsonl import CHAT, letters, load
 
 from wgtrain.chat.template import Template
@@ -171,3 +171,21 @@ def test_prompts_between_are_found_where_they_change() -> None:
     for i, (start, _) in enumerate(found.spans):
         prompt = chat.render(messages[: 2 * i + 1], None, True)
         assert found.text.startswith(prompt) and start == len(prompt), i
+
+
+def test_calls_whose_thoughts_are_gone() -> None:
+    """A call of an earlier question has no content and no thoughts left to show where it begins."""
+    call = assistant("", tool_calls=[CALL], reasoning_content="why")
+    turns = [user("q"), call, tool("7"), call, tool("8"), assistant("d", reasoning_content="so")]
+    for n in (2, 40):
+        found = template(source("qwen3")).split(turns * n)
+        learnt = [found.text[start:end] for start, end in found.spans]
+        assert learnt[:-3] == [f"{CALLED}<|im_end|>", f"{CALLED}<|im_end|>", "d<|im_end|>"] * (
+            n - 1
+        )
+        assert learnt[-1] == "<think>\nso\n</think>\n\nd<|im_end|>"
+        assert found.cut == [
+            (i, "reasoning_content")
+            for i, message in enumerate((turns * n)[:-6])
+            if message["role"] == "assistant"
+        ]

@@ -34,24 +34,36 @@ def find_starts(places: "Places", turns: list[int]) -> dict[int, int | None]:
         groups.setdefault(places.messages[i - 1]["role"] if i else "", []).append(i)
     starts: dict[int, int | None] = {}
     for group in groups.values():
-        last = len(group) - 1
-        some = sorted({k * last // (_PROMPTS - 1) for k in range(_PROMPTS)})
-        ranges = list(pairwise(some))
-        for k in range(last + 1) if last < _PROMPTS else some:
-            starts[group[k]] = places.prompt_end(group[k])
-        while ranges:
-            first, last = ranges.pop()
-            between = [i for i in group[first + 1 : last] if i not in starts]
-            if not between:
-                continue
-            tail = places.tail(group[first], starts[group[first]])
-            if tail is not None and tail == places.tail(group[last], starts[group[last]]):
-                starts |= {i: places.follow(i, tail) for i in between}
-            else:
-                middle = (first + last) // 2
-                starts[group[middle]] = places.prompt_end(group[middle])
-                ranges += [(first, middle), (middle, last)]
+        starts |= _starts(places, group)
     return starts
+
+
+def _starts(places: "Places", group: list[int]) -> dict[int, int | None]:
+    """The same for turns that follow one role; `some` are rendered."""
+    last = len(group) - 1
+    some = sorted({k * last // (_PROMPTS - 1) for k in range(_PROMPTS)})
+    some = list(range(last + 1)) if last < _PROMPTS else some
+    starts = {group[k]: places.prompt_end(group[k]) for k in some}
+    if len(some) == len(group) and None not in starts.values():
+        return starts
+    found = {places.tail(i, start) for i, start in starts.items()}
+    tails = sorted(tail for tail in found if tail is not None and tail != _NO_PROMPT)
+    ranges = list(pairwise(some))
+    while ranges:
+        first, last = ranges.pop()
+        tail = places.tail(group[first], starts[group[first]])
+        alike = tail is not None and tail == places.tail(group[last], starts[group[last]])
+        if not alike or tail == _NO_PROMPT:
+            starts |= places.sure(group[first + 1 : last], tails, starts)
+        between = [i for i in group[first + 1 : last] if i not in starts]
+        if alike and tail is not None:
+            starts |= {i: places.follow(i, tail) for i in between}
+        elif between:
+            middle = (first + last) // 2
+            if group[middle] not in starts:
+                starts[group[middle]] = places.prompt_end(group[middle])
+            ranges += [(first, middle), (middle, last)]
+    return starts | places.sure(group, tails, starts)
 
 
 class Places:
@@ -90,6 +102,23 @@ class Places:
         if before is not None and self.text.startswith(tail, before):
             return before + len(tail)
         return self.prompt_end(i)
+
+    def sure(
+        self, turns: list[int], tails: list[str], starts: dict[int, int | None]
+    ) -> dict[int, int]:
+        """Turns without a start that begin behind the one of these ends of prompts that fits.
+
+        Their contents begin just there, or are empty.
+        """
+        out = {}
+        for i in turns:
+            before, content = self.marks.get((i - 1, "e")), self.marks.get((i, "s"))
+            if before is None or starts.get(i) is not None:
+                continue
+            ends = [before + len(tail) for tail in tails if self.text.startswith(tail, before)]
+            if len(ends) == 1 and content in (None, ends[0]):
+                out[i] = ends[0]
+        return out
 
     def content_start(self, i: int) -> int | None:
         """Where the content of turn `i` begins, or what the template leaves of it."""
