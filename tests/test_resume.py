@@ -170,7 +170,7 @@ def test_interrupted_before_training(tmp_path):
 import os, signal, sys
 sys.path.insert(0, {str(TESTS)!r})
 import fake_learner
-from wgtrain.runs import disk, session
+from wgtrain.runs import session
 from wgtrain.cli.main import main
 fake_learner.install()
 session.load_model = lambda *a, **o: os.kill(os.getpid(), signal.SIGTERM)
