@@ -13,7 +13,7 @@ from wgtrain.data import Dataset, Tokenizer, check_vocabulary, load_rows
 from wgtrain.data import load_tokenizer as read_tokenizer
 from wgtrain.data.huggingface import read_tokenizer_metadata
 from wgtrain.dual import dual_function
-from wgtrain.errors import FileError, OptionError
+from wgtrain.errors import FileError, OptionError, printable
 from wgtrain.files.adapters import (
     CONFIG_FILE,
     TENSOR_FILE,
@@ -30,13 +30,12 @@ from wgtrain.model.folder import Folder, open_folder
 from wgtrain.model.host import Host, Show
 from wgtrain.notebook import chart
 from wgtrain.runs import parts, progress
-from wgtrain.runs.paths import no_adapter_in, no_model_in
+from wgtrain.runs.paths import no_adapter_in, no_model_in, unusable
 from wgtrain.train.trainer import Trainer
 from wgtrain.tune.cache import choose
 
 AnyPath = str | os.PathLike[str]
 AnyBytes = bytes | bytearray | memoryview
-_LONGEST_SHOWN = 1000  # characters of a path in a message
 _MODEL_FILES = (".json", ".jinja", ".safetensors", ".model", ".bin")  # the last two for messages
 
 
@@ -49,7 +48,7 @@ class FileSource:
             self._file = open(path, "rb", buffering=0)  # noqa: SIM115
             self.size = os.fstat(self._file.fileno()).st_size
         except (OSError, ValueError) as error:
-            raise unreadable(path, error) from None
+            raise unusable(path, error) from None
 
     def read_range(self, offset: int, n: int) -> bytes:
         """The `n` bytes from `offset`; fewer where the file ends."""
@@ -93,7 +92,7 @@ def folder_sources(path: AnyPath) -> Iterator[dict[str, Source]]:
             found = [p for p in sorted(Path(path).iterdir()) if p.suffix in _MODEL_FILES]
             found = [p for p in found if p.is_file()]
         except OSError as error:
-            raise unreadable(path, error) from None
+            raise unusable(path, error) from None
         for file in found:
             files[file.name] = opened = FileSource(file)
             stack.callback(opened.close)
@@ -116,14 +115,7 @@ def read_file(path: AnyPath) -> bytes:
     try:
         return Path(path).read_bytes()
     except (OSError, ValueError) as error:
-        raise unreadable(path, error) from None
-
-
-def unreadable(path: AnyPath, error: OSError | ValueError) -> FileError:
-    """The error for a path that cannot be opened; a long one may be a file's content by mistake."""
-    text = str(path)
-    name = text if len(text) <= _LONGEST_SHOWN and text.isprintable() else shown(text)
-    return FileError(f"{name}: {getattr(error, 'strerror', None) or error}")
+        raise unusable(path, error) from None
 
 
 @contextmanager
@@ -298,7 +290,7 @@ def watch(trainer: Trainer) -> AbstractContextManager[Show]:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text), file=sys.stderr, flush=True)
 
 
 # Where models run that are opened here.

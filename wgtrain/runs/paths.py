@@ -14,6 +14,13 @@ _LONGEST_SHOWN = 1000  # characters of a path in a message
 _WRITER_SECONDS = 2.0  # in which somebody must begin to write to a FIFO
 
 
+def unusable(path: str | os.PathLike[str], error: Exception) -> FileError:
+    """The error for a path that cannot be opened; a long one may be a file's content by mistake."""
+    text = str(path)
+    name = text if len(text) <= _LONGEST_SHOWN and text.isprintable() else shown(text)
+    return FileError(f"{name}: {getattr(error, 'strerror', None) or error}")
+
+
 def native(text: str) -> Path:
     """A path out of a file that was perhaps written where names are encoded in another way."""
     try:
@@ -36,7 +43,7 @@ def check_path(path: Path) -> None:
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError) as error:
-        raise _unusable(path, error) from None
+        raise unusable(path, error) from None
     usable = stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISFIFO(mode)
     if not usable and not os.path.samefile(path, os.devnull):
         raise FileError(f"{path}: a device or socket, no file")
@@ -48,7 +55,7 @@ def read_input(path: Path) -> bytes:
     try:
         return _read_pipe(path) if is_pipe(path) else path.read_bytes()
     except (OSError, ValueError) as error:
-        raise _unusable(path, error) from None
+        raise unusable(path, error) from None
 
 
 def no_adapter_in(folder: Path) -> FileError:
@@ -88,13 +95,7 @@ def _names(folder: Path) -> list[str]:
     try:
         return sorted(os.listdir(folder))
     except OSError as error:
-        raise _unusable(folder, error) from None
-
-
-def _unusable(path: Path, error: Exception) -> FileError:
-    text = str(path)
-    name = text if len(text) <= _LONGEST_SHOWN and "\0" not in text else shown(text)
-    return FileError(f"{name}: {getattr(error, 'strerror', None) or error}")
+        raise unusable(folder, error) from None
 
 
 def _read_pipe(path: Path) -> bytes:
