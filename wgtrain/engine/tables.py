@@ -18,7 +18,7 @@ def of_this_version(tuning: Tuning) -> Tuning:
 
 def to_json(tuning: Tuning) -> dict[str, Any]:
     """Plain data: {"origin": text, "table": {family: {"kernel": name, constant: value, ...}}}."""
-    table = {f: {"kernel": c.kernel, **dict(c.constants)} for f, c in tuning.table.items()}
+    table = {family: choice_to_json(choice) for family, choice in tuning.table.items()}
     return {"origin": tuning.origin, "table": table}
 
 
@@ -34,8 +34,13 @@ def from_json(data: Any) -> Tuning:
     return Tuning(table, origin)
 
 
+def choice_to_json(choice: Choice) -> dict[str, Any]:
+    """Plain data: {"kernel": name, constant: value, ...}."""
+    return {"kernel": choice.kernel, **dict(choice.constants)}
+
+
 def choice_from_json(entry: Any) -> Choice:
-    """The choice in {"kernel": name, constant: value, ...}; ValueError for anything else."""
+    """The inverse of `choice_to_json`; ValueError for anything else."""
     if not isinstance(entry, dict) or not isinstance(entry.get("kernel"), str):
         raise ValueError("not a choice of a kernel")
     constants = {name: value for name, value in entry.items() if name != "kernel"}

@@ -23,7 +23,7 @@ from wgtrain import __version__, gpu
 from wgtrain.engine import tuning
 from wgtrain.engine.kernel import read_shader, shader_paths
 from wgtrain.engine.plan import Plan
-from wgtrain.engine.tables import choice_from_json
+from wgtrain.engine.tables import choice_from_json, choice_to_json
 from wgtrain.engine.tuning import Choice, Tuning, default_tuning, is_listed, runs_on
 from wgtrain.gpu import AdapterInfo, Device
 from wgtrain.tune.sweep import (
@@ -205,7 +205,7 @@ def _same(a: Measured, b: Measured) -> bool:
 def _entry(entry: Measured) -> dict[str, Any]:
     return {
         "family": entry.family,
-        "choice": {"kernel": entry.choice.kernel, **dict(entry.choice.constants)},
+        "choice": choice_to_json(entry.choice),
         "rows": entry.shape.rows,
         "work": entry.shape.work,
         "rate": entry.rate,
