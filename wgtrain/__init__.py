@@ -27,7 +27,7 @@ _WHERE = {
     "load_tokenizer": "api",
     "LoraConfig": "train.config",
     "TrainConfig": "train.config",
-    "StepResult": "train.trainer",
+    "StepResult": "train.results",
     "Trainer": "train.trainer",
 }
 _MODULES = ("aio", "errors", "random")

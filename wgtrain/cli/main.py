@@ -14,11 +14,10 @@ import click
 from wgtrain import __version__
 from wgtrain.cli import streams
 from wgtrain.errors import DeviceError, OptionError, WgtrainError
-from wgtrain.train.config import LoraConfig, RunConfig, TrainConfig
+from wgtrain.train.config import CONFIGS, RunConfig
 from wgtrain.train.settings import build, canonical, merge, setting_of
 from wgtrain.train.spellings import nearest
 
-CONFIGS = (RunConfig, LoraConfig, TrainConfig)
 DONE, UNUSABLE, GPU_FAILED, INTERRUPTED = 0, 2, 3, 130
 
 

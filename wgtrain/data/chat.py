@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import islice
 
 from wgtrain.chat.bounded import ChatTemplate
-from wgtrain.data.examples import Chat, Example, Segment
+from wgtrain.data.examples import Chat, Example, Segment, in_rows
 from wgtrain.errors import FileError
 
 _BATCH = 256  # rows
@@ -65,11 +65,11 @@ class Chats:
             plural = "s" if self._cut_turns > 1 else ""
             out.append(
                 f"the chat template leaves out text ({fields}), as many do with thoughts, in "
-                f"{self._cut_turns} turn{plural} of {_rows(self._cut_rows)}: "
+                f"{self._cut_turns} turn{plural} of {in_rows(self._cut_rows)}: "
                 + (LEFT_OUT if self._whole else TRAINED)
             )
         if self._unwritten:
-            named = ", ".join(f"{field} in {_rows(n)}" for field, n in self._unwritten.items())
+            named = ", ".join(f"{field} in {in_rows(n)}" for field, n in self._unwritten.items())
             out.append(f"fields that the chat template does not write: {named}")
         return out
 
@@ -110,7 +110,3 @@ def _learnt(chat: Chat, untrained: set[int], spans: list[tuple[int, int]]) -> li
             "generation %}: which of them are not to be trained cannot be told"
         )
     return [span for i, span in zip(turns, spans, strict=True) if i not in untrained]
-
-
-def _rows(n: int) -> str:
-    return f"{n} row{'s' * (n != 1)}"

@@ -118,11 +118,11 @@ class ExampleReader:
         """What a person should know of the rows read so far."""
         out = []
         if self._empty_answers:
-            n = _rows(self._empty_answers)
+            n = in_rows(self._empty_answers)
             out.append(f"an answer without a text, of which only the end is trained, in {n}")
         if self._ignored:
             named = [
-                f"{shown(name)} in {_rows(n)}{' (null)' if null else ''}"
+                f"{shown(name)} in {in_rows(n)}{' (null)' if null else ''}"
                 for name, (n, null) in list(self._ignored.items())[:_MOST_NAMED]
             ]
             more = len(self._ignored) - len(named)
@@ -290,5 +290,6 @@ def _plain_chat(
     return segments
 
 
-def _rows(n: int) -> str:
+def in_rows(n: int) -> str:
+    """A number of rows in words."""
     return f"{n} row{'s' * (n != 1)}"

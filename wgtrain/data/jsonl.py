@@ -65,12 +65,12 @@ def load_rows(
     now: datetime | None = None,
     kind: str | None = None,
 ) -> Dataset:
-    """The rows of a JSONL file (or a JSON array), as the formats document says.
+    """The rows of a JSONL file (or a JSON array) of the kinds in `KINDS`.
 
     `train_on="all"` learns every token of a row, "whole" only turns of chats whose text the
-    template writes in full; ids that come with labels are taken as they
-    are. `now` is the date for chat templates that write one, today's if None. `kind` is that of
-    every row, for rows with the fields of two. FileError names the line and the field.
+    template writes in full; ids that come with labels are taken as they are. `now` is the date for
+    chat templates that write one, today's if None. `kind` is that of every row, for rows with the
+    fields of two. FileError names the line and the field.
     """
     if train_on not in TRAIN_ON:
         raise OptionError(f"train_on is {train_on!r}; one of {', '.join(TRAIN_ON)}")

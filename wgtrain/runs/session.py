@@ -21,13 +21,12 @@ from wgtrain.runs.inputs import NAMES, Inputs, Rows, changed, found_again, read_
 from wgtrain.runs.stopping import stopped_by_signals
 from wgtrain.runs.telling import Say, Voice, ending, facts, in_words, opening
 from wgtrain.train.checkpoint import unpack
-from wgtrain.train.config import LoraConfig, RunConfig, TrainConfig
+from wgtrain.train.config import CONFIGS, LoraConfig
 from wgtrain.train.schedule import make_schedule
 from wgtrain.train.settings import as_mapping, build, canonical, merge
 from wgtrain.train.trainer import Trainer
 from wgtrain.train.windows import Windows
 
-CONFIGS = (RunConfig, LoraConfig, TrainConfig)
 # What may stand beside `resume`: more steps, and where files are now.
 LENGTH = ("iters", "epochs")
 BESIDE_RESUME = (*LENGTH, *NAMES)

@@ -281,3 +281,6 @@ class RunConfig:
 def _train_rules(config: TrainConfig) -> Iterable[str]:
     if config.lr_period is not None and config.lr_schedule != "cosine-restarts":
         yield f"lr_period = {config.lr_period}: only for lr_schedule = cosine-restarts"
+
+
+CONFIGS = (RunConfig, LoraConfig, TrainConfig)  # in the order of options
