@@ -8,6 +8,7 @@ With --llama, llama.cpp answers the held-out prompts too, and its answers are co
 import argparse
 import json
 import math
+import sys
 import time
 from pathlib import Path
 
@@ -98,6 +99,10 @@ def llama_answers(path: Path, prompts: list[str]) -> list[str]:
     """What llama.cpp answers, greedily, through the file's own chat template."""
     import llama_cpp
 
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+    from llama_cpp_oracle import model_params
+
+    llama_cpp.llama_cpp.llama_model_default_params = model_params
     llama = llama_cpp.Llama(str(path), n_ctx=256, verbose=False, n_threads=2, type_k=0, type_v=0)
     said = []
     for prompt in prompts:

@@ -28,6 +28,15 @@ _messages: list[str] = []
 llama_cpp.llama_log_set(_log, ctypes.c_void_p(0))
 llama_cpp.llama_backend_init()
 
+_default_params = llama_cpp.llama_model_default_params
+
+
+def model_params() -> Any:
+    """Its defaults, but for repacked weights: on some processors with AMX their kernels crash."""
+    params = _default_params()
+    params.use_extra_bufts = False
+    return params
+
 
 class LlamaCpp:
     """A GGUF model in llama.cpp; a file it refuses raises `ValueError` with its own words."""
@@ -35,8 +44,7 @@ class LlamaCpp:
     def __init__(self, data: bytes, n_ctx: int = 256) -> None:
         self._folder = tempfile.TemporaryDirectory()
         self._adapters = 0
-        params = llama_cpp.llama_model_default_params()
-        params.use_extra_bufts = False
+        params = model_params()
         params.n_gpu_layers = 0
         path = self._write("model.gguf", data)
         self._model = llama_cpp.llama_model_load_from_file(path, params)

@@ -142,8 +142,11 @@ def test_demo_teaches_records(demo: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.gpu
 @pytest.mark.oracle
-def test_llama_cpp_gives_the_demo_answers(demo: Path) -> None:
+def test_llama_cpp_gives_the_demo_answers(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     llama_cpp = needs.package("llama_cpp")
+    from llama_cpp_oracle import model_params
+
+    monkeypatch.setattr(llama_cpp.llama_cpp, "llama_model_default_params", model_params)
     answers = json.loads((demo / "demo.json").read_text())["answers"]
     base = str(FILES / "base.gguf")
     for adapter, ours in ((None, "base"), (str(demo / "adapter.gguf"), "tuned")):
