@@ -451,7 +451,6 @@ async def an_empty_program_runs() -> None:
         maker = await Affine.open(device, n=1)
         y = maker.buffer()
         device.run(device.program([]), np.zeros((0, 3), np.uint32), [])
-        device.flush()
         maker.run([maker.dispatch(y, 1)])
         assert await words(device, y) == [1]
 
@@ -622,7 +621,6 @@ async def a_closed_device_says_so() -> None:
             lambda: device.write(y, 0, bytes(4)),
             lambda: device.bind(maker.pipeline, [Binding(0, y, 0, 4)]),
             lambda: device.run(program, counts, []),
-            device.flush,
             device.read(y, 0, 4),
             device.pipeline("late", NEXT, NEXT_SLOTS),
             device.pipeline("affine", AFFINE, AFFINE_SLOTS),  # of those that were kept

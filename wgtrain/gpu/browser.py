@@ -256,10 +256,6 @@ class BrowserDevice(DeviceBase):
             times = await self.javascript.profile(program.handle, table.data, ends.data)
         return [1e-9 * time for time in times.to_py()]
 
-    def flush(self) -> None:
-        with self._errors("flushing"):
-            self.javascript.flush()
-
     def close(self) -> None:
         """Frees every buffer and the device."""
         if self._gone:

@@ -288,10 +288,6 @@
       return times;
     }
 
-    flush() {
-      this.scoped("flushing", () => this.queue.submit([]));
-    }
-
     close() {
       this.device.onuncapturederror = null;
       this.device.destroy();

@@ -358,10 +358,6 @@ class NativeDevice(DeviceBase):
                 )
             return native_timing.by_clock(self._device, program.handle, grids)
 
-    def flush(self) -> None:
-        with self._errors("flushing"):
-            self._queue.submit([])
-
     def close(self) -> None:
         """Frees every buffer and the device, after the call that is under way."""
         with self._turn(wait=True, nest=True) as fresh:

@@ -154,9 +154,6 @@ class Device(Protocol):
         each dispatch submitted alone; a page without timestamps raises DeviceError.
         """
 
-    def flush(self) -> None:
-        """Hands pending writes to the GPU, so that their staging memory can return."""
-
     def close(self) -> None:
         """Frees every buffer and the device; later calls raise DeviceLostError."""
 
