@@ -260,3 +260,9 @@ def find_architecture(name: str, file: str) -> Architecture:
             f"{file}: general.architecture {shown(name)} is not one of {', '.join(ARCHITECTURES)}"
         )
     return ARCHITECTURES[name]
+
+
+def unusable(name: str, problems: list[str], most: int = 40) -> FileError:
+    """The error of the model in a file `name`, with the first of its problems."""
+    more = [f"and {len(problems) - most} more"] if len(problems) > most else []
+    return FileError("\n  ".join([f"{name}: this model cannot be used:", *problems[:most], *more]))

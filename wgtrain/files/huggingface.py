@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from wgtrain.errors import FileError
-from wgtrain.files.architectures import MODEL_TYPES, Architecture, Key, ModelType, Values
+from wgtrain.files.architectures import MODEL_TYPES, Architecture, Key, ModelType, Values, unusable
 from wgtrain.files.gguf_parser import GGUF, METADATA_LIMIT, TensorInfo
 from wgtrain.files.names import permute_rows, split_tensor
 from wgtrain.files.safetensors import Entry, json_object, parse_header, read_header
@@ -139,7 +139,8 @@ async def read_folder(files: Files, name: str = "folder") -> tuple[FolderSource,
         parts.append(_Part(files[file], entry.begin, nbytes, size, head))
         tensors[tensor] = TensorInfo(tensor, entry.shape, entry.dtype, at, nbytes)
         at += nbytes
-    _refuse(problems, name)
+    if problems:
+        raise unusable(name, problems)
     return FolderSource(name, parts), GGUF(name, 3, _metadata(row, values, name), tensors)
 
 
@@ -166,14 +167,6 @@ async def read_small(files: Files, file: str, name: str) -> Data:
 
 def _listed(files: Files) -> str:
     return ", ".join(sorted(files)[:20]) or "nothing"
-
-
-def _refuse(problems: list[str], where: str) -> None:
-    if problems:
-        more = f"\n  and {len(problems) - 40} more" if len(problems) > 40 else ""
-        raise FileError(
-            f"{where}: this model cannot be used:\n  " + "\n  ".join(problems[:40]) + more
-        )
 
 
 def _read_config(config: dict[str, Any], where: str) -> tuple[Architecture, Values, bool]:
@@ -208,7 +201,8 @@ def _read_config(config: dict[str, Any], where: str) -> tuple[Architecture, Valu
     size = Key("vocabulary", "vocab_size", "vocab_size")
     if not size.allows(config.get(size.hf)):
         problems.append(_needed(size.hf, config.get(size.hf), size.allowed))
-    _refuse(list(dict.fromkeys(problems + rope_problems)), where)
+    if problems := list(dict.fromkeys(problems + rope_problems)):
+        raise unusable(where, problems)
     return row, values, tied
 
 

@@ -15,6 +15,7 @@ from wgtrain.files.architectures import (
     Key,
     Values,
     find_architecture,
+    unusable,
 )
 from wgtrain.files.source import shown
 from wgtrain.model.layers import Layer, Rope
@@ -104,14 +105,14 @@ def read_config(gguf: GGUF) -> ModelConfig:
     gguf.get("general.name", str, "")  # of use later, and refused now where it is no text
     row = find_architecture(gguf.get("general.architecture", str), gguf.name)
     if features := _feature_problems(gguf, row):
-        raise _unusable(gguf, features)
+        raise unusable(gguf.name, features)
     embedding = gguf.tensors.get("token_embd.weight")
     values: Values = {}
     for key in row.keys:
         values[key.field] = _read(gguf, row, key, values)
     if values["n_layer"] > (count := len(gguf.tensors)):
         problem = f"{row.name}.block_count {values['n_layer']}, but the file has {count} tensors"
-        raise _unusable(gguf, [problem])
+        raise unusable(gguf.name, [problem])
     config = make_config(
         row,
         values,
@@ -126,7 +127,7 @@ def read_config(gguf: GGUF) -> ModelConfig:
             f"{config.head_size}, which is not supported"
         )
     if problems:
-        raise _unusable(gguf, problems)
+        raise unusable(gguf.name, problems)
     return config
 
 
@@ -149,13 +150,6 @@ def make_config(
         qk_norm=row.qk_norm,
         tied_head=tied_head,
         context=values["context"],
-    )
-
-
-def _unusable(gguf: GGUF, problems: list[str]) -> FileError:
-    more = [f"and {len(problems) - 40} more"] if len(problems) > 40 else []
-    return FileError(
-        "\n  ".join([f"{gguf.name}: this model cannot be used:", *problems[:40], *more])
     )
 
 
