@@ -3,7 +3,7 @@
 // The caller then does sum_v exp(l - m') W[v] with the earlier sum times factor: no (C, V) array exists.
 // One workgroup walks the chunk of one trained token.
 // grid: 1, rows
-// use: step, reduce, running
+// use: reduce, running
 struct Params {
   rows: u32,
   first: u32, // vocabulary index of the chunk's first column; the chunk at 0 starts the running values

@@ -1,7 +1,7 @@
 // partials[i] = sum of squares of one slice of the gradient arena segment, in a fixed order.
 // One workgroup, of at most GROUPS, sums the blocks of LANES vec4s that lie as many apart as there are workgroups.
 // grid: min(GROUPS, ceil_div(n4, LANES))
-// use: step, reduce
+// use: reduce
 struct Params {
   n4: u32, // length of this segment / 4
   first: u32, // where this segment's partial sums begin

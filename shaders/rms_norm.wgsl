@@ -1,7 +1,7 @@
 // Y = X / sqrt(mean(X^2) + eps) * W, over each group of d4 * 4 values (a row, or a head).
 // One workgroup normalises one group of one row.
 // grid: groups, rows
-// use: step, reduce
+// use: reduce
 struct Params {
   rows: u32,
   groups: u32, // per row: 1, or the number of heads

@@ -1,7 +1,7 @@
 // Y = X r W with r = 1 / sqrt(mean(X^2) + eps)  =>  dX = r (W dY - X r^2 mean(X W dY)).
 // One workgroup differentiates one group of one row; ADD accumulates into dX.
 // grid: groups, rows
-// use: step, reduce
+// use: reduce
 struct Params {
   rows: u32,
   groups: u32,
