@@ -8,10 +8,10 @@ import yaml
 from wgtrain.data.examples import KINDS
 from wgtrain.errors import OptionError
 from wgtrain.train import spellings
+from wgtrain.train.config import CONFIGS as ALL
 from wgtrain.train.config import LoraConfig, RunConfig, TrainConfig
 from wgtrain.train.settings import as_mapping, build, canonical, changed, merge
 
-ALL = (RunConfig, LoraConfig, TrainConfig)
 RUN = {"model": "m.gguf", "data": "d.jsonl"}
 
 

@@ -16,7 +16,10 @@ from wgtrain.tune.cache import VARIABLE as CACHE
 from wgtrain.tune.cache import cache_file, cache_folder, load
 from wgtrain.tune.sweep import Measured, as_text
 
-PACKAGES = ("numpy", "wgpu", "tokenizers", "jinja2", "pyyaml", "click", "rich", "pygal")
+PACKAGES = (
+    *("numpy", "wgpu", "tokenizers", "jinja2", "pyyaml", "click", "rich", "pygal"),
+    *("starlette", "uvicorn"),
+)
 LIMITS = ("buffer-size", "buffer-binding-size", "storage-buffers", "compute")  # in their names
 ADVICE = {
     "Linux": """Install a Vulkan driver. For a GPU, the one of its maker:

@@ -1,6 +1,5 @@
 """The command line. Options of `train` are generated from the fields of the configs."""
 
-import io
 import re
 import signal
 import sys
@@ -160,9 +159,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, signal.default_int_handler)
-    for stream in (sys.stdout, sys.stderr):  # a name that the console cannot write ends no run
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
     try:
         status = cli.main(arguments, prog_name="wgtrain", standalone_mode=False)
     except click.NoSuchOption as error:

@@ -1,6 +1,7 @@
 """The standard streams of a command, whatever is at their other ends."""
 
 import contextlib
+import io
 import os
 import sys
 
@@ -9,13 +10,17 @@ from wgtrain.errors import printable
 
 def prepare() -> None:
     """Puts something in the place of closed streams: the next file opened would get their number,
-    and with it all that a driver writes to standard error.
+    and with it all that a driver writes to standard error. A name that the console cannot write is
+    escaped.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def complain(message: str) -> None:

@@ -3,12 +3,12 @@
 import math
 import time
 from dataclasses import replace
-from typing import Any
 
 from wgtrain import random
 from wgtrain.data import Batch, Dataset
 from wgtrain.errors import NonFiniteError, OptionError, WgtrainError
 from wgtrain.train.config import TrainConfig
+from wgtrain.train.learner import Learner
 from wgtrain.train.results import Evaluation, Place, Queued, StepResult, non_finite
 from wgtrain.train.schedule import Schedule
 from wgtrain.train.windows import Windows
@@ -25,7 +25,7 @@ class Loop:
 
     config: TrainConfig
     rows: Dataset
-    learner: Any
+    learner: Learner
     schedule: Schedule
     total_steps: int
     _windows: Windows

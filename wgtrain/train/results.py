@@ -1,8 +1,8 @@
 """What training tells: one result per optimizer step, evaluations, a step that was not finite."""
 
 from dataclasses import dataclass, replace
-from typing import Any
 
+from wgtrain.engine.optimizer import Report
 from wgtrain.errors import NonFiniteError, WgtrainError
 from wgtrain.train.windows import START, At
 
@@ -66,7 +66,7 @@ class Place:
     evaluations: tuple[Evaluation, ...] = ()
     failure: WgtrainError | None = None
 
-    def with_report(self, report: Any, queued: Queued, rate: float) -> "Place":
+    def with_report(self, report: Report, queued: Queued, rate: float) -> "Place":
         """With the result of a queued step, at `rate` tokens a second."""
         seen, elapsed = self.tokens_seen + queued.tokens, queued.tokens / rate
         result = StepResult(
@@ -88,7 +88,7 @@ class Place:
         )
 
 
-def non_finite(report: Any, queued: Queued, name: str) -> NonFiniteError:
+def non_finite(report: Report, queued: Queued, name: str) -> NonFiniteError:
     """The error of a report that is not finite."""
     lines = sorted(set(queued.lines))
     shown = ", ".join(map(str, lines[:20])) + (", ..." if len(lines) > 20 else "")
