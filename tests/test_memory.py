@@ -235,7 +235,7 @@ print(nbytes, grown - before, resident() - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("type_", ["F32", "Q8_0"])
+@pytest.mark.parametrize("type_", ["F32", pytest.param("Q8_0", marks=pytest.mark.slow)])
 def test_loading_grows_the_process_by_the_weights(type_: str, tmp_path: Path) -> None:
     shape = rm.Shape(
         width=768, heads=8, kv_heads=8, head_size=96, feed_forward=2048, layers=2,

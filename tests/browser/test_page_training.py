@@ -131,15 +131,15 @@ def test_a_closed_tab_resumes_to_the_bit(tabs: Any, page_runs: Any, files: Any) 
 
 
 def test_a_lost_device_says_so_and_the_checkpoint_is_good(
-    tabs: Any, page_runs: Any, files: Any
+    tab: Any, page_runs: Any, files: Any
 ) -> None:
-    tab = tabs.open()
-    code = OPEN + "try:\n" + RUN.replace("\n", "\n    ").replace("[resumed, adapter]", "said = ''")
+    run = RUN.replace('"run"', '"lost"')  # the shared tab keeps no other
+    code = OPEN + "try:\n" + run.replace("\n", "\n    ").replace("[resumed, adapter]", "said = ''")
     code += "\nexcept wgtrain.DeviceLostError as error:\n    said = str(error)\nsaid"
     assert "the GPU was lost" in tab.python(code, name="tiny", stop_at=8)
-    saved = tab.javascript("wgtrain.storage.latest('run')")  # reports of fast steps come together
+    saved = tab.javascript("wgtrain.storage.latest('lost')")  # reports of fast steps come together
     assert saved >= 6
-    resumed, adapter = tab.python(OPEN + RUN, name="tiny", stop_at=0)
+    resumed, adapter = tab.python(OPEN + run, name="tiny", stop_at=0)
     assert resumed == saved
     assert adapter == page_runs["tiny"]["adapter"]
 
