@@ -82,4 +82,5 @@ def test_what_the_site_holds(cdn_site: Path) -> None:
     assert all((cdn_site / path).is_file() for path in config["unpack"])
     (wheel,) = (cdn_site / "packages").glob("wgtrain-*-py3-none-any.whl")  # for anyone's page
     assert "wgtrain/cli/main.py" in zipfile.ZipFile(wheel).namelist()
-    assert "wgtrain/cli/main.pyc" in zipfile.ZipFile(cdn_site / "packages/wgtrain.zip").namelist()
+    inside = zipfile.ZipFile(cdn_site / "packages/wgtrain.zip").namelist()
+    assert "wgtrain/train/trainer.pyc" in inside and "wgtrain/cli/main.pyc" not in inside
