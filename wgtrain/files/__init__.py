@@ -9,7 +9,7 @@ from wgtrain.files.adapters import (
     write_adapter_peft,
 )
 from wgtrain.files.architectures import ARCHITECTURES, LINEARS, Architecture
-from wgtrain.files.blocks import BLOCKS, Block
+from wgtrain.files.blocks import BLOCKS
 from wgtrain.files.gguf import GGUF, Raw, TensorInfo, gguf_head, parse_gguf, read_gguf, write_gguf
 from wgtrain.files.names import (
     gguf_tensor,
@@ -30,7 +30,6 @@ __all__ = [
     "LINEARS",
     "Adapter",
     "Architecture",
-    "Block",
     "BytesSource",
     "Raw",
     "Source",
