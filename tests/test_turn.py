@@ -197,6 +197,50 @@ def test_a_turn_that_was_never_given_back() -> None:
     assert Thread(forgets).get() is None
 
 
+class Behind(list[Any]):
+    """The claims of a turn, that lets another thread come first once."""
+
+    def __init__(self, first: Callable[[], Any]):
+        super().__init__()
+        self._first: Callable[[], Any] | None = first
+
+    def append(self, claim: Any) -> None:
+        first, self._first = self._first, None
+        if first is not None:
+            assert not isinstance(Thread(first).get(), BaseException)
+        super().append(claim)
+
+
+def test_what_comes_between_asking_and_claiming() -> None:
+    """Another thread closes, or begins a loop, when a call has just been found welcome."""
+    turn = Turn("this thing")
+    turn._claims = Behind(lambda: turn.close("it was closed"))
+    with pytest.raises(DeviceLostError, match="it was closed"), turn():
+        pass
+    assert turn._claims == []
+    turn, looping, ended = Turn("this thing"), threading.Event(), threading.Event()
+
+    def loops() -> None:
+        with turn("a loop"):
+            pass
+        looping.set()
+        assert ended.wait(60)
+
+    def begins() -> None:
+        threads.append(Thread(loops))
+        assert looping.wait(60)
+
+    threads: list[Thread] = []
+    turn._claims = Behind(begins)
+    with pytest.raises(OptionError, match="this thing is running"), turn():
+        pass
+    assert turn._claims == []
+    ended.set()
+    assert threads[0].get() is None
+    with turn():  # a thread that has ended loops no more
+        pass
+
+
 def in_fork(function: Callable[[], Any]) -> str:
     """What a function says in a forked child."""
     reader, writer = os.pipe()

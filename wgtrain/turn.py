@@ -105,21 +105,32 @@ class Turn:
         return True
 
     def _try(self, frame: FrameType, loop: object) -> bool:
-        if self._closed:
-            raise DeviceLostError(self._closed)
-        own = threading.get_ident()
-        if self._loop is not None and self._loops_elsewhere(loop):
+        if not self._is_open_to(loop):
             return False
-        mine = own, frame
+        mine = threading.get_ident(), frame
         self._claims.append(mine)
         while (first := self._claims[0]) is not mine:
             if _at_work(first):
                 self._drop(mine)
                 return False
             self._drop(first)
-        if loop is not None:
-            self._loop = own, loop
-        return True
+        # Asked again: a thread that closes or loops since then did not see this claim.
+        try:
+            served = self._is_open_to(loop)
+        except DeviceLostError:
+            self._drop(mine)
+            raise
+        if not served:
+            self._drop(mine)
+        elif loop is not None:
+            self._loop = mine[0], loop
+        return served
+
+    def _is_open_to(self, loop: object) -> bool:
+        """Whether no loop of another thread is under way; DeviceLostError once closed."""
+        if self._closed:
+            raise DeviceLostError(self._closed)
+        return self._loop is None or not self._loops_elsewhere(loop)
 
     def _drop(self, claim: Claim) -> None:
         try:
