@@ -20,7 +20,7 @@ PACKAGE = ROOT / "wgtrain"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # Room -> the rooms below it that it may import. Every other module beside `__init__.py` is a face:
-# it may import everything, and no room imports it.
+# it may import everything, and what does not name it here does not import it.
 GROUND = {"errors", "random", "dual", "turn"}
 BELOW: dict[str, set[str]] = {
     "errors": set(),
