@@ -14,10 +14,11 @@ import numpy as np
 from wgtrain import gpu
 from wgtrain.bench.random_model import RandomModel
 from wgtrain.data import Batch
+from wgtrain.engine.tuning import default_tuning
 from wgtrain.files import BytesSource, Raw, read_gguf, write_gguf
 from wgtrain.infer.model import Model, open_model
-from wgtrain.model.config import read_config
-from wgtrain.model.weights import load_weights, plan_weights
+from wgtrain.model.base import plan_base
+from wgtrain.model.weights import load_weights
 from wgtrain.train.config import LoraConfig
 from wgtrain.train.learner import Learner, lora_learner
 
@@ -87,12 +88,11 @@ def load_split(data: Any, weights: dict[str, int], device: dict[str, int]) -> Mo
     async def open_() -> Model:
         source = BytesSource(data, "random.gguf") if isinstance(data, bytes) else data
         gguf = await read_gguf(source)
-        config = read_config(gguf)
         opened = await gpu.open_device(limits="default")
-        planned = plan_weights(gguf, config, replace(opened.limits, **weights))
-        await load_weights(opened, source, gguf, planned)
+        base = plan_base(gguf, replace(opened.limits, **weights), default_tuning(opened))
+        await load_weights(opened, source, gguf, base.weights)
         opened.limits = replace(opened.limits, **device)
-        return Model(gguf, config, planned, opened, "fingerprint")
+        return Model(gguf, replace(base, limits=opened.limits), opened, "fingerprint")
 
     return gpu.run(open_())
 

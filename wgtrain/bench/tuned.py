@@ -13,7 +13,7 @@ from wgtrain.engine.weight import FORMATS
 from wgtrain.files import read_gguf
 from wgtrain.gpu import Device
 from wgtrain.model.base import Base, base_on
-from wgtrain.model.weights import plan_weights, stored_type
+from wgtrain.model.weights import stored_type
 from wgtrain.train.config import LoraConfig
 from wgtrain.train.learner import Learner, lora_learner
 from wgtrain.tune import cache as tune
@@ -33,7 +33,7 @@ def open_device(adapter_index: int | None) -> Device:
 def planned(shape: Shape, device: Device, precision: str = "f32") -> Base:
     """A shape's model, laid out: no weight is on the GPU."""
     gguf = gpu.run(read_gguf(RandomWeights(shape)))
-    return base_on(device, shape.config, plan_weights(gguf, shape.config, device.limits, precision))
+    return base_on(device, gguf, shape.config, precision)
 
 
 def make_learner(base: Base, device: Device, shape: Shape, mode: str, steps: int = RUN) -> Learner:

@@ -21,10 +21,10 @@ from wgtrain.infer.session import Session
 from wgtrain.infer.stack import Stack, read_stack
 from wgtrain.infer.text import TextStream
 from wgtrain.model.base import Base, base_on
-from wgtrain.model.config import ModelConfig, read_config
+from wgtrain.model.config import read_config
 from wgtrain.model.folder import Folder
 from wgtrain.model.host import NOWHERE, Host
-from wgtrain.model.weights import Weights, check_precision, load_weights, plan_weights
+from wgtrain.model.weights import check_precision, load_weights
 from wgtrain.turn import Turn
 
 AdapterLike = Any  # an Adapter, the bytes of an adapter GGUF, or what the face's reader takes
@@ -43,15 +43,15 @@ class Model:
     def __init__(
         self,
         gguf: GGUF,
-        config: ModelConfig,
-        weights: Weights,
+        base: Base,
         device: Device,
         fingerprint: str,
         host: Host = NOWHERE,
         no_tokenizer: str | None = None,
         precision: str = "f32",
     ):
-        self.gguf, self.config, self.weights, self.device = gguf, config, weights, device
+        self.gguf, self.base, self.device = gguf, base, device
+        self.config, self.weights = base.config, base.weights
         self.fingerprint, self.precision = fingerprint, precision
         self.name = gguf.name
         self.host = host
@@ -59,11 +59,6 @@ class Model:
         self._tokenizer: Tokenizer | None = None
         self._session: tuple[bytes, Session] | None = None
         self._turn = Turn("this model")
-
-    @property
-    def base(self) -> Base:
-        """The model as plans see it."""
-        return base_on(self.device, self.config, self.weights)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -258,9 +253,9 @@ async def open_model(
     try:
         check_precision(precision, device)
         await find_subgroup_size(device)
-        weights = plan_weights(gguf, config, device.limits, precision)
-        await load_weights(device, source, gguf, weights)
+        base = base_on(device, gguf, config, precision)
+        await load_weights(device, source, gguf, base.weights)
     except BaseException:
         device.close()
         raise
-    return Model(gguf, config, weights, device, fingerprint, host, opened.no_tokenizer, precision)
+    return Model(gguf, base, device, fingerprint, host, opened.no_tokenizer, precision)

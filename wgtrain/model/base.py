@@ -40,6 +40,7 @@ def plan_base(
     return Base(config, plan_weights(gguf, config, limits, precision), limits, tuning)
 
 
-def base_on(device: Device, config: ModelConfig, weights: Weights) -> Base:
-    """The base model whose weights are planned for a device."""
+def base_on(device: Device, gguf: GGUF, config: ModelConfig, precision: str = "f32") -> Base:
+    """The base model of a file, whose configuration was read, as it will lie on a device."""
+    weights = plan_weights(gguf, config, device.limits, precision)
     return Base(config, weights, device.limits, default_tuning(device))
