@@ -17,7 +17,6 @@ from types import SimpleNamespace
 import numpy as np
 
 from wgtrain import random
-from wgtrain.api import read_file
 from wgtrain.cli.main import main
 from wgtrain.data.jsonl import Dataset, Row
 from wgtrain.engine.tuning import DEFAULT_CPU
@@ -49,7 +48,7 @@ class FakeModel:
     def __init__(self, path="fake.gguf", adapter_index=None, precision="f32"):
         self.adapter_index, self.precision = adapter_index, precision
         if path != "fake.gguf":
-            self.fingerprint = hashlib.sha256(read_file(path)).hexdigest()
+            self.fingerprint = hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
     def close(self):
         pass

@@ -13,8 +13,10 @@ from needs import ROOT
 from vocabs import bpe
 
 import wgtrain
+from wgtrain.api import HOST
 from wgtrain.data import Row, load_tokenizer
 from wgtrain.errors import FileError, OptionError
+from wgtrain.runs import paths
 from wgtrain.train.config import LoraConfig, TrainConfig
 
 LINES = '{"text": "some words"}\n' * 500
@@ -44,6 +46,23 @@ def test_rows_that_are_named_like_json(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("{a}.jsonl").write_text('{"text": "ab"}')
     assert len(wgtrain.load_dataset("{a}.jsonl", load_tokenizer(bpe())).rows) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no FIFOs")
+def test_pipes_that_nobody_writes_to(tmp_path, monkeypatch):
+    """None is waited for without end; a model is no pipe at all."""
+    monkeypatch.setattr(paths, "_WRITER_SECONDS", 0.01)
+    tokenizer = load_tokenizer(bpe())
+    for name in ("fifo", "adapter_config.json", "adapter_model.safetensors"):
+        os.mkfifo(tmp_path / name)
+    with pytest.raises(FileError, match="fifo: a FIFO that nobody writes to"):
+        wgtrain.load_dataset(tmp_path / "fifo", tokenizer)
+    for path in (tmp_path / "fifo", tmp_path):
+        with pytest.raises(FileError, match="a FIFO that nobody writes to"):
+            HOST.read_adapter(path, FakeModel().config)
+    for load in (wgtrain.load_model, wgtrain.load_tokenizer):
+        with pytest.raises(FileError, match="fifo: a FIFO; a model is read more than once"):
+            load(tmp_path / "fifo")
 
 
 @pytest.mark.parametrize("model", ["base.gguf", None, b"GGUF"])

@@ -30,7 +30,13 @@ from wgtrain.model.folder import Folder, open_folder
 from wgtrain.model.host import Host, Show
 from wgtrain.notebook import chart
 from wgtrain.runs import parts, progress
-from wgtrain.runs.paths import no_adapter_in, no_model_in, unusable
+from wgtrain.runs.paths import (
+    check_model,
+    no_adapter_in,
+    no_model_in,
+    read_input,
+    unusable,
+)
 from wgtrain.train.trainer import Trainer
 from wgtrain.tune.cache import choose
 
@@ -44,6 +50,7 @@ class FileSource:
 
     def __init__(self, path: AnyPath):
         self.name = str(path)
+        check_model(Path(path))
         try:
             self._file = open(path, "rb", buffering=0)  # noqa: SIM115
             self.size = os.fstat(self._file.fileno()).st_size
@@ -108,14 +115,6 @@ def _is_dir(path: AnyPath) -> bool:
         return Path(path).is_dir()
     except (OSError, ValueError):  # too long for a name, or a NUL in it
         return False
-
-
-def read_file(path: AnyPath) -> bytes:
-    """A whole file; FileError naming it if that fails."""
-    try:
-        return Path(path).read_bytes()
-    except (OSError, ValueError) as error:
-        raise unusable(path, error) from None
 
 
 @contextmanager
@@ -197,7 +196,7 @@ async def load_dataset(
     if isinstance(data, str | os.PathLike):
         path = data_file(data)
         try:
-            name, data = str(path), read_file(path)
+            name, data = str(path), read_input(path)
         except FileError:
             if isinstance(data, str) and data.lstrip()[:1] in ("{", "["):
                 raise OptionError(
@@ -260,9 +259,9 @@ def _read_adapter(source: AnyPath | AnyBytes | Adapter, config: ModelConfig) -> 
         raise OptionError(f"adapter: {shown(source)}: a path, an Adapter, or its bytes are needed")
     path = adapter_file(source)
     if path.name != TENSOR_FILE:
-        return read_adapter_gguf(read_file(path), str(path))
+        return read_adapter_gguf(read_input(path), str(path))
     return read_adapter_peft(
-        {name: read_file(path.parent / name) for name in (CONFIG_FILE, TENSOR_FILE)},
+        {name: read_input(path.parent / name) for name in (CONFIG_FILE, TENSOR_FILE)},
         str(path.parent),
         architecture=config.architecture,
         n_head=config.n_head,

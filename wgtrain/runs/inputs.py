@@ -10,7 +10,7 @@ from typing import Any
 
 from wgtrain.api import adapter_file, data_file
 from wgtrain.errors import FileError, WgtrainError
-from wgtrain.runs.paths import check_path, is_pipe, native, read_input
+from wgtrain.runs.paths import check_model, check_path, is_pipe, native, read_input
 from wgtrain.train.config import RunConfig, TrainConfig
 
 NAMES = ("model", "data", "valid", "init_adapter")
@@ -43,9 +43,7 @@ class Inputs:
     def __init__(
         self, paths: RunConfig, config: TrainConfig, read: Mapping[str, Rows] | None = None
     ):
-        check_path(Path(paths.model))
-        if is_pipe(Path(paths.model)):
-            raise FileError(f"{paths.model}: a FIFO; a model is read more than once")
+        check_model(Path(paths.model))
         files = {"data": data_file(paths.data), "valid": _valid_file(paths, config)}
         if paths.init_adapter is not None:
             files["init_adapter"] = adapter_file(paths.init_adapter)

@@ -49,6 +49,13 @@ def check_path(path: Path) -> None:
         raise FileError(f"{path}: a device or socket, no file")
 
 
+def check_model(path: Path) -> None:
+    """Raises FileError for what cannot be read more than once, too."""
+    check_path(path)
+    if is_pipe(path):
+        raise FileError(f"{path}: a FIFO; a model is read more than once")
+
+
 def read_input(path: Path) -> bytes:
     """All bytes of a file or FIFO; FileError naming it for anything else."""
     check_path(path)
