@@ -10,6 +10,7 @@ from wgtrain.runs.paths import read_input
 _WHOLE = re.compile(r"[+-]?(0|[1-9][0-9]*)\Z")
 _MOST_BYTES = 1 << 20
 _MOST_VALUES = 10_000  # with every alias written out
+_MOST_SAID = 300  # characters of what PyYAML says
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -24,7 +25,12 @@ def parse_yaml(data: bytes, name: str) -> dict[str, Any]:
     if len(data) > _MOST_BYTES:
         raise FileError(f"{name}: {len(data):,} bytes; settings take at most {_MOST_BYTES:,}")
     try:
-        loader = yaml.SafeLoader(data.decode("utf-8"))
+        text = data.decode("utf-8")
+        # Before the nodes, which are slow: of each collection and each value there is an event.
+        for n, _ in enumerate(yaml.parse(text, yaml.SafeLoader)):
+            if n > 2 * _MOST_VALUES:
+                raise _too_many(name)
+        loader = yaml.SafeLoader(text)
         loader.yaml_implicit_resolvers = _with_plain_numbers(loader.yaml_implicit_resolvers)
         try:
             node = loader.get_single_node()
@@ -33,11 +39,24 @@ def parse_yaml(data: bytes, name: str) -> dict[str, Any]:
             values = None if node is None else loader.construct_document(node)
         finally:
             loader.dispose()
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise FileError(f"{name}: not YAML: {' '.join(str(error).split())}") from None
+    except FileError:
+        raise
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise FileError(f"{name}: not YAML: {_said(error)}") from None
+    except Exception as error:  # a value that is none of its tag's: `!!int ''`, `!!bool x`
+        what = f"{type(error).__name__}: {_said(error)}"
+        raise FileError(f"{name}: not YAML: a value that is not what its tag says: {what}") from None
     if values is not None and not isinstance(values, dict):
         raise FileError(f"{name}: a mapping of settings is needed, not {type(values).__name__}")
     return values or {}
+
+
+def _too_many(name: str) -> FileError:
+    return FileError(f"{name}: more than {_MOST_VALUES:,} values, with its aliases written out")
+
+
+def _said(error: Exception) -> str:
+    return " ".join(str(error).split())[:_MOST_SAID]
 
 
 def _with_plain_numbers(resolvers: dict[str, Any]) -> dict[str, Any]:
@@ -70,7 +89,7 @@ def _check(root: Any, name: str) -> None:
         return sizes[id(node)]
 
     if size(root) > _MOST_VALUES:
-        raise FileError(f"{name}: more than {_MOST_VALUES:,} values, with its aliases written out")
+        raise _too_many(name)
     seen: set[str] = set()
     for key, _ in root.value if isinstance(root, yaml.MappingNode) else []:
         if isinstance(key, yaml.ScalarNode) and key.value != "<<":
