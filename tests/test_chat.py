@@ -308,6 +308,7 @@ REFUSED = [
     ("{{ messages[7].content.x }}", "refuses it: .*undefined|refuses it: .*no element"),
     ("{{ raise_exception('not like this') }}", "refuses it: not like this"),
     ("{{ 1 / 0 }}", "refuses it: ZeroDivisionError"),
+    ("{{ '\\ud800' }}", "refuses it: UnicodeEncodeError"),
     ("{% generation %}{% endgeneration %}", "generation %} blocks lose"),
     (
         "{% generation %}a{% generation %}b{% endgeneration %}{% endgeneration %}",

@@ -246,6 +246,7 @@ def test_rewind_drops_what_came_after(folder):
         b"1" * 5000,
         b"null",
         b"\xff\xfe",
+        b'{"step": 1\r{',
         b"",
     ],
 )
@@ -515,6 +516,12 @@ MERGES = (
         (BOMB, "more than 10,000 values"),
         (MERGES, "more than 10,000 values"),
         (b"#" * (1 << 20) + b"#", "1,048,577 bytes"),
+        (b"a: !!int ''", "not YAML: .*IndexError"),
+        (b"a: !!bool x", "not YAML: .*KeyError: 'x'"),
+        (b"a: !!float ''", "not YAML: .*IndexError"),
+        (b"a: !!timestamp x", "not YAML: .*AttributeError"),
+        (b'a: "\\UFFFFFFFF"', "not YAML: .*OverflowError"),
+        (b"a: !" + b"x" * 1000 + b" 1", "not YAML: could not determine a constructor"),
     ],
 )
 def test_unusable_yaml(tmp_path, text, message):
@@ -524,6 +531,14 @@ def test_unusable_yaml(tmp_path, text, message):
     assert len(str(error.value)) < 400
     with pytest.raises(FileError, match="No such file"):
         read_yaml(tmp_path / "d.yaml")
+
+
+def test_yaml_of_many_values_is_not_read_whole(tmp_path, monkeypatch):
+    """Nodes are what takes so long: 1 MB of them 20 s and more."""
+    monkeypatch.setattr(yaml.SafeLoader, "get_single_node", None)
+    (tmp_path / "c.yaml").write_text("a: [" + "1," * 21_000 + "]")
+    with pytest.raises(FileError, match="more than 10,000 values"):
+        read_yaml(tmp_path / "c.yaml")
 
 
 def test_yaml_with_aliases_and_with_a_setting_twice(tmp_path):

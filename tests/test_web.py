@@ -41,6 +41,7 @@ def port(tmp_path: Path) -> Iterator[int]:
     (folder / "part" / "index.html").write_bytes(b"<p>")
     (folder / "link").symlink_to(tmp_path / "outside")
     (folder / "up").symlink_to(tmp_path)
+    (folder / "circle").symlink_to("circle")
     with serving(folder) as found:
         yield found
 
@@ -121,7 +122,9 @@ def test_a_head_with_a_range_leaves_the_connection_whole(port: int) -> None:
     connection.close()
 
 
-@pytest.mark.parametrize("path", ["/link", "/up/outside", "/../outside", "/%2e%2e/outside", "/%00"])
+@pytest.mark.parametrize(
+    "path", ["/link", "/up/outside", "/../outside", "/%2e%2e/outside", "/%00", "/circle"]
+)
 def test_nothing_outside_the_folder_is_served(port: int, path: str) -> None:
     status, _, body = get(port, path)
     assert status == 404 and b"secret" not in body

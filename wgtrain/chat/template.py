@@ -117,7 +117,7 @@ class Template:
         marking: bool = False,
     ) -> str:
         try:
-            return self._sandbox.run(
+            text = self._sandbox.run(
                 self._template,
                 marking,
                 messages=messages,
@@ -126,6 +126,8 @@ class Template:
                 add_generation_prompt=prompt,
                 **self._tokens,
             )
+            text.encode()  # a template can write half a character, as "\ud800"
+            return text
         except MemoryError:
             raise bounds.too_large() from None
         except Exception as error:  # whatever a stranger's code does wrong

@@ -4,6 +4,7 @@ This, `disk` and the faces are the only places that know paths.
 """
 
 import contextlib
+import io
 import json
 import math
 import os
@@ -205,7 +206,7 @@ class RunFolder:
         """
         kept, damaged = [], []
         self.losses, self.evaluations = [], []
-        for text in read_file(self.path / METRICS).splitlines(keepends=True):
+        for text in io.BytesIO(read_file(self.path / METRICS)):  # ends of lines are "\n" alone
             if (found := _metric(text)) is None:
                 damaged += [text] if text.endswith(b"\n") else []
                 continue

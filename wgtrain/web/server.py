@@ -91,6 +91,12 @@ class Server:
         from wgtrain.web.patience import Impatient
 
         class Files(StaticFiles):
+            def lookup_path(self, path: str) -> Any:
+                try:
+                    return super().lookup_path(path)
+                except OSError:  # links in a circle, what may not be read
+                    return "", None
+
             def file_response(self, *arguments: Any, **options: Any) -> Any:
                 response = super().file_response(*arguments, **options)
                 if isinstance(response, FileResponse):
