@@ -205,8 +205,10 @@ def test_cross_entropy_with_adapters_beside_the_head(
     ]
     head = Linear(weight, None, tuple(t.made(training)["w"] for t in adapters))
     targets = np.random.default_rng(3).integers(0, N, T).astype(np.uint32)
-    windows = dict.fromkeys(("tokens", "spans", "trained", "where"), stage.storage("", 1).window())
-    inputs = Inputs(**windows, targets=stage.brought("targets", targets[None]).window())
+    names = ("tokens", "positions", "trained", "where")
+    windows = dict.fromkeys(names, stage.storage("", 1).window())
+    brought = stage.brought("targets", targets[None]).window()
+    inputs = Inputs(**windows, ranges={}, targets=brought)
     x = stage.tensor("x", given["x"] / 8, rows="C", trains=True)
     totals = stage.storage("totals", 4, 1)
     cross_entropy(stage.g, x, head, inputs, totals.window(), 64)
