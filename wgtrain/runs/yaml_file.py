@@ -45,7 +45,9 @@ def parse_yaml(data: bytes, name: str) -> dict[str, Any]:
         raise FileError(f"{name}: not YAML: {_said(error)}") from None
     except Exception as error:  # a value that is none of its tag's: `!!int ''`, `!!bool x`
         what = f"{type(error).__name__}: {_said(error)}"
-        raise FileError(f"{name}: not YAML: a value that is not what its tag says: {what}") from None
+        raise FileError(
+            f"{name}: not YAML: a value that is not what its tag says: {what}"
+        ) from None
     if values is not None and not isinstance(values, dict):
         raise FileError(f"{name}: a mapping of settings is needed, not {type(values).__name__}")
     return values or {}
