@@ -586,6 +586,7 @@ def test_rows_from_a_pipe(whole, monkeypatch):
         "[" * 100_000,
         '{"inputs": {"data": {"path": "a\\u0000b", "sha256": "0"}}}',
         '{"inputs": {"data": {"path": 99999999999999999999}}}',
+        '{"inputs": {"data": {"path": "\\ud800", "sha256": "0"}}}',
         '{"inputs": {"other": {"path": "x"}}}',
         '{"started": 1e400}',
         '{"status": "done", "step": 1, "tokens": ' + "9" * 4000 + ', "seconds": NaN}',

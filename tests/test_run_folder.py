@@ -533,6 +533,19 @@ def test_unusable_yaml(tmp_path, text, message):
         read_yaml(tmp_path / "d.yaml")
 
 
+def test_files_of_holes_are_too_large(folder):
+    """Some file systems let a file of 2^43 bytes take none."""
+    path = folder.path / "big"
+    with path.open("wb") as file:
+        try:
+            file.truncate(1 << 43)
+        except OSError as error:
+            pytest.skip(f"not on this file system: {error}")
+    for read in (disk.read_file, read_yaml):
+        with pytest.raises(FileError, match="big: too large for the memory"):
+            read(path)
+
+
 def test_yaml_of_many_values_is_not_read_whole(tmp_path, monkeypatch):
     """Nodes are what takes so long: 1 MB of them 20 s and more."""
     monkeypatch.setattr(yaml.SafeLoader, "get_single_node", None)

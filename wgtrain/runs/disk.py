@@ -50,6 +50,8 @@ def read_file(path: Path) -> bytes:
             return data
     except OSError as error:
         raise FileError(f"{path}: {error.strerror or error}") from None
+    except MemoryError:  # a file full of holes may claim any size
+        raise FileError(f"{path}: too large for the memory of this machine") from None
 
 
 def open_append(path: Path, **options: Any) -> IO[str]:

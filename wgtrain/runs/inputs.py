@@ -189,6 +189,8 @@ def read_entries(raw: Any) -> dict[str, dict[str, Any]]:
         texts = [key for key in ("path", "relative", "sha256", "fingerprint") if key in entry]
         if not all(isinstance(entry[key], str) and "\0" not in entry[key] for key in texts):
             raise ValueError(f"inputs: {name}: not usable")
+        for key in {"path", "relative"} & set(texts):
+            native(entry[key])
         entries[name] = {**entry, "path": entry["path"]}
     return entries
 

@@ -22,7 +22,9 @@ def unusable(path: str | os.PathLike[str], error: Exception) -> FileError:
 
 
 def native(text: str) -> Path:
-    """A path out of a file that was perhaps written where names are encoded in another way."""
+    """A path out of a file that was perhaps written where names are encoded in another way;
+    ValueError for one that holds half a character.
+    """
     try:
         os.fsencode(text)
     except UnicodeEncodeError:
@@ -63,6 +65,8 @@ def read_input(path: Path) -> bytes:
         return _read_pipe(path) if is_pipe(path) else path.read_bytes()
     except (OSError, ValueError) as error:
         raise unusable(path, error) from None
+    except MemoryError:  # a file full of holes may claim any size
+        raise FileError(f"{path}: too large for the memory of this machine") from None
 
 
 def no_adapter_in(folder: Path) -> FileError:
