@@ -15,6 +15,7 @@ import yaml
 from click.testing import CliRunner
 from fake_learner import FakeLearner, write_rows
 
+from wgtrain import __main__ as entry
 from wgtrain.cli import doctor
 from wgtrain.cli import main as cli
 from wgtrain.engine.tuning import Choice
@@ -562,3 +563,17 @@ def test_doctor_says_what_to_install(capsys, monkeypatch):
     monkeypatch.setattr(doctor.platform, "system", lambda: "Linux")
     code, said, _ = wgtrain(capsys, "doctor")
     assert code == 0 and "It is software" in said and "NVIDIA" in said
+
+
+def test_an_interrupt_while_the_command_line_is_imported(monkeypatch, capsys):
+    class Interrupted:
+        @staticmethod
+        def find_spec(name, *rest):
+            if name == "wgtrain.cli.main":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "wgtrain.cli.main")
+    monkeypatch.setattr(sys, "meta_path", [Interrupted, *sys.meta_path])
+    with pytest.raises(SystemExit) as ended:
+        entry.main()
+    assert ended.value.code == cli.INTERRUPTED and capsys.readouterr().err == "interrupted\n"

@@ -1,6 +1,17 @@
-"""`python -m wgtrain`: the command line."""
+"""`python -m wgtrain`, and the command of the installed package: the command line."""
 
-from wgtrain.cli.main import main
+import sys
+
+
+def main() -> None:
+    """Runs the command line; Ctrl-C while that is imported ends it without a traceback."""
+    try:
+        from wgtrain.cli.main import main as command
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    command()
+
 
 if __name__ == "__main__":
     main()
