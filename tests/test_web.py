@@ -143,6 +143,8 @@ def test_only_names_of_this_machine_are_answered(port: int, host: str, status: i
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     for name in (host, f"{host}:{port}", host.upper()):
         assert ask(connection, "GET", "/some.gguf", Host=name)[0] == status
+    for name in (f"{host}:evil", f"{host}:80, evil", f"{host}:"):
+        assert ask(connection, "GET", "/some.gguf", Host=name)[0] == 421
     connection.close()
 
 

@@ -68,7 +68,8 @@ class _OnLoopback:
         app = self.app
         if scope["type"] == "http":
             host = dict(scope["headers"]).get(b"host", b"").decode("latin-1").lower()
-            if host.rpartition(":")[0] not in HOSTS and host not in HOSTS:
+            name, _, port = host.partition(":")
+            if name not in HOSTS or not (port.isdecimal() or name == host):
                 app = PlainTextResponse(f"only {' and '.join(sorted(HOSTS))} are served", 421)
             await app(scope, receive, with_headers)
         else:
