@@ -147,7 +147,8 @@ def byte_compile(archives: list[Path]) -> None:
         for path in archives:
             shutil.copy(path, folder)
         script = str(ROOT / "scripts" / "byte_compile.mjs")
-        subprocess.run([node, script, str(MODULES / "pyodide"), folder], check=True)
+        if subprocess.run([node, script, str(MODULES / "pyodide"), folder]).returncode:
+            raise SystemExit("build_web: byte-compiling failed; node's words are above")
         for path in archives:
             shutil.copy(Path(folder) / path.name, path)
 
@@ -168,9 +169,22 @@ def fetch_numpy(version: str, lock: dict) -> bytes:
 
 
 def build(out: Path, *, cdn: bool = False, numpy: Path | None = None) -> Path:
-    """Makes the site in `out`, which is emptied before."""
+    """Makes the site in `out`, in the place of what is there once all of it is made."""
+    if numpy and not zipfile.is_zipfile(numpy):
+        raise SystemExit(f"build_web: {numpy}: no wheel")
     install_modules()
-    shutil.rmtree(out, ignore_errors=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
+        made = Path(temporary, "new")
+        _fill(made, cdn=cdn, numpy=numpy)
+        if out.exists():
+            out.rename(Path(temporary, "old"))
+        made.rename(out)
+    return out
+
+
+def _fill(out: Path, *, cdn: bool, numpy: Path | None) -> None:
+    """Makes the site in `out`, a folder that is not there yet."""
     packages = out / "packages"
     packages.mkdir(parents=True)
     for path in WEB.iterdir():
@@ -194,7 +208,6 @@ def build(out: Path, *, cdn: bool = False, numpy: Path | None = None) -> Path:
     config["unpack"] = [f"packages/{path.name}" for path in compiled]
     byte_compile(compiled if cdn else [*compiled, out / "pyodide" / STDLIB])
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    return out
 
 
 def main() -> None:

@@ -7,7 +7,8 @@ const [source, folder] = process.argv.slice(2).map((path) => resolve(path));
 const { loadPyodide } = await import(pathToFileURL(join(source, "pyodide.mjs")));
 const pyodide = await loadPyodide();
 pyodide.mountNodeFS("/archives", folder);
-pyodide.runPython(`
+try {
+  pyodide.runPython(`
 import io, py_compile, zipfile
 from pathlib import Path
 
@@ -29,3 +30,7 @@ for path in Path("/archives").glob("*.zip"):
             new.writestr(entry, data)
     path.write_bytes(out.getvalue())
 `);
+} catch (error) {
+  console.error(error.message); // uncaught, node prints the line that threw, all of Pyodide
+  process.exit(1);
+}

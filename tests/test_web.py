@@ -8,7 +8,6 @@ import json
 import os
 import socket
 import struct
-import subprocess
 import sys
 import threading
 import time
@@ -216,9 +215,36 @@ def test_a_port_in_use_is_said(port: int, tmp_path: Path) -> None:
 
 
 def test_the_command_says_where_no_site_is(tmp_path: Path) -> None:
-    result = CliRunner().invoke(cli.cli, ["web", str(tmp_path)])
-    assert isinstance(result.exception, OptionError)
-    assert "scripts/build_web.py" in str(result.exception)
+    for file in ("", "index.html"):  # nothing, and half a site
+        (tmp_path / file).touch()
+        result = CliRunner().invoke(cli.cli, ["web", str(tmp_path)])
+        assert isinstance(result.exception, OptionError)
+        assert "scripts/build_web.py" in str(result.exception)
+
+
+def test_a_build_that_fails_leaves_the_site_that_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "dist" / "web"
+
+    def fill(folder: Path, *, cdn: bool, numpy: Path | None) -> None:
+        folder.mkdir()
+        (folder / "config.json").write_text(str(cdn))
+        if numpy:
+            raise SystemExit("no numpy")
+
+    monkeypatch.setattr(build_web, "install_modules", lambda: None)
+    monkeypatch.setattr(build_web, "_fill", fill)
+    for cdn in (True, False):  # where nothing is, and over a site
+        assert build_web.build(out, cdn=cdn) == out
+    wheel = make_archive(tmp_path / "numpy.whl")
+    with pytest.raises(SystemExit, match="no numpy"):
+        build_web.build(out, cdn=True, numpy=wheel)
+    wheel.write_bytes(b"<html>")
+    with pytest.raises(SystemExit, match="no wheel"):
+        build_web.build(out, cdn=True, numpy=wheel)
+    assert [path.name for path in out.parent.iterdir()] == ["web"]
+    assert (out / "config.json").read_text() == "False"
 
 
 def test_numpy_with_another_hash_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,7 +278,9 @@ def make_archive(path: Path, code: str = "x = 1\n") -> Path:
 
 
 @pytest.mark.browser
-def test_archives_are_compiled_by_the_python_of_the_page(tmp_path: Path) -> None:
+def test_archives_are_compiled_by_the_python_of_the_page(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     made = [make_archive(tmp_path / "a.zip"), make_archive(tmp_path / "b.zip")]
     build_web.byte_compile(made)
     assert made[0].read_bytes() == made[1].read_bytes()
@@ -264,9 +292,12 @@ def test_archives_are_compiled_by_the_python_of_the_page(tmp_path: Path) -> None
     assert flags == 1  # never compared with a source
     wrong = make_archive(tmp_path / "wrong.zip", "x = =")
     before = wrong.read_bytes()
-    with pytest.raises(subprocess.CalledProcessError):
+    capfd.readouterr()
+    with pytest.raises(SystemExit, match="byte-compiling failed"):
         build_web.byte_compile([wrong])
     assert wrong.read_bytes() == before
+    said = capfd.readouterr().err
+    assert "SyntaxError" in said and len(said) < 5000  # no line of Pyodide's, a megabyte long
 
 
 def test_without_node_archives_stay_as_they_are(
