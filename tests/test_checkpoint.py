@@ -113,8 +113,9 @@ def test_steps_of_endless_packed_epochs_are_not_counted():
 
 
 def test_a_loss_that_is_not_finite_early_points_at_the_learning_rate():
-    def message(step):
-        report = SimpleNamespace(loss=math.nan, grad_norm=math.nan)
+    def message(step, loss=math.nan):
+        report = SimpleNamespace(loss=loss, grad_norm=math.nan)
         return str(non_finite(report, Queued(step, 0.5, 0.02, 10, (3, 1)), "rows.jsonl"))
 
-    assert [("learning_rate than 0.02" in message(n)) for n in (1, 2, 100, 101)] == [0, 1, 1, 0]
+    assert [("learning rate than 0.02" in message(n)) for n in (1, 2, 100, 101)] == [0, 1, 1, 0]
+    assert message(2, 6.9057536125183105).startswith("step 2: loss 6.90575, gradient norm nan, in")

@@ -313,15 +313,19 @@ def load_bytes(data, tokenizer, *arguments, name):
 SAID = {
     "--warmup-steps 100": "the warm-up of 100 steps is not over when the 12 steps are",
     "--eval-every 5": "eval_every = 5, but there are no validation rows",
-    "--valid rows.jsonl": "the same rows as the training rows",
+    "--valid rows.jsonl": "valid = rows.jsonl: the same rows as the training rows",
 }
 
 
 @pytest.mark.parametrize("options", ["", *SAID])
 def test_settings_that_do_not_do_what_they_seem_to(toy, capsys, options):
-    train(capsys, *options.split())
+    paths = ["--model", "base.gguf", "--data", "rows.jsonl", "--out", "out"]
+    code, screen, _ = wgtrain(capsys, "train", *paths, *options.split())
+    assert code == 0
     said = Path("out/train.log").read_text()
     assert [text in said for text in SAID.values()] == [key == options for key in SAID]
+    if " = " in SAID.get(options, ""):  # the screen names the option, the log the setting
+        assert f"warning: {options.replace(' ', ' = ')}" in screen
     assert said.count("warning") == bool(options)
     training = fake_learner.FakeModel.weights.nbytes / 2**20
     assert f"MiB, of it {training:.1f} MiB weights and 0." in said

@@ -197,12 +197,12 @@ def test_fields_that_nothing_uses_are_named_and_counted() -> None:
     assert marked(tokenizer, data.rows[2]).endswith("assistant\n[a][<|im_end|>]\n")
     assert marked(tokenizer, data.rows[3]).endswith("assistant\n[o][<|im_end|>]\n")
     assert data.notes == [
-        "fields ignored, as no kind of row uses them: 'id' in 2 rows, 'source' in 1 row, "
+        "fields ignored: 'id' in 2 rows, 'source' in 1 row, "
         r"'\x1b[2J' in 1 row, 'prompt' "
         "in 1 row, 'tools' in 2 rows, 'messages[].time' in 1 row, 'response' in 1 row"
     ]
     null = load(tokenizer, *[{"text": "abc", "tools": None}] * 3)
-    assert null.notes == ["fields ignored, as no kind of row uses them: 'tools' in 3 rows (null)"]
+    assert null.notes == ["fields ignored: 'tools' in 3 rows (null)"]
     many = load(tokenizer, {"text": "abc", **{f"f{i}": i for i in range(1000)}}).notes
     assert len(many) == 1 and many[0].endswith("'f7' in 1 row, and 992 more") and len(many[0]) < 400
 

@@ -97,12 +97,12 @@ def train(config_file: str | None, resume: str | None, **given: Any) -> int:
     explicit = {name: value for name, value in given.items() if value is not None}
     if resume is not None:
         beside = {**explicit, **({"config": config_file} if config_file else {})}
-        return DONE if session.resume(resume, click.echo, beside) else INTERRUPTED
+        return DONE if session.resume(resume, _say, beside) else INTERRUPTED
     settings = canonical(explicit, CONFIGS, "command line")
     if config_file is not None:
         file = canonical(read_yaml(Path(config_file)), CONFIGS, config_file)
         settings = merge(file, settings, CONFIGS)
-    return DONE if session.start(settings, click.echo) else INTERRUPTED
+    return DONE if session.start(settings, _say) else INTERRUPTED
 
 
 @cli.command()
@@ -144,7 +144,7 @@ def web(folder: str, port: int) -> int:
     """Serve a site of scripts/build_web.py on loopback, until interrupted."""
     from wgtrain.web.server import Server
 
-    if not Path(folder, "index.html").is_file():
+    if not all(Path(folder, name).is_file() for name in ("index.html", "config.json")):
         raise OptionError(f"{folder}: no site is here; scripts/build_web.py makes one")
     server = Server(Path(folder), port)
     click.echo(f"http://127.0.0.1:{server.port}/")
@@ -192,13 +192,24 @@ def _no_such(error: click.NoSuchOption) -> str:
     return f"{words}; did you mean {_dashes(near)}?"
 
 
+def _say(line: str) -> None:
+    """Says a line of a run; the first that nobody reads is told on standard error."""
+    try:
+        click.echo(as_options(line))
+    except OSError as error:
+        streams.complain(
+            f"warning: the output is gone ({error}); the run goes on, its lines are in train.log"
+        )
+        raise
+
+
 def as_options(message: str) -> str:
-    """Names of settings that begin a line of a message, spelt as options."""
+    """Names of settings that begin a line of a message, or its warning, spelt as options."""
     known = {f.name for config_class in CONFIGS for f in fields(config_class)}
     known |= {"resume", "config"}
 
     def spelt(match: re.Match[str]) -> str:
-        names = [_dashes(name) if name in known else name for name in match[1].split(", ")]
-        return ", ".join(names) + match[2]
+        names = [_dashes(name) if name in known else name for name in match[2].split(", ")]
+        return match[1] + ", ".join(names) + match[3]
 
-    return re.sub(r"^(\w+(?:, \w+)*)( = |: )", spelt, message, flags=re.MULTILINE)
+    return re.sub(r"^((?:warning: )?)(\w+(?:, \w+)*)( = |: )", spelt, message, flags=re.MULTILINE)

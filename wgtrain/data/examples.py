@@ -127,7 +127,7 @@ class ExampleReader:
             ]
             more = len(self._ignored) - len(named)
             words = ", ".join(named) + (f", and {more} more" if more else "")
-            out.append(f"fields ignored, as no kind of row uses them: {words}")
+            out.append(f"fields ignored: {words}")
         return out
 
     def _kind_of(self, row: dict[str, Any]) -> str:

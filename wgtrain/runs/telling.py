@@ -93,9 +93,7 @@ def _odd(trainer: Trainer) -> list[str]:
             f"learning rate never stays at {config.learning_rate:g}"
         )
     if trainer.valid is None and config.eval_every != type(config)().eval_every:
-        said.append(
-            f"warning: eval_every = {config.eval_every}, but there are no validation rows (valid)"
-        )
+        said.append(f"warning: eval_every = {config.eval_every}, but there are no validation rows")
     return said
 
 

@@ -94,9 +94,9 @@ def non_finite(report: Report, queued: Queued, name: str) -> NonFiniteError:
     shown = ", ".join(map(str, lines[:20])) + (", ..." if len(lines) > 20 else "")
     # The first step's loss is that of the base: no rate has touched it yet.
     early = 1 < queued.step <= EARLY
-    hint = f"; so early, a smaller learning_rate than {queued.learning_rate:.2g} mostly helps"
+    hint = f"; so early, a smaller learning rate than {queued.learning_rate:.2g} mostly helps"
     return NonFiniteError(
-        f"step {queued.step}: loss {report.loss}, gradient norm {report.grad_norm}, in the rows of "
-        f"lines {shown} of {name}; the parameters are those after step {queued.step - 1}"
+        f"step {queued.step}: loss {report.loss:.6g}, gradient norm {report.grad_norm:.6g}, in the "
+        f"rows of lines {shown} of {name}; the parameters are those after step {queued.step - 1}"
         f"{hint if early else ''}"
     )
