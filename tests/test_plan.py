@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -473,7 +474,7 @@ def test_waiting_for_work_makes_no_submit_shorter(
 ) -> None:
     """Two equal steps leave the same limit, though the host did something else before each."""
     now = [0.0]
-    monkeypatch.setattr("wgtrain.train.learner.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("wgtrain.train.learner.time", SimpleNamespace(perf_counter=lambda: now[0]))
     learner = rm.learner(model)
     batch = rm.batch(np.random.default_rng(4), [13, 9], model.config.vocabulary)
     limits = []

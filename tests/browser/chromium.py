@@ -50,7 +50,8 @@ def serving(server: Server) -> Iterator[str]:
     thread.start()
     yield f"http://127.0.0.1:{server.port}"
     server.shutdown()
-    thread.join()
+    thread.join(60)
+    assert not thread.is_alive()
 
 
 def chromium() -> str:
