@@ -195,6 +195,22 @@ def test_clients_that_say_or_take_nothing_are_let_go(
         idle.close()
 
 
+def test_a_body_does_not_wait_for_an_acknowledgement(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = []
+
+    def data_received(protocol: patience.Impatient, data: bytes) -> None:
+        connection = protocol.transport.get_extra_info("socket")
+        options.append(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        received(protocol, data)
+
+    received = patience.Impatient.data_received
+    monkeypatch.setattr(patience.Impatient, "data_received", data_received)
+    assert get(port, "/some.gguf")[0] == 200
+    assert len(options) == 1 and options[0]
+
+
 def test_what_is_no_request_is_answered(port: int) -> None:
     assert raw(port, b"GARBAGE\r\n\r\n").startswith(b"HTTP/1.1 400 ")
 

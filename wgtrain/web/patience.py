@@ -1,6 +1,7 @@
 """HTTP connections that end when the other side is silent for too long in the wrong place."""
 
 import asyncio
+import socket
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -16,8 +17,11 @@ class Impatient(H11Protocol):
     _read: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Starts waiting for a first request."""
+        """Starts waiting for a first request; no body will wait for its head's acknowledgement."""
         super().connection_made(transport)
+        # asyncio does so only for sockets that name their protocol.
+        connection = transport.get_extra_info("socket")
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._asked = self.loop.call_later(REQUEST_SECONDS, transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:
