@@ -1,11 +1,13 @@
 """A base model as plans see it: known from a file's metadata alone, with or without a device."""
 
 from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 from wgtrain.engine.tuning import DEFAULT_GPU, Tuning, default_tuning, fitted
-from wgtrain.files import GGUF
+from wgtrain.files import GGUF, Adapter
 from wgtrain.gpu import Device, Limits
 from wgtrain.model.config import ModelConfig, read_config
+from wgtrain.model.host import Host
 from wgtrain.model.weights import Weights, plan_weights
 
 
@@ -44,3 +46,46 @@ def base_on(device: Device, gguf: GGUF, config: ModelConfig, precision: str = "f
     """The base model of a file, whose configuration was read, as it will lie on a device."""
     weights = plan_weights(gguf, config, device.limits, precision)
     return Base(config, weights, device.limits, default_tuning(device))
+
+
+class OpenModel(Protocol):
+    """What training asks of a model on a device; `infer.Model` is one."""
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+
+    @property
+    def base_name(self) -> str | None:
+        """The repository it came from, where that is known."""
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash that tells it from other models."""
+
+    @property
+    def precision(self) -> str:
+        """Of products with its weights."""
+
+    @property
+    def gguf(self) -> GGUF:
+        """Its file's metadata and tensor table."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """That of `base`."""
+
+    @property
+    def base(self) -> Base:
+        """As plans see it."""
+
+    @property
+    def device(self) -> Device:
+        """Where its weights are."""
+
+    @property
+    def host(self) -> Host:
+        """What it was opened with."""
+
+    def read_adapter(self, adapter: Any) -> Adapter:
+        """What a person names as an adapter, read."""

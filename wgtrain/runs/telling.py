@@ -62,7 +62,7 @@ def opening(folder: RunFolder, trainer: Trainer) -> str:
     learner, context = trainer.learner, trainer.model.config.context
     longest = max(len(row.tokens) for row in rows.rows)
     long = f"rows of up to {longest} tokens, but the model was made for {context}"
-    weights = trainer.model.weights.nbytes
+    weights = trainer.model.base.weights.nbytes
     return "\n".join(
         [
             f"{rows.name}: {', '.join(parts)}",

@@ -19,6 +19,7 @@ from wgtrain.files.adapters import (
     write_adapter_peft,
 )
 from wgtrain.files.source import shown
+from wgtrain.model.base import OpenModel
 from wgtrain.model.host import Host
 from wgtrain.train import checkpoint as ckpt
 from wgtrain.train.config import LoraConfig, TrainConfig
@@ -49,7 +50,7 @@ class Trainer(Loop):
 
     def __init__(
         self,
-        model: Any,
+        model: OpenModel,
         rows: Dataset,
         lora: LoraConfig | None = None,
         config: TrainConfig | None = None,
