@@ -46,3 +46,25 @@ def test_f16_is_refused_by_name_where_there_is_none(tab: Any) -> None:
     """
     said = tab.python(code, model=rm.build(rm.Shape(layers=1)).hex())
     assert said.startswith("precision = f16: ") and "shader-f16" in said
+
+
+def test_settle_raises_what_the_browser_tells_late(tab: Any) -> None:
+    """SwiftShader gives no buffer of exactly 1 GiB, though it is within its limits."""
+    code = """
+        from wgtrain.errors import OutOfMemoryError
+        from wgtrain.gpu import open_device
+
+        device, said = await open_device(), []
+        for size in (1 << 30, 1 << 20):
+            buffer = device.create_buffer(size, "first")
+            try:
+                await device.settle()
+                said.append("there")
+            except OutOfMemoryError as error:
+                said.append(str(error))
+            device.free(buffer)
+        device.close()
+        said
+    """
+    refused, granted = tab.python(code)
+    assert "'first' of 1,073,741,824 bytes" in refused and granted == "there"

@@ -165,7 +165,7 @@ for shrink in ("binding", "budget"):
         await wgtrain.Trainer(model, trainer.rows, page_train.LORA, trainer.config).aio.build()
     except wgtrain.OutOfMemoryError as error:
         said.append(str(error))
-    assert device.allocated == before
+    assert device.allocated == before, f"{label}: {device.allocated - before}, {said}"
     device.limits, device.budget = limits, None
 async for result in trainer.aio.run():
     pass
@@ -210,7 +210,7 @@ before = device.allocated
 second = wgtrain.Trainer(trainer.model, trainer.rows, page_train.LORA, trainer.config)
 for label in ("activations 0", "step"):
     await refusing(label, second.aio.build())
-    assert device.allocated == before
+    assert device.allocated == before, f"{label}: {device.allocated - before}, {said}"
 second.restore(state)
 async for result in second.aio.run():
     pass

@@ -191,6 +191,7 @@ class Plan:
             pipelines = dict(zip(kernels, compiled, strict=True))
             for name, launches in self.launches.items():
                 self.programs[name] = self._program(device, launches, pipelines)
+            await device.settle()
         except BaseException:
             self.close()
             raise

@@ -105,6 +105,10 @@ class DeviceBase(ABC):
             self._frees += 1
             self._destroy(buffer.handle)
 
+    async def settle(self) -> None:
+        with self._errors("waiting for the GPU"):
+            pass
+
     def _destroy(self, handle: Any) -> None:
         handle.destroy()
 

@@ -174,6 +174,10 @@ class BrowserDevice(DeviceBase):
             found = await self.javascript.read(buffer.handle, offset, size)
         return found.to_bytes()
 
+    async def settle(self) -> None:
+        with self._errors("waiting for the GPU"):
+            await self.javascript.settle()
+
     async def pipeline(self, name: str, code: str, slots: Sequence[Slot]) -> Any:
         with self._errors(f"compiling kernel '{name}'"):
             self.javascript.check()  # also where nothing has to be compiled

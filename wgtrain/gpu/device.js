@@ -146,6 +146,18 @@
       }
     }
 
+    // Waits for what the browser says of all calls so far; scopes are answered in their order.
+    async settle() {
+      this.check();
+      this.device.pushErrorScope("validation");
+      try {
+        await this.device.popErrorScope();
+      } catch (error) {
+        throw await this.reason(error);
+      }
+      this.check();
+    }
+
     // Why an await failed: a loss or an error scope may be told a moment later.
     async reason(error) {
       if (error.kind) return error;

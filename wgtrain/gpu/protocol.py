@@ -125,6 +125,11 @@ class Device(Protocol):
     async def read(self, buffer: Buffer, offset: int, size: int) -> bytes:
         """Waits for all queued work and returns `size` bytes from `offset`, both multiples of 4."""
 
+    async def settle(self) -> None:
+        """Raises what is wrong with a call so far that a page would tell later, such as
+        OutOfMemoryError for a buffer that is not there.
+        """
+
     async def pipeline(self, name: str, code: str, slots: Sequence[Slot]) -> Any:
         """The `main` of WGSL `code`: compiled, or the one compiled before from the same code.
 
