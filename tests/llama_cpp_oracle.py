@@ -41,12 +41,12 @@ def model_params() -> Any:
 class LlamaCpp:
     """A GGUF model in llama.cpp; a file it refuses raises `ValueError` with its own words."""
 
-    def __init__(self, data: bytes, n_ctx: int = 256) -> None:
+    def __init__(self, model: bytes | Path, n_ctx: int = 256) -> None:
         self._folder = tempfile.TemporaryDirectory()
         self._adapters = 0
         params = model_params()
         params.n_gpu_layers = 0
-        path = self._write("model.gguf", data)
+        path = str(model).encode() if isinstance(model, Path) else self._write("model.gguf", model)
         self._model = llama_cpp.llama_model_load_from_file(path, params)
         if not self._model:
             self._folder.cleanup()
