@@ -86,7 +86,7 @@ def write_gguf(metadata: dict[str, Any], tensors: dict[str, np.ndarray | Raw]) -
     head = gguf_head(metadata, {name: (raw.type, raw.shape) for name, raw in raws.items()})
     body: list[Data] = []
     for name, raw in raws.items():
-        data, nbytes = memoryview(raw.data).cast("B"), _nbytes(raw.type, raw.shape)
+        data, nbytes = memoryview(raw.data).cast("B"), tensor_nbytes(raw.type, raw.shape)
         if not nbytes or data.nbytes != nbytes:
             raise ValueError(f"tensor {name!r}: {data.nbytes} bytes, {nbytes} for {raw.shape}")
         body += [data, bytes(-nbytes % ALIGNMENT)]
@@ -114,12 +114,13 @@ def gguf_head(
             raise ValueError(f"tensor {name!r}: shape {shape} cannot be {type_}")
         dims = struct.pack(f"<I{len(shape)}Q", len(shape), *reversed(shape))
         head += [_text(name), dims, struct.pack("<IQ", BLOCKS[type_].ggml_id, offset)]
-        offset += -(-_nbytes(type_, shape) // ALIGNMENT) * ALIGNMENT
+        offset += -(-tensor_nbytes(type_, shape) // ALIGNMENT) * ALIGNMENT
     head.append(bytes(-sum(map(len, head)) % ALIGNMENT))
     return b"".join(head)
 
 
-def _nbytes(type_: str, shape: tuple[int, ...]) -> int:
+def tensor_nbytes(type_: str, shape: tuple[int, ...]) -> int:
+    """Bytes of a tensor of a type of BLOCKS; its rows are whole blocks."""
     return math.prod(shape[:-1]) * BLOCKS[type_].row_nbytes(shape[-1])
 
 

@@ -1,0 +1,72 @@
+"""A file that a command makes: under a temporary name until it is whole, and never over another
+unless that was asked for.
+"""
+
+import os
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+from wgtrain.errors import FileError
+from wgtrain.files.source import Data
+from wgtrain.gpu import run
+from wgtrain.runs import disk
+from wgtrain.runs.paths import unusable
+
+Shown = Callable[[int], None]  # is told how many bytes are written
+
+
+def check_output(path: Path, force: bool, *inputs: Path) -> None:
+    """Raises FileError where a file cannot be made, or is one of those that are read."""
+    try:
+        if path.is_dir():
+            raise FileError(f"{path}: a folder; the name of a file is needed")
+        if not path.absolute().parent.is_dir():
+            raise FileError(f"{path}: there is no folder {path.absolute().parent}")
+        try:
+            os.lstat(path)
+            exists = True
+        except FileNotFoundError:
+            exists = False
+        for file in inputs:
+            if path.exists() and file.exists() and os.path.samefile(path, file):
+                raise FileError(f"{path}: the output is also the input")
+    except (OSError, ValueError) as error:
+        raise unusable(path, error) from None
+    if exists and not force:
+        raise FileError(f"{path}: exists already; --force replaces it")
+
+
+def write_output(
+    path: Path, chunks: AsyncIterator[Data], force: bool = False, shown: Shown | None = None
+) -> int:
+    """Writes the chunks of a source that never waits, and returns their bytes; whatever goes
+    wrong, nothing is left and what stood at `path` is as it was.
+    """
+    check_output(path, force)
+    new = path.with_name(f".new-{os.getpid()}-{path.name}")
+
+    async def write() -> int:
+        written = 0
+        with open(new, "xb") as file:
+            async for chunk in chunks:
+                written += file.write(chunk)
+                if shown is not None:
+                    shown(written)
+            file.flush()
+            os.fsync(file.fileno())
+        return written
+
+    try:
+        try:
+            written: int = run(write())
+            if force:
+                os.replace(new, path)
+            else:
+                disk.publish(new, path)
+        except FileExistsError:
+            raise FileError(f"{path}: exists already; --force replaces it") from None
+        except OSError as error:
+            raise FileError(f"{path}: {error.strerror or error}") from None
+    finally:
+        new.unlink(missing_ok=True)
+    return written
