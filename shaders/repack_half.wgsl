@@ -1,10 +1,9 @@
-// Raw F32 or BF16 rows -> f16 rows of eight, padded with zeros (lib/weight_f16). Where a value lies beyond
-// f16, overflow[0] becomes 1.
+// Raw F32 or BF16 rows -> f16 rows of eight, padded with zeros (lib/weight_f16). Values beyond f16
+// and those that are not finite are marked.
 // One invocation makes one pack of one row.
 // grid: ceil_div(weight_stride, 64), slice_rows
 // use: raw, planes, pack_f16
 const BF16: bool = false;
-@group(0) @binding(2) var<storage, read_write> overflow: array<atomic<u32>>;
 
 fn value(row: u32, column: u32) -> f32 {
   if column >= params.columns {
@@ -26,8 +25,11 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
   for (var i = 0u; i < 4u; i++) {
     let column = id.x * 8u + i * 2u;
     let pair = vec2<f32>(value(row, column), value(row, column + 1u));
-    if any(abs(pair) > vec2<f32>(65504.0)) {
-      atomicMax(&overflow[0], 1u);
+    let magnitude = bitcast<vec2<u32>>(pair) & vec2<u32>(0x7FFFFFFFu);
+    if any(magnitude >= vec2<u32>(0x7F800000u)) {
+      mark(NOT_FINITE);
+    } else if any(magnitude > vec2<u32>(0x477FE000u)) { // 65504
+      mark(BEYOND_F16);
     }
     words[i] = f16_bits(pair.x) | (f16_bits(pair.y) << 16u);
   }

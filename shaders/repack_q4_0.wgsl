@@ -1,27 +1,17 @@
-// Raw Q4_0 rows (blocks of an f16 scale and 32 nibbles, the low ones first) -> planes of quants and scales
-// (lib/weight_q4_0): nibble s of word c is value 4 s + c, as two's complement.
-// One invocation makes one pack of 32 values of one row, and every second one a pair of scales.
-// grid: ceil_div(weight_stride, 64), slice_rows
-// use: raw, planes
-const BLOCK: u32 = 18u; // bytes
-@compute @workgroup_size(64)
-fn main(@builtin(global_invocation_id) id: vec3<u32>) {
-  if id.x >= params.weight_stride {
-    return;
-  }
-  let at = raw_start(id.y) + id.x * BLOCK;
-  var words = vec4<u32>(0u);
-  for (var s = 0u; s < 4u; s++) {
-    let four = (vec4<u32>(raw_u32(at + 2u + 4u * s)) >> vec4<u32>(0u, 8u, 16u, 24u)) & vec4<u32>(0xFFu);
-    words |= (four & vec4<u32>(15u)) << vec4<u32>(4u * s);
-    words |= (four >> vec4<u32>(4u)) << vec4<u32>(4u * s + 16u);
-  }
-  store_pack(id.y, id.x, words ^ vec4<u32>(0x88888888u));
-  if id.x % 2u == 0u {
-    var high = 0u;
-    if id.x + 1u < params.weight_stride {
-      high = raw_u16(at + BLOCK);
-    }
-    store_side(id.y, id.x / 2u, raw_u16(at) | (high << 16u));
-  }
+// Raw Q4_0 or IQ4_NL rows (blocks of an f16 scale and 32 nibbles, the low ones first) -> planes of nibbles and
+// f16 scales, two a word (lib/weight_q4_0, lib/weight_iq4_nl). FLIP makes two's complement of Q4_0's nibbles.
+// One invocation makes one pack of one row, and side words.
+// use: raw, planes, half, repack_blocks
+const BLOCK: u32 = 18u;
+const PACKS: u32 = 1u;
+const SIDES: u32 = 1u;
+const SPAN: u32 = 2u;
+const FLIP: u32 = 2290649224u; // 8 in each nibble
+
+fn pack_of(at: u32, p: u32) -> vec4<u32> {
+  return nibbles_of_16(at + 2u) ^ vec4<u32>(FLIP);
+}
+
+fn side_of(at: u32, word: u32) -> u32 {
+  return half_at(at);
 }

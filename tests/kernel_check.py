@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import oracles
 import pytest
-from gguf import GGMLQuantizationType, quants
+from random_blocks import dequantised, encoded
 
 from wgtrain.engine.dispatch import Caller
 from wgtrain.engine.kernel import Kernel, load_kernel
@@ -90,15 +90,15 @@ class Packed:
 
 
 def pack_weight(values: np.ndarray, type_: str = "F32") -> Packed:
-    """Quantises a matrix with the `gguf` package and lays it out with the oracles."""
-    kind = GGMLQuantizationType[type_]
-    raw = quants.quantize(values.astype(np.float32), kind)
-    exact = quants.dequantize(raw, kind).astype(np.float64)
+    """Quantises a matrix, see `encoded`, and lays it out with the oracles."""
+    raw = encoded(values, type_)
+    exact = dequantised(raw, type_).astype(np.float64)
     rows, columns = values.shape
     weight = plan_weight("test", type_, rows, columns, Limits())
     (segment,) = weight.segments
     common = {
-        "raw": np.ascontiguousarray(raw).view(np.uint8).ravel(),
+        "raw": raw.ravel(),
+        "marks": np.zeros(1, np.uint32),
         "planes": np.full(segment.storage.size // 4, POISON, np.uint32),
         "slice_rows": rows,
         "first_row": 0,
@@ -106,7 +106,11 @@ def pack_weight(values: np.ndarray, type_: str = "F32") -> Packed:
         "raw_offset": 0,
         "raw_row": raw.nbytes // rows,
     }
-    planes = call_oracle(FORMATS[type_].repack, common)["planes"]
+    entry = FORMATS[type_]
+    known = {**load_kernel(entry.repack, dict(entry.constants)).constants, **common}
+    made = call_oracle(entry.repack, known)
+    assert not made["marks"][0]
+    planes = made["planes"]
     return Packed(type_, exact, common["raw"], weight, split_planes(weight, planes))
 
 

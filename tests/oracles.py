@@ -11,6 +11,21 @@ T tokens, D width, H heads, K key-value heads, E head size, C trained tokens, V 
 import math
 
 import numpy as np
+from oracle_blocks import (  # noqa: F401
+    repack_iq4_xs,
+    repack_mxfp4,
+    repack_q2_k,
+    repack_q3_k,
+    repack_q4_0,
+    repack_q4_1,
+    repack_q4_k,
+    repack_q5_0,
+    repack_q5_1,
+    repack_q5_k,
+    repack_q6_k,
+    repack_q8_0,
+    write_rows,
+)
 
 from wgtrain import random
 
@@ -421,19 +436,10 @@ def _blocks(raw: np.ndarray, slice_rows: int, raw_offset: int, raw_row: int) -> 
     return raw[raw_offset : raw_offset + slice_rows * raw_row].reshape(slice_rows, raw_row)
 
 
-def _write_rows(
-    planes: np.ndarray, rows: np.ndarray, first_row: int, stride: int, at: int = 0
-) -> None:
-    """Puts bytes (rows, n) as zero-padded rows of `stride` words, from word `at` on."""
-    padded = np.zeros((len(rows), 4 * stride), np.uint8)
-    padded[:, : rows.shape[1]] = rows
-    start = at + first_row * stride
-    planes[start : start + len(rows) * stride] = padded.view("<u4").ravel()
-
-
 def repack_f32(
     raw: np.ndarray,
     planes: np.ndarray,
+    marks: np.ndarray,
     slice_rows: int,
     first_row: int,
     weight_stride: int,
@@ -442,17 +448,31 @@ def repack_f32(
 ) -> Outputs:
     planes = planes.copy()
     rows = _blocks(raw, slice_rows, raw_offset, raw_row)
-    _write_rows(planes, rows, first_row, 4 * weight_stride)
-    return {"planes": planes}
+    write_rows(planes, rows, first_row, 4 * weight_stride)
+    return {"planes": planes, "marks": marks | ~np.isfinite(rows.view("<f4")).all()}
 
 
-repack_16 = repack_f32  # both only pad rows to packs of sixteen bytes
+def repack_16(
+    raw: np.ndarray,
+    planes: np.ndarray,
+    marks: np.ndarray,
+    slice_rows: int,
+    first_row: int,
+    weight_stride: int,
+    raw_offset: int,
+    raw_row: int,
+    EXPONENT: int,
+) -> Outputs:
+    planes = planes.copy()
+    rows = _blocks(raw, slice_rows, raw_offset, raw_row)
+    write_rows(planes, rows, first_row, 4 * weight_stride)
+    return {"planes": planes, "marks": marks | np.any(rows.view("<u2") & EXPONENT == EXPONENT)}
 
 
 def repack_half(
     raw: np.ndarray,
     planes: np.ndarray,
-    overflow: np.ndarray,
+    marks: np.ndarray,
     slice_rows: int,
     first_row: int,
     weight_stride: int,
@@ -467,52 +487,8 @@ def repack_half(
     values = bits.view("<f4")
     beyond = np.abs(values) > 65504
     half = np.where(beyond, np.copysign(np.inf, values), values).astype("<f2")
-    _write_rows(planes, half.view(np.uint8), first_row, 4 * weight_stride)
-    return {"planes": planes, "overflow": overflow | beyond.any()}
-
-
-def repack_q8_0(
-    raw: np.ndarray,
-    planes: np.ndarray,
-    slice_rows: int,
-    first_row: int,
-    weight_stride: int,
-    weight_side_stride: int,
-    weight_side_at: int,
-    raw_offset: int,
-    raw_row: int,
-) -> Outputs:
-    """Byte s of word c is value 4 s + c of its sixteen."""
-    planes = planes.copy()
-    blocks = _blocks(raw, slice_rows, raw_offset, raw_row).reshape(slice_rows, -1, 34)
-    quants = blocks[..., 2:].reshape(slice_rows, -1, 4, 4).swapaxes(2, 3)
-    _write_rows(planes, quants.reshape(slice_rows, -1), first_row, 4 * weight_stride)
-    scales = blocks[..., :2].reshape(slice_rows, -1)
-    _write_rows(planes, scales, first_row, weight_side_stride, weight_side_at)
-    return {"planes": planes}
-
-
-def repack_q4_0(
-    raw: np.ndarray,
-    planes: np.ndarray,
-    slice_rows: int,
-    first_row: int,
-    weight_stride: int,
-    weight_side_stride: int,
-    weight_side_at: int,
-    raw_offset: int,
-    raw_row: int,
-) -> Outputs:
-    """Nibble s of word c is value 4 s + c of its 32, as two's complement of q - 8."""
-    planes = planes.copy()
-    blocks = _blocks(raw, slice_rows, raw_offset, raw_row).reshape(slice_rows, -1, 18)
-    values = np.concatenate([blocks[..., 2:] & 15, blocks[..., 2:] >> 4], -1)
-    nibbles = (values ^ 8).reshape(slice_rows, -1, 8, 4).swapaxes(2, 3)
-    quants = nibbles[..., 0::2] | nibbles[..., 1::2] << 4
-    _write_rows(planes, quants.reshape(slice_rows, -1), first_row, 4 * weight_stride)
-    scales = blocks[..., :2].reshape(slice_rows, -1)
-    _write_rows(planes, scales, first_row, weight_side_stride, weight_side_at)
-    return {"planes": planes}
+    write_rows(planes, half.view(np.uint8), first_row, 4 * weight_stride)
+    return {"planes": planes, "marks": marks | np.uint32(2 * beyond.any())}
 
 
 def probe_subgroup(LANES: int, size: int, groups: int = 2) -> dict[str, np.ndarray]:

@@ -8,14 +8,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import gguf as oracle
 import numpy as np
+from random_blocks import dequantised, encoded
 
 from wgtrain import gpu
 from wgtrain.bench.random_model import RandomModel
 from wgtrain.data import Batch
+from wgtrain.engine.dispatch import Caller
+from wgtrain.engine.kernel import load_kernel
 from wgtrain.engine.tuning import default_tuning
+from wgtrain.engine.weight import Weight
 from wgtrain.files import BytesSource, Raw, read_gguf, write_gguf
+from wgtrain.gpu import Device
 from wgtrain.infer.model import Model, open_model
 from wgtrain.model.base import plan_base
 from wgtrain.model.weights import load_weights
@@ -40,12 +44,10 @@ class Shape(RandomModel):
 
 
 def encode(values: np.ndarray, type_: str) -> np.ndarray | Raw:
-    """float32 values as a tensor of any type that the `gguf` package can make."""
+    """float32 values as a tensor of any type; see `encoded`."""
     if type_ == "F32":
         return values.astype(np.float32)
-    kind = oracle.GGMLQuantizationType[type_]
-    data = oracle.quants.quantize(values.astype(np.float32), kind)
-    return Raw(type_, values.shape, np.ascontiguousarray(data).tobytes())
+    return Raw(type_, values.shape, encoded(np.atleast_2d(values), type_).tobytes())
 
 
 def decode(tensor: np.ndarray | Raw) -> np.ndarray:
@@ -53,7 +55,7 @@ def decode(tensor: np.ndarray | Raw) -> np.ndarray:
     if isinstance(tensor, np.ndarray):
         return tensor
     rows = np.frombuffer(bytes(tensor.data), np.uint8).reshape(*tensor.shape[:-1], -1)
-    return oracle.quants.dequantize(rows, oracle.GGMLQuantizationType[tensor.type])
+    return dequantised(rows, tensor.type)
 
 
 def tensors(shape: Shape, seed: int = 0) -> dict[str, np.ndarray | Raw]:
@@ -95,6 +97,42 @@ def load_split(data: Any, weights: dict[str, int], device: dict[str, int]) -> Mo
         return Model(gguf, replace(base, limits=opened.limits), opened, "fingerprint")
 
     return gpu.run(open_())
+
+
+def decoded(device: Device, weight: Weight) -> np.ndarray:
+    """All rows of a weight, as kernels see them, (rows, columns)."""
+
+    async def read() -> np.ndarray:
+        kernel = load_kernel("embed", libraries=weight.libraries)
+        call = await Caller.open(device, kernel)
+        width = -(-weight.columns // 4) * 4
+        ids = device.create_buffer(4 * weight.rows, "ids")
+        out = device.create_buffer(4 * weight.rows * width, "out")
+        device.write(ids, 0, np.arange(weight.rows, dtype=np.uint32))
+        device.write(out, 0, np.full((weight.rows, width), np.nan, np.float32))
+        for segment in weight.segments:
+            operands = {
+                name: (window.storage.buffer, window.offset, window.size)
+                for name, window in weight.operands(segment).items()
+            }
+            call(
+                {"tokens": ids, "y": out, **operands},
+                {
+                    "rows": "T",
+                    "d4": width // 4,
+                    "row_start": segment.first,
+                    "row_count": segment.rows,
+                    **weight.strides(),
+                },
+                tokens=weight.rows,
+            )
+        raw = await device.read(out, 0, out.size)
+        for buffer in (ids, out):
+            device.free(buffer)
+        call.close()
+        return np.frombuffer(raw, np.float32).reshape(weight.rows, width)[:, : weight.columns]
+
+    return gpu.run(read())
 
 
 def batch(rng: np.random.Generator, lengths: list[int], vocabulary: int) -> Batch:

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gguf import GGMLQuantizationType, quants
 from kernel_check import (
     POISON,
     Checker,
@@ -14,6 +13,7 @@ from kernel_check import (
     pack_weight,
     split_planes,
 )
+from random_blocks import SHAPES_OF_PACKS, dequantised, encoded
 
 from wgtrain import random
 from wgtrain.engine.graph import padded
@@ -201,7 +201,7 @@ MATMULS = [(1, 1, 1), (3, 7, 5), (15, 16, 17), (16, 15, 33), (33, 33, 31), (64, 
 MATMULS += [(63, 31, 36), (17, 70, 96), (65, 130, 64)]
 
 
-@pytest.mark.parametrize("type_", TYPES)
+@pytest.mark.parametrize("type_", SHAPES_OF_PACKS)
 def test_matmul_nt(check: Any, type_: str) -> None:
     for rows, n, k in MATMULS:
         k = columns_of(type_, k)
@@ -217,7 +217,7 @@ def test_matmul_nt(check: Any, type_: str) -> None:
             check("matmul_nt", arrays, window, rows=rows, constants=constants)
 
 
-@pytest.mark.parametrize("type_", TYPES)
+@pytest.mark.parametrize("type_", SHAPES_OF_PACKS)
 def test_matmul_nn(check: Any, type_: str) -> None:
     for rows, n, k in MATMULS:
         k = columns_of(type_, k)
@@ -297,16 +297,16 @@ def test_embed_pads_with_zeros(check: Any) -> None:
 
 @pytest.mark.parametrize("type_", TYPES)
 def test_repack(checker: Checker, type_: str) -> None:
-    """Two slices of a file at an even byte; then `embed` gives the package's own values exactly."""
+    """Two slices of a file at an even byte, or an odd one where blocks can lie there; then `embed`
+    gives the package's own values exactly.
+    """
     columns = columns_of(type_, 71)
-    if type_ == "Q4_0":
-        columns += 64  # packs and blocks are the same here: an odd number of them, more than one
-    rows, skip = 7, 6
-    kind = GGMLQuantizationType[type_]
-    raw = quants.quantize(normal(rows, columns).astype(np.float32), kind)
-    exact = quants.dequantize(raw, kind)
+    columns += 2 * BLOCKS[type_].size  # an odd number of blocks, more than one
+    rows, skip = 7, 7 if type_ == "MXFP4" else 6
+    raw = encoded(normal(rows, columns), type_)
+    exact = dequantised(raw, type_)
     file = np.random.randint(0, 255, skip + raw.nbytes + 8).astype(np.uint8)
-    file[skip : skip + raw.nbytes] = np.ascontiguousarray(raw).view(np.uint8).ravel()
+    file[skip : skip + raw.nbytes] = raw.ravel()
     file = np.append(file, np.zeros(-len(file) % 4, np.uint8))
     weight = plan_weight("test", type_, rows, columns, checker.device.limits)
     (segment,) = weight.segments
@@ -320,8 +320,11 @@ def test_repack(checker: Checker, type_: str) -> None:
             "raw_offset": skip + first * (raw.nbytes // rows),
             "raw_row": raw.nbytes // rows,
         }
-        arrays = {"raw": file, "planes": planes}
-        planes = checker.check(FORMATS[type_].repack, arrays, params)["planes"]
+        arrays = {"raw": file, "planes": planes, "marks": np.zeros(1, np.uint32)}
+        constants = dict(FORMATS[type_].constants)
+        got = checker.check(FORMATS[type_].repack, arrays, params, constants=constants)
+        planes = got["planes"]
+        assert not got["marks"][0]
     packed = Packed(type_, exact.astype(np.float64), file, weight, split_planes(weight, planes))
     tokens = np.arange(rows, dtype=np.uint32)[::-1].copy()
     params = {**elementwise(columns), "row_start": 0, "row_count": rows}
@@ -331,14 +334,14 @@ def test_repack(checker: Checker, type_: str) -> None:
 
 def half_rows(type_: str, values: np.ndarray) -> tuple[dict[str, Any], dict[str, Any]]:
     """(arrays, parameters) of `repack_half` for a matrix of F32 or BF16."""
-    raw = quants.quantize(values.astype(np.float32), GGMLQuantizationType[type_])
+    raw = encoded(values, type_)
     rows, columns = values.shape
     packs = -(-columns // 8)
-    file = np.ascontiguousarray(raw).view(np.uint8).ravel()
+    file = raw.ravel()
     arrays = {
         "raw": np.append(file, np.zeros(-len(file) % 4, np.uint8)),
         "planes": np.full(rows * packs * 4, POISON, np.uint32),
-        "overflow": np.zeros(1, np.uint32),
+        "marks": np.zeros(1, np.uint32),
     }
     params = {"slice_rows": rows, "first_row": 0, "columns": columns, "weight_stride": packs}
     params |= {"weight_side_stride": 0, "weight_side_at": 0}
@@ -355,11 +358,11 @@ def test_repack_half(check: Any, type_: str) -> None:
     edges += [3 * 2.0**-25, 2.0**-14, 2.0**-14 - 2.0**-26, 1e-9]
     values = np.concatenate([np.tile(edges, (5, 1)), normal(5, 62)], 1)
     arrays, params = half_rows(type_, values)
-    assert check("repack_half", arrays, params, constants=constants)["overflow"][0] == 0
+    assert check("repack_half", arrays, params, constants=constants)["marks"][0] == 0
     for beyond in (65536.0, -1e30):
         values[2, 40] = beyond
         arrays, params = half_rows(type_, values)
-        assert check("repack_half", arrays, params, constants=constants)["overflow"][0] == 1
+        assert check("repack_half", arrays, params, constants=constants)["marks"][0] == 2
 
 
 def test_capture_and_restore_bf16(check: Any) -> None:

@@ -32,9 +32,11 @@ def compile_kernel(device: Device, kernel: Kernel, code: str | None = None) -> N
 
 
 def used(text: str) -> list[str]:
-    """Libraries a file's header names, each role by its default."""
+    """Libraries a file's header names, each role by its default, and those that they name."""
     line = re.search(r"^// use:(.*)$", text, re.MULTILINE)
-    return [item.strip().rpartition("=")[2] for item in line.group(1).split(",")] if line else []
+    names = [item.strip().rpartition("=")[2] for item in line.group(1).split(",")] if line else []
+    theirs = [used(read_shader(f"lib/{name}")) for name in names]
+    return list(dict.fromkeys([*names, *(name for found in theirs for name in found)]))
 
 
 @pytest.mark.gpu
@@ -116,7 +118,9 @@ def test_every_library_is_used() -> None:
     assert {library for name in kernel_names() for library in used(read_shader(name))} <= set(
         LIBRARIES
     )
-    assert set(LIBRARIES) == roles.union(*(used(read_shader(name)) for name in kernel_names()))
+    theirs = [used(read_shader(f"lib/{role}")) for role in roles]
+    own = [used(read_shader(name)) for name in kernel_names()]
+    assert set(LIBRARIES) == roles.union(*own, *theirs)
     assert {entry.repack for entry in FORMATS.values()} <= set(kernel_names())
 
 

@@ -11,11 +11,9 @@ import random_model as rm
 
 from wgtrain import gpu
 from wgtrain.engine import loss as loss_module
-from wgtrain.engine.dispatch import Caller
-from wgtrain.engine.kernel import load_kernel
-from wgtrain.engine.weight import FORMATS, Weight, plan_weight
+from wgtrain.engine.weight import FORMATS, plan_weight
 from wgtrain.errors import FileError, OutOfMemoryError
-from wgtrain.files import read_gguf, write_gguf
+from wgtrain.files import BLOCKS, read_gguf, write_gguf
 from wgtrain.gpu import Device, Limits
 from wgtrain.infer.model import Model, open_model
 from wgtrain.infer.session import Session
@@ -29,7 +27,9 @@ pytestmark = pytest.mark.gpu
 SHAPE = rm.Shape(
     width=160, heads=5, kv_heads=1, head_size=32, feed_forward=224, layers=1, vocabulary=77
 )
-TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0")
+
+
+TYPES = tuple(name for name in FORMATS if SHAPE.width % BLOCKS[name].size == 0)
 
 
 class Ranges:
@@ -57,46 +57,10 @@ class AsyncRanges(Ranges):
         return read()
 
 
-def decoded(device: Device, weight: Weight) -> np.ndarray:
-    """All rows of a weight, as kernels see them, (rows, columns)."""
-
-    async def read() -> np.ndarray:
-        kernel = load_kernel("embed", libraries=weight.libraries)
-        call = await Caller.open(device, kernel)
-        width = -(-weight.columns // 4) * 4
-        ids = device.create_buffer(4 * weight.rows, "ids")
-        out = device.create_buffer(4 * weight.rows * width, "out")
-        device.write(ids, 0, np.arange(weight.rows, dtype=np.uint32))
-        device.write(out, 0, np.full((weight.rows, width), np.nan, np.float32))
-        for segment in weight.segments:
-            operands = {
-                name: (window.storage.buffer, window.offset, window.size)
-                for name, window in weight.operands(segment).items()
-            }
-            call(
-                {"tokens": ids, "y": out, **operands},
-                {
-                    "rows": "T",
-                    "d4": width // 4,
-                    "row_start": segment.first,
-                    "row_count": segment.rows,
-                    **weight.strides(),
-                },
-                tokens=weight.rows,
-            )
-        raw = await device.read(out, 0, out.size)
-        for buffer in (ids, out):
-            device.free(buffer)
-        call.close()
-        return np.frombuffer(raw, np.float32).reshape(weight.rows, width)[:, : weight.columns]
-
-    return gpu.run(read())
-
-
 def assert_weights(model: Model, tensors: dict[str, Any]) -> None:
     for name, weight in model.weights.matrices.items():
         expected = rm.decode(tensors[name])
-        np.testing.assert_array_equal(decoded(model.device, weight), expected, err_msg=name)
+        np.testing.assert_array_equal(rm.decoded(model.device, weight), expected, err_msg=name)
     for name, window in model.weights.vectors.items():
         buffer = window.storage.buffer
         assert buffer is not None

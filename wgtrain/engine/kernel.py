@@ -6,7 +6,8 @@ A kernel file is valid WGSL once the libraries its header names are appended. It
                                            fields, constants, rows (T or C), ceil_div, min, max;
                                            or that of a library
     // flops: 2 * rows * n                 optional: work, for cutting submits
-    // use: step, weight=weight_f32        libraries of shaders/lib; `role=` ones can be replaced
+    // use: step, weight=weight_f32        libraries of shaders/lib; `role=` ones can be replaced;
+                                           a library may name others it needs
 
 Bindings and `struct Params` (u32, i32 and f32 scalars) are parsed from the code. Lines such as
 `const NAME: type = value;` are rewritten by name, and a `for` over a constant range marked
@@ -181,8 +182,7 @@ def _load(
     name: str, constants: tuple[tuple[str, Any], ...], replaced: tuple[tuple[str, str], ...]
 ) -> Kernel:
     text = read_shader(name)
-    libraries = _libraries(name, text, dict(replaced))
-    parts = [text, *(read_shader(f"lib/{library}") for library in libraries)]
+    parts = [text, *_with_theirs(_libraries(name, text, dict(replaced))).values()]
     code = "\n".join(parts)
     for constant, value in constants:
         code = _rewrite(name, code, constant, value)
@@ -232,6 +232,17 @@ def _libraries(name: str, text: str, replaced: dict[str, str]) -> list[str]:
         found.append(replaced.pop(role, default) if role else default)
     if replaced:
         raise KeyError(f"kernel '{name}' has no library role {sorted(replaced)}")
+    return found
+
+
+def _with_theirs(libraries: list[str]) -> dict[str, str]:
+    """The text of each library and of those that it uses, each once."""
+    found: dict[str, str] = {}
+    for library in libraries:
+        if library not in found:
+            found[library] = text = read_shader(f"lib/{library}")
+            own = _with_theirs(_libraries(library, text, {}))
+            found |= {name: text for name, text in own.items() if name not in found}
     return found
 
 

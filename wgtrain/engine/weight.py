@@ -38,22 +38,41 @@ class Format:
     library: str
     repack: str
     planes: tuple[Plane, ...]
+    constants: tuple[tuple[str, int], ...] = ()  # of `repack`
 
 
-def _format(name: str, repack: str, values: int, side: tuple[int, int] | None = None) -> Format:
+def _format(
+    name: str,
+    values: int,
+    side: tuple[int, int] | None = None,
+    repack: str | None = None,
+    **constants: int,
+) -> Format:
     """`values` in each 16 bytes of the plane `weight`; `side`: (values, bytes) of `weight_side`."""
     planes = [Plane("weight", values, 16, 16)]
     if side:
         planes.append(Plane("weight_side", *side, 4))
-    return Format(f"weight_{name}", f"repack_{repack}", tuple(planes))
+    repack = f"repack_{repack or name}"
+    return Format(f"weight_{name}", repack, tuple(planes), tuple(constants.items()))
 
 
 FORMATS = {
-    "F32": _format("f32", "f32", 4),
-    "F16": _format("f16", "16", 8),
-    "BF16": _format("bf16", "16", 8),
-    "Q8_0": _format("q8_0", "q8_0", 16, (32, 2)),
-    "Q4_0": _format("q4_0", "q4_0", 32, (32, 2)),
+    "F32": _format("f32", 4),
+    "F16": _format("f16", 8, repack="16"),
+    "BF16": _format("bf16", 8, repack="16", EXPONENT=0x7F80),
+    "Q4_0": _format("q4_0", 32, (32, 2)),
+    "Q4_1": _format("q4_1", 32, (32, 4)),
+    "Q5_0": _format("q5_0", 32, (32, 8)),
+    "Q5_1": _format("q5_1", 32, (32, 8)),
+    "Q8_0": _format("q8_0", 16, (32, 2)),
+    "Q2_K": _format("q2_k", 64, (256, 24)),
+    "Q3_K": _format("q3_k", 64, (256, 52)),
+    "Q4_K": _format("q4_k", 32, (256, 24)),
+    "Q5_K": _format("q5_k", 32, (256, 56)),
+    "Q6_K": _format("q6_k", 32, (256, 84)),
+    "IQ4_NL": _format("iq4_nl", 32, (32, 2), repack="q4_0", FLIP=0),
+    "IQ4_XS": _format("iq4_xs", 32, (256, 12)),
+    "MXFP4": _format("mxfp4", 32, (32, 1)),
 }
 MATRIX_TYPES = tuple(FORMATS)  # that a file's matrices can have
 UNITS = {plane.name: plane.unit for entry in FORMATS.values() for plane in entry.planes}

@@ -20,7 +20,8 @@ from wgtrain.gpu import Buffer, Device, Limits
 from wgtrain.model.config import ModelConfig
 
 STAGING = 2 << 20  # bytes; a longer row makes it larger
-_MARK = 256  # bytes between two words of `overflow`
+_MARK = 256  # bytes between the marks of two tensors
+_NOT_FINITE, _BEYOND_F16 = 1, 2  # marks, see shaders/lib/planes.wgsl
 
 
 @dataclass(frozen=True)
@@ -91,18 +92,19 @@ async def load_weights(device: Device, source: Source, gguf: GGUF, weights: Weig
         staging_size = max(
             [min(STAGING, t.nbytes) for _, t in tensors] + [_row(t) + 4 for _, t in tensors]
         )
-        staging = device.create_buffer(staging_size, "staging")
-        # A word for each tensor that f16 cannot hold, as far apart as bindings have to be.
-        marks = device.create_buffer(_MARK * len(tensors), "overflows")
+        staging = device.create_buffer(-(-staging_size // 4) * 4, "staging")
+        # What repacking found wrong with each tensor, as far apart as bindings have to be.
+        marks = device.create_buffer(_MARK * len(tensors), "marks")
         try:
             for number, (weight, tensor) in enumerate(tensors):
                 kernel = _repack(tensor.type, weight.type)
                 if kernel.code not in callers:
                     callers[kernel.code] = await Caller.open(device, kernel)
-                places = {"raw": staging, "overflow": (marks, _MARK * number, 4)}
+                places = {"raw": staging, "marks": (marks, _MARK * number, 4)}
                 await _load_matrix(device, source, weight, tensor, places, callers[kernel.code])
             found = np.frombuffer(await device.read(marks, 0, marks.size), np.uint32)
-            _check_overflow([weight.name for weight, _ in tensors], found[:: _MARK // 4])
+            names = [weight.name for weight, _ in tensors]
+            _check_marks(source_name(source), names, found[:: _MARK // 4])
         finally:
             device.free(staging)
             device.free(marks)
@@ -126,12 +128,14 @@ def repack_places(weight: Weight, segment: Segment) -> dict[str, int]:
 def _repack(type_: str, stored: str) -> Kernel:
     """The kernel that makes the layout of `stored` from a file's tensor."""
     if type_ == stored:
-        return load_kernel(FORMATS[stored].repack)
+        return load_kernel(FORMATS[stored].repack, dict(FORMATS[stored].constants))
     return load_kernel("repack_half", {"BF16": type_ == "BF16"})
 
 
-def _check_overflow(names: list[str], marks: np.ndarray) -> None:
-    if wrong := [name for name, mark in zip(names, marks, strict=True) if mark]:
+def _check_marks(file: str, names: list[str], marks: np.ndarray) -> None:
+    if len(wrong := [name for name, mark in zip(names, marks, strict=True) if mark & _NOT_FINITE]):
+        raise FileError(f"{file}: {', '.join(wrong)}: values that are infinite or NaN")
+    if wrong := [name for name, mark in zip(names, marks, strict=True) if mark & _BEYOND_F16]:
         raise OptionError(
             f"precision = f16: {', '.join(wrong)}: values beyond 65504, which f16 cannot hold; "
             "use precision = f32"

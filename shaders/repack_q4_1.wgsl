@@ -1,0 +1,16 @@
+// Raw Q4_1 rows (blocks of f16 d and m and 32 nibbles, the low ones first) -> planes of nibbles and of (d, m)
+// (lib/weight_q4_1).
+// One invocation makes one pack of one row, and side words.
+// use: raw, planes, half, repack_blocks
+const BLOCK: u32 = 20u;
+const PACKS: u32 = 1u;
+const SIDES: u32 = 1u;
+const SPAN: u32 = 1u;
+
+fn pack_of(at: u32, p: u32) -> vec4<u32> {
+  return nibbles_of_16(at + 4u);
+}
+
+fn side_of(at: u32, word: u32) -> u32 {
+  return half_pair_at(at);
+}

@@ -1,0 +1,16 @@
+// Raw Q4_K rows (blocks of 256 values) -> planes of nibbles, a sub-block of 32 a pack, and of what scales them
+// (lib/weight_q4_k).
+// One invocation makes one pack of one row, and side words.
+// use: raw, planes, half, repack_blocks, repack_k
+const BLOCK: u32 = 144u;
+const PACKS: u32 = 8u;
+const SIDES: u32 = 6u;
+const SPAN: u32 = 1u;
+
+fn pack_of(at: u32, p: u32) -> vec4<u32> {
+  return nibbles_of_32(at + 16u + 32u * (p / 2u), 4u * (p % 2u));
+}
+
+fn side_of(at: u32, word: u32) -> u32 {
+  return k_side(at, word);
+}
