@@ -74,12 +74,14 @@ class GGUF:
     """What stands in front of a model's weights.
 
     Values are int, float, bool, str, list[str], a numpy array, or a tuple of arrays in an array.
+    `notes`: what a person should be told of the file.
     """
 
     name: str
     version: int
     metadata: dict[str, Any]
     tensors: dict[str, TensorInfo]
+    notes: tuple[str, ...] = ()
 
     @overload
     def get(self, key: str, kind: type[T]) -> T: ...
