@@ -230,7 +230,7 @@ def fake_rows(n=14, seq_len=16, name="rows.jsonl"):
     return Dataset(rows, name, seq_len, 0, 0, [])
 
 
-def fake_dataset(data, model, seq_len, train_on, now, kind, name="data"):
+def fake_dataset(data, model, seq_len, train_on, now, kind, name="data", chat=None):
     """Rows from the bytes of lines {"tokens", "targets"}, as `load_dataset` would give them."""
     rows = []
     for line, text in enumerate(data.decode().splitlines(), 1):

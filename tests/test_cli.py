@@ -102,6 +102,9 @@ def test_default_folder(toy, capsys):
 OPTIONS = {
     "adapter_index": (["--adapter-index", "3"], 3),
     "kind": (["--kind", "text"], "text"),
+    "chat_template": (["--chat-template", "chatml"], "chatml"),
+    "template_args": (["--template-args", '{"a": 1}'], '{"a": 1}'),
+    "system": (["--system", "merge"], "merge"),
     "rank": (["--rank", "3"], 3),
     "alpha": (["--alpha", "7"], 7.0),
     "dropout": (["--dropout", "0.25"], 0.25),
@@ -136,6 +139,8 @@ OPTIONS = {
 }
 # These change what is kept, looked at or demanded; the engine's are tested on the engine.
 SAME_NUMBERS = {"adapter_index", "method", "optimizer", "grad_checkpoint", "capture", "tuning"}
+# Of chats, which the toy's rows are not: test_chat_options.py.
+SAME_NUMBERS |= {"chat_template", "template_args", "system"}
 SAME_NUMBERS |= {"kind", "eval_every", "save_every", "save_total_limit", "precision"}
 
 
@@ -305,7 +310,7 @@ def test_rows_are_read_before_the_model_is_loaded(toy, capsys, monkeypatch):
     assert (code, said, error) == (2, "opening base.gguf\n", "error: rows.jsonl line 1: no row\n")
 
 
-def load_bytes(data, tokenizer, *arguments, name):
+def load_bytes(data, tokenizer, *arguments, name, chat):
     assert data == b"{"
     raise FileError(f"{name} line 1: no row")
 

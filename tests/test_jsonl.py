@@ -13,7 +13,7 @@ import vocabs
 from vocabs import bpe, spm
 
 from wgtrain.data import Dataset, Row, Tokenizer, load_rows, load_tokenizer
-from wgtrain.data.jsonl import NO_END_OF_TURN, NO_END_TOKEN, NO_TEMPLATE
+from wgtrain.data.jsonl import NO_END_TOKEN, NO_TEMPLATE
 from wgtrain.errors import FileError, OptionError
 
 IM = ("<|im_start|>", "<|im_end|>", "<|end|>")
@@ -21,6 +21,9 @@ CHAT = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+
+EXCHANGE = [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]
 
 
 def letters(template: str | None = None, **more: Any) -> Tokenizer:
@@ -394,7 +397,15 @@ def test_truncated_and_dropped() -> None:
 
 def test_notes() -> None:
     silent = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
-    assert load(letters(silent), {"instruction": "i", "output": "o"}).notes == [NO_END_OF_TURN]
+    chats = {"instruction": "i", "output": "o"}, {"messages": [*EXCHANGE, *EXCHANGE]}
+    data = load(letters(silent), *chats)
+    assert data.notes == [
+        "the chat template ends no answer at the end of a conversation: <|im_end|> is put there "
+        "and trained, in 2 rows",
+        "warning: the model may not learn to stop: answers without an end-of-turn token in 1 row: "
+        "line 2",
+    ]
+    assert marked(letters(silent), data.rows[0]) == "user: i\nassistant: [o][<|im_end|>]"
     endless = load_tokenizer(bpe(specials=(), eos_token_id=np.uint32(0xFFFFFFFF)))
     data = load(endless, {"text": "abc"})
     assert data.notes == [NO_END_TOKEN]

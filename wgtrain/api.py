@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import datetime
 from functools import partial
@@ -12,6 +12,7 @@ from typing import Any, TypeGuard
 from wgtrain.data import Dataset, Tokenizer, check_vocabulary, load_rows
 from wgtrain.data import load_tokenizer as read_tokenizer
 from wgtrain.data.huggingface import read_tokenizer_metadata
+from wgtrain.data.templates import CHATML, Templating, looks_like_source
 from wgtrain.dual import dual_function
 from wgtrain.errors import FileError, OptionError, printable
 from wgtrain.files.adapters import (
@@ -184,6 +185,10 @@ async def load_dataset(
     now: datetime | None = None,
     kind: str | None = None,
     name: str = "data",
+    chat_template: AnyPath | None = None,
+    template_args: Mapping[str, Any] | None = None,
+    system: str = "keep",
+    chat: Templating | None = None,
 ) -> Dataset:
     """Token rows of a JSONL file, of its bytes, or of the `train.jsonl` in a folder.
 
@@ -191,7 +196,46 @@ async def load_dataset(
     date for chat templates that write one. `kind` says how rows are read that have the fields of
     two kinds: "text", "prompt", "messages", "instruction", "conversations" or "input_ids". `name`
     is what messages call bytes.
+
+    `chat_template`, a file, its text or "chatml", goes in the place of the model's own;
+    `template_args` are more variables for it; `system="merge"` puts system texts in front of the
+    user's turn. `chat` is all three, as `templating` gives them.
     """
+    data, tokenizer, name = _rows_of(data, model, name)
+    chat = chat or templating(chat_template, template_args, system)
+    rows = load_rows(
+        data,
+        tokenizer,
+        seq_len=seq_len,
+        train_on=train_on,
+        name=name,
+        now=now,
+        kind=kind,
+        chat=chat,
+    )
+    if isinstance(model, Model):
+        check_vocabulary(rows, model.config.vocabulary)
+    return rows
+
+
+def templating(
+    chat_template: AnyPath | None = None,
+    template_args: Mapping[str, Any] | None = None,
+    system: str = "keep",
+) -> Templating:
+    """What `load_dataset` is told of templates, the file read."""
+    text, label = chat_template, ""
+    if isinstance(text, os.PathLike) or (text and text != CHATML and not looks_like_source(text)):
+        path = Path(text)
+        try:
+            text, label = read_input(path).decode(), str(path)
+        except UnicodeDecodeError as error:
+            raise FileError(f"{path}: no valid UTF-8 at byte {error.start}") from None
+    return Templating(text, {} if template_args is None else template_args, system, label=label)
+
+
+def _rows_of(data: AnyPath | AnyBytes, model: Any, name: str) -> tuple[bytes, Tokenizer, str]:
+    """The bytes of rows, the tokenizer for them, and what messages call them."""
     tokenizer: Any = getattr(model, "tokenizer", model)
     if isinstance(data, str | os.PathLike):
         path = data_file(data)
@@ -210,12 +254,7 @@ async def load_dataset(
         raise OptionError(
             f"model: {shown(model)}: what wgtrain.load_model or load_tokenizer gives is needed"
         )
-    rows = load_rows(
-        bytes(data), tokenizer, seq_len=seq_len, train_on=train_on, name=name, now=now, kind=kind
-    )
-    if isinstance(model, Model):
-        check_vocabulary(rows, model.config.vocabulary)
-    return rows
+    return bytes(data), tokenizer, name
 
 
 def data_file(path: AnyPath, part: str = "train") -> Path:

@@ -3,17 +3,25 @@
 import json
 import sys
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any, Protocol
 
 from wgtrain.chat import bounds
-from wgtrain.chat.rendered import Message, Rendered
+from wgtrain.chat.rendered import Message, Rendered, Variables
 from wgtrain.errors import FileError
+
+# Messages, tools, and more variables for the template.
+Conversation = tuple[list[Message], list[Any] | None, Variables | None]
 
 
 class Runner(Protocol):
-    """Runs one template for the rows it is sent, in their order."""
+    """Runs one template for the rows it is sent, in their order.
+
+    `variables` are the names that the template reads from outside.
+    """
+
+    variables: list[str]
 
     def send(self, rows: list[str]) -> None:
         """Hands over rows as JSON."""
@@ -26,7 +34,12 @@ class Runner(Protocol):
 
 
 class ChatTemplate:
-    """A compiled chat template. `stops` are the texts of the tokens that end a turn.
+    """A compiled chat template, or several by name, of which "tool_use" is for conversations with
+    tools and "default" for all others.
+
+    `tokens` are the special tokens a template may name, such as `bos_token`; `stops` the texts of
+    the tokens that end a turn; `end` the one of them that is put behind a last answer which the
+    template leaves open; `label` what messages call the template.
 
     Natively it runs in a process of its own, which lives until `close`; what it may use is one
     limit for each row and one for all that this object is given (`bounds`).
@@ -34,41 +47,55 @@ class ChatTemplate:
 
     def __init__(
         self,
-        source: str,
+        source: str | Mapping[str, str],
         *,
-        bos_token: str = "",
-        eos_token: str = "",
+        tokens: Mapping[str, str] | None = None,
         stops: Iterable[str] = (),
+        end: str | None = None,
         now: datetime | None = None,
+        label: str = "the model's chat template",
     ) -> None:
         self._settings = {
-            "source": source,
-            "bos_token": bos_token,
-            "eos_token": eos_token,
+            "sources": {"default": source} if isinstance(source, str) else dict(source),
+            "tokens": dict(tokens or {}),
             "stops": list(stops),
+            "end": end,
             "now": now and now.isoformat(),
+            "label": label,
         }
         self._account = bounds.Account()
         self._sent: deque[int] = deque()  # the lengths of rows that are not answered
         self._runner: Runner | None = None
-        self._running()
+        self.variables = self._running().variables
 
     def render(
-        self, messages: list[Message], tools: list[Any] | None = None, prompt: bool = False
+        self,
+        messages: list[Message],
+        tools: list[Any] | None = None,
+        prompt: bool = False,
+        args: Variables | None = None,
     ) -> str:
-        """The text of a conversation; with `prompt` it ends where the assistant's answer begins."""
-        self._send([{"messages": messages, "tools": tools, "prompt": prompt}])
+        """The text of a conversation; with `prompt` it ends where the assistant's answer begins.
+
+        `args` are more variables for the template.
+        """
+        self._send([{"messages": messages, "tools": tools, "prompt": prompt, "args": args}])
         text: str = self._receive()["text"]
         return text
 
-    def split(self, messages: list[Message], tools: list[Any] | None = None) -> Rendered:
+    def split(
+        self,
+        messages: list[Message],
+        tools: list[Any] | None = None,
+        args: Variables | None = None,
+    ) -> Rendered:
         """The text of a conversation and its learnt spans; FileError where they cannot be told."""
-        self.send([(messages, tools)])
+        self.send([(messages, tools, args)])
         return self.receive()
 
-    def send(self, conversations: list[tuple[list[Message], list[Any] | None]]) -> None:
+    def send(self, conversations: list[Conversation]) -> None:
         """Conversations to split, while this process does something else; `receive` has each."""
-        self._send([{"messages": messages, "tools": tools} for messages, tools in conversations])
+        self._send([{"messages": m, "tools": t, "args": a} for m, t, a in conversations])
 
     def receive(self) -> Rendered:
         """The next conversation that was sent, as `split` gives it."""

@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from wgtrain.chat import bounds, frames
-from wgtrain.chat.template import Template
+from wgtrain.chat.choice import Templates
 from wgtrain.errors import FileError
 
 Answer = dict[str, Any]
@@ -28,11 +28,11 @@ def main() -> None:
     source, out = sys.stdin.buffer, sys.stdout.buffer
     limit = _memory_limit()
 
-    template: list[Template] = []
+    template: list[Templates] = []
 
     def compiled(settings: dict[str, Any]) -> Answer:
         template.append(make(settings))
-        return {}
+        return {"variables": template[0].variables}
 
     def rendered(row: dict[str, Any]) -> Answer:
         return answer(template[0], row)
@@ -50,13 +50,13 @@ def main() -> None:
             tell(rendered, row, bounds.row_seconds(n_bytes))
 
 
-def make(settings: dict[str, Any]) -> Template:
-    """The template of settings that travelled as JSON."""
+def make(settings: dict[str, Any]) -> Templates:
+    """The templates of settings that travelled as JSON."""
     now = settings["now"]
-    return Template(**{**settings, "now": now and datetime.fromisoformat(now)})
+    return Templates(**{**settings, "now": now and datetime.fromisoformat(now)})
 
 
-def answer(template: Template, row: dict[str, Any]) -> Answer:
+def answer(template: Templates, row: dict[str, Any]) -> Answer:
     """What a row asks for: a text alone where it says `prompt`, or its spans as well."""
     if "prompt" in row:
         return {"text": template.render(**row)}

@@ -1,10 +1,10 @@
 """What a conversation holds and the text that a template makes of it does not."""
 
 import json
-from typing import Any
 
 from wgtrain.chat.places import Attempts
-from wgtrain.chat.rendered import Message
+from wgtrain.chat.rendered import Message, Variables
+from wgtrain.chat.turns import content
 
 _LABELS = ("name", "tool_call_id", "reasoning_content")  # of messages that are not learnt
 
@@ -26,7 +26,7 @@ def cut_turns(
 
 
 def unwritten(
-    template: Attempts, text: str, messages: list[Message], tools: list[Any] | None
+    template: Attempts, text: str, messages: list[Message], given: Variables
 ) -> list[str]:
     """Names of what makes no difference to the text, beside the assistant's own words."""
     found = []
@@ -34,19 +34,19 @@ def unwritten(
     at = 0
     for message in messages:
         if message["role"] != "assistant":
-            here = _find(text, message["content"].strip(), at)
+            here = _find(text, content(message).strip(), at)
             at = max(at, here)
             if here < 0:
                 hidden.setdefault(message["role"], []).append(message)
     for role, some in hidden.items():
-        if template.attempt(_without(messages, some, "content"), tools) == text:
+        if template.attempt(_without(messages, some, "content"), given) == text:
             found.append(f"content of role {role!r}")
     others = [m for m in messages if m["role"] != "assistant"]
     for field in _LABELS:
         having = [m for m in (messages if field == "name" else others) if m.get(field)]
-        if having and template.attempt(_without(messages, having, field), tools) == text:
+        if having and template.attempt(_without(messages, having, field), given) == text:
             found.append(field)
-    if tools and template.attempt(messages, None) == text:
+    if given["tools"] and template.attempt(messages, {**given, "tools": None}) == text:
         found.append("tools")
     return found
 

@@ -23,6 +23,7 @@ class Page:
         except ImportError:
             self._tell = lambda seconds: None
         self._template = self._watched(make, settings, bounds.COMPILING)
+        self.variables = self._template.variables
         self._rows: deque[str] = deque()
 
     def send(self, rows: list[str]) -> None:

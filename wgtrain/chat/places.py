@@ -7,10 +7,11 @@ prompts go on in the same way behind the message before, those of the others do 
 
 import re
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Protocol
 
-from wgtrain.chat.rendered import Message
+from wgtrain.chat.rendered import Message, Variables
 from wgtrain.chat.sandbox import MARK_CLOSE, MARK_OPEN
+from wgtrain.chat.turns import content as content_of
 
 _MARK = re.compile(f"{MARK_OPEN}(\\d+)([se]){MARK_CLOSE}")
 _CLOSING = re.compile(r"</\w+>|\[/\w+\]")  # of thoughts, as `</think>`
@@ -22,7 +23,7 @@ class Attempts(Protocol):
     """What is needed of a template."""
 
     def attempt(
-        self, messages: list[Message], tools: list[Any] | None, prompt: bool = False
+        self, messages: list[Message], given: Variables, prompt: bool = False
     ) -> str | None:
         """The text of a conversation, or the prompt for its next turn; None if it is refused."""
 
@@ -72,15 +73,15 @@ class Places:
     """
 
     def __init__(
-        self, template: Attempts, text: str, messages: list[Message], tools: list[Any] | None
+        self, template: Attempts, text: str, messages: list[Message], given: Variables
     ) -> None:
-        self.template, self.text, self.messages, self.tools = template, text, messages, tools
+        self.template, self.text, self.messages, self.given = template, text, messages, given
         self._marks: dict[tuple[int, str], int] | None = None
         self._rests: dict[tuple[int, str], int] | None = None
 
     def prompt_end(self, i: int) -> int | None:
         """Where the prompt for turn `i` ends; None where the text does not begin with it."""
-        prompt = self.template.attempt(self.messages[:i], self.tools, prompt=True)
+        prompt = self.template.attempt(self.messages[:i], self.given, prompt=True)
         fits = prompt is not None and self.text.startswith(prompt)
         return len(prompt) if fits and prompt is not None else None
 
@@ -144,7 +145,7 @@ class Places:
         return self._marks
 
     def _marked(self, sides: str, **which: bool) -> dict[tuple[int, str], int] | None:
-        marked = self.template.attempt(_marked(self.messages, sides, **which), self.tools)
+        marked = self.template.attempt(_marked(self.messages, sides, **which), self.given)
         same = marked is not None and _MARK.sub("", marked) == self.text
         return _positions(marked) if same and marked is not None else None
 
@@ -158,7 +159,7 @@ def _marked(
     """
     out = []
     for i, message in enumerate(messages):
-        content = message["content"]
+        content = content_of(message)
         core = content.strip()
         if not thoughts:
             core = _CLOSING.split(core)[-1].strip()

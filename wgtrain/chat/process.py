@@ -73,6 +73,7 @@ class Process:
         if "error" in found:
             self.close()
             raise FileError(found["error"])
+        self.variables: list[str] = found["variables"]
 
     def send(self, rows: list[str]) -> None:
         """Hands over rows as JSON, in frames of about a MiB."""

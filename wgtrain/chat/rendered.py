@@ -4,19 +4,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Message = dict[str, Any]
+Variables = dict[str, Any]  # of one conversation: `tools`, and what a caller gives beside them
 
 
 @dataclass(frozen=True)
 class Rendered:
     """A conversation as text; `spans` are the learnt (start, end) characters, in order.
 
-    `ended` is False where an assistant's turn has no end-of-turn token: then the model does not
-    learn to stop. `cut` are (message, field) of the assistant's whose text is not all within its
-    span, `unwritten` other fields that the template does not write.
+    `cut` are (message, field) of the assistant's whose text is not all within its span, `unwritten`
+    what else the template does not write. `added` says that the last answer got an end-of-turn
+    token which the template does not write.
     """
 
     text: str
     spans: list[tuple[int, int]]
-    ended: bool
     cut: list[tuple[int, str]] = field(default_factory=list)
     unwritten: list[str] = field(default_factory=list)
+    added: bool = False

@@ -7,7 +7,6 @@ here, and what can make much out of little is checked before it runs, or is not 
 """
 
 import functools
-import json
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -24,9 +23,10 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 from markupsafe import soft_str
 
+from wgtrain.chat.values import CHARACTERS, Dict, Names, tojson, weigh
+
 SECONDS = 0.5  # of computing time for one rendering; usual templates need a thousandth
 SECONDS_CHARACTER = 1e-5  # more for each character of what is rendered
-CHARACTERS = 4_000_000  # that one rendering may make, its own values and its output
 LONGEST_SOURCE = 500_000  # characters
 MARK_OPEN, MARK_CLOSE = "\ufdd0", "\ufdd1"  # noncharacters: never in real text
 
@@ -132,13 +132,15 @@ class Sandbox(ImmutableSandboxedEnvironment):
             undefined=_undefined(self),
         )
         filters = {name: f for name, f in self.filters.items() if name not in _NO_FILTERS}
-        filters |= {"tojson": _tojson, "join": self._join, "replace": self._replace}
+        filters |= {"tojson": tojson, "join": self._join, "replace": self._replace}
         filters |= {"indent": self._indent, "string": self._string}
         self.filters = {name: self._metered(f) for name, f in filters.items()}
         del self.globals["lipsum"]
         self.globals |= {
             "raise_exception": _raise,
             "strftime_now": lambda format: (now or datetime.now()).strftime(format),
+            "dict": Dict(),
+            "namespace": Names,
         }
 
     def run(self, template: Template, marking: bool = False, **values: Any) -> str:
@@ -308,36 +310,6 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return text.replace(old, new, -1 if count is None else count)
 
 
-def weigh(value: Any, strict: bool = False) -> int:
-    """About how many characters a value of texts, lists and dicts holds when written out.
-
-    With `strict` other objects are refused, since writing them out may run anything.
-    """
-    if isinstance(value, str):
-        return len(value)
-    if value is None or isinstance(value, bool | float | Undefined):
-        return 8
-    total = 0
-    open_ = [value]
-    while open_:
-        value = open_.pop()
-        total += 8
-        if isinstance(value, str):
-            total += len(value)
-        elif isinstance(value, dict):
-            open_ += value.keys()
-            open_ += value.values()
-        elif isinstance(value, list | tuple):
-            open_ += value
-        elif isinstance(value, int) and not -(1 << 256) < value < 1 << 256:
-            raise SecurityError("a number grows too large")
-        elif strict and not isinstance(value, int | float | None | Undefined):
-            raise SecurityError(f"a {type(value).__name__} is no text")
-        if total > 64 * CHARACTERS or len(open_) > CHARACTERS:
-            raise SecurityError("a value grows too large")
-    return total
-
-
 def _undefined(sandbox: Sandbox) -> type[Undefined]:
     """The kind of what is not there, which knows where it is missed."""
 
@@ -359,30 +331,3 @@ def _size(value: Any) -> float:
 
 def _raise(message: str) -> None:
     raise TemplateError(message)
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """As Transformers defines it: no escapes for HTML."""
-    weigh(value, strict=True)
-    if indent is not None and not (isinstance(indent, int) and 0 <= indent <= 16):
-        raise SecurityError("an indent beyond 16")
-    return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
-        default=_plain,
-    )
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Undefined):
-        raise SecurityError(value._undefined_message)
-    raise SecurityError(f"a {type(value).__name__} is no JSON")

@@ -9,123 +9,183 @@ nor marks put around the contents tell this beyond doubt, the row is refused.
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
 from jinja2 import TemplateSyntaxError
+from jinja2.meta import find_undeclared_variables
 
 from wgtrain.chat import bounds
 from wgtrain.chat.arguments import with_objects
 from wgtrain.chat.losses import cut_turns, unwritten
 from wgtrain.chat.places import Places, find_starts
-from wgtrain.chat.rendered import Message, Rendered
+from wgtrain.chat.rendered import Message, Rendered, Variables
 from wgtrain.chat.sandbox import MARK_CLOSE, MARK_OPEN, Sandbox
+from wgtrain.chat.turns import as_given, content, has_system, merge_system
 from wgtrain.errors import FileError
 
 _BLANKS = re.compile(r"\s*")
 _ANY_MARK = re.compile(f"[{MARK_OPEN}{MARK_CLOSE}]")
 
 
+class Broken(FileError):
+    """What keeps a template from being compiled."""
+
+
 class Template:
-    """A compiled chat template. `stops` are the texts of the tokens that end a turn."""
+    """A compiled chat template.
+
+    `tokens` are the special tokens it may name, as `bos_token`; `stops` the texts of the tokens
+    that end a turn, `end` the one that is put behind a last answer which the template leaves open.
+    """
 
     def __init__(
         self,
         source: str,
         *,
-        bos_token: str = "",
-        eos_token: str = "",
+        tokens: Mapping[str, str] | None = None,
         stops: Iterable[str] = (),
+        end: str | None = None,
         now: datetime | None = None,
     ) -> None:
-        self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
+        self._tokens = dict(tokens or {})
         self._stops = sorted(stops, key=len, reverse=True)
+        self._put_end = end
         one = "|".join(map(re.escape, self._stops)) or "(?!)"
         self._stop = re.compile(one)
         self._stop_next = re.compile(rf"\s*(?:{one})")
+        self._stop_last = re.compile(rf"(?:{one})\s*\Z")
         self._sandbox = Sandbox(now)
         try:
             self._template = self._sandbox.from_string(source)
+            self.variables = sorted(find_undeclared_variables(self._sandbox.parse(source)))
         except TemplateSyntaxError as error:
             what = f"line {error.lineno}: {error.message}"
-            raise FileError(f"the model's chat template is broken: {what}") from error
+            raise Broken(what) from error
         except MemoryError:
             raise bounds.too_large() from None
         except Exception as error:  # of the parser or of Python's compiler
-            raise FileError(f"the model's chat template is broken: {_said(error)}") from error
+            raise Broken(_said(error)) from error
         self._prompts: bool | None = None
 
     def render(
-        self, messages: list[Message], tools: list[Any] | None = None, prompt: bool = False
+        self,
+        messages: list[Message],
+        tools: list[Any] | None = None,
+        prompt: bool = False,
+        args: Variables | None = None,
     ) -> str:
-        """The text of a conversation; with `prompt` it ends where the assistant's answer begins."""
-        return self._render(self._with_arguments(messages, tools), tools, prompt)
+        """The text of a conversation; with `prompt` it ends where the assistant's answer begins.
 
-    def split(self, messages: list[Message], tools: list[Any] | None = None) -> Rendered:
+        `args` are more variables for the template.
+        """
+        given = {**(args or {}), "tools": tools}
+        return self._render(self._prepared(messages, given), given, prompt)
+
+    def split(
+        self,
+        messages: list[Message],
+        tools: list[Any] | None = None,
+        args: Variables | None = None,
+    ) -> Rendered:
         """The text of a conversation and its learnt spans; FileError where they cannot be told."""
-        messages = self._with_arguments(messages, tools)
-        text = self._render(messages, tools)
+        given = {**(args or {}), "tools": tools}
+        messages = self._prepared(messages, given)
+        try:
+            text = self._render(messages, given)
+        except FileError as error:
+            self._explain(error, messages, given)
+            raise
         if found := _ANY_MARK.search(text):
             what = f"U+{ord(found[0]):04X}, a noncharacter that the splitting needs"
             raise FileError(f"the text holds {what}")
-        spans, ended = self._spans(text, messages, tools)
+        spans = self._spans(text, messages, given)
         cut = cut_turns(text, messages, spans)
-        return Rendered(text, spans, ended, cut, unwritten(self, text, messages, tools))
+        lost = unwritten(self, text, messages, given)
+        lost += [f"chat_template_kwargs.{name}" for name in args or {} if not self._reads(name)]
+        added = self._is_open(text, messages, spans)
+        if added:
+            start, end = spans[-1]
+            text = text[:end] + str(self._put_end)
+            spans[-1] = (start, len(text))
+        return Rendered(text, spans, cut, lost, added)
 
-    def _spans(
-        self, text: str, messages: list[Message], tools: list[Any] | None
-    ) -> tuple[list[tuple[int, int]], bool]:
-        """The learnt characters, and whether tokens end all turns."""
+    def _reads(self, name: str) -> bool:
+        return name in self.variables
+
+    def _is_open(self, text: str, messages: list[Message], spans: list[tuple[int, int]]) -> bool:
+        """Whether the text ends with an answer that no token ends, and one is to be put there."""
+        if self._put_end is None or not spans or messages[-1]["role"] != "assistant":
+            return False
+        start, end = spans[-1]
+        return not text[end:].strip() and not self._stop_last.search(text, start, end)
+
+    def _explain(self, error: FileError, messages: list[Message], given: Variables) -> None:
+        """Raises a better error where it is the system message that a template refuses."""
+        if not has_system(messages):
+            return
+        try:
+            merged, _ = merge_system(messages)
+        except ValueError:
+            return
+        if self.attempt(merged, given) is not None:
+            raise FileError(
+                f"the chat template takes no system message ({error}); --system merge (in Python "
+                "system='merge') puts its text before the first user turn"
+            ) from error
+
+    def _spans(self, text: str, messages: list[Message], given: Variables) -> list[tuple[int, int]]:
+        """The learnt characters."""
         turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         if not turns:
-            return [], True
+            return []
         if self._sandbox.has_generation:
-            return self._generation_blocks(text, messages, tools)
-        places = Places(self, text, messages, tools)
-        starts = find_starts(places, turns) if self._prompting() else {}
+            return self._generation_blocks(text, messages, given)
+        places = Places(self, text, messages, given)
+        starts = find_starts(places, turns) if self._prompting(given) else {}
         spans: list[tuple[int, int]] = []
-        ended = True
         for i in turns:
             start = starts.get(i)
             start = places.content_start(i) if start is None else start
             if start is None:
                 raise FileError(f"the chat template does not show where messages[{i}] begins")
-            end, stopped = self._end(places, i, start)
+            end = self._end(places, i, start)
             if start < (spans[-1][1] if spans else 0) or end <= start:
                 raise FileError(f"the chat template loses the text of messages[{i}]")
             spans.append((start, end))
-            ended &= stopped
-        return spans, ended
+        return spans
 
-    def _with_arguments(self, messages: list[Message], tools: list[Any] | None) -> list[Message]:
-        """The messages, JSON text in calls' arguments decoded where the template writes JSON."""
+    def _prepared(self, messages: list[Message], given: Variables) -> list[Message]:
+        """The messages as the template gets them.
+
+        JSON text in calls' arguments is decoded where the template writes JSON; a call without a
+        content has an empty one where the template cannot do without.
+        """
+        messages = as_given(messages)
         decoded = with_objects(messages)
-        if decoded is None:
-            return messages
-        self._sandbox.objects_are_text = False
-        try:
-            return messages if self.attempt(decoded, tools) is None else decoded
-        finally:
-            self._sandbox.objects_are_text = True
+        if decoded is not None:
+            self._sandbox.objects_are_text = False
+            try:
+                messages = messages if self.attempt(decoded, given) is None else decoded
+            finally:
+                self._sandbox.objects_are_text = True
+        if any("content" not in m for m in messages) and self.attempt(messages, given) is None:
+            filled = [{"content": "", **message} for message in messages]
+            messages = messages if self.attempt(filled, given) is None else filled
+        return messages
 
     def _render(
         self,
         messages: list[Message],
-        tools: list[Any] | None,
+        given: Variables,
         prompt: bool = False,
         marking: bool = False,
     ) -> str:
+        values = {"documents": None, **self._tokens, **given}
+        values |= {"messages": messages, "add_generation_prompt": prompt}
         try:
-            text = self._sandbox.run(
-                self._template,
-                marking,
-                messages=messages,
-                tools=tools,
-                documents=None,
-                add_generation_prompt=prompt,
-                **self._tokens,
-            )
+            text = self._sandbox.run(self._template, marking, **values)
             text.encode()  # a template can write half a character, as "\ud800"
             return text
         except MemoryError:
@@ -134,19 +194,19 @@ class Template:
             raise FileError(f"the chat template refuses it: {_said(error)}") from error
 
     def attempt(
-        self, messages: list[Message], tools: list[Any] | None, prompt: bool = False
+        self, messages: list[Message], given: Variables, prompt: bool = False
     ) -> str | None:
         """As `render`, None where the template refuses."""
         try:
-            return self._render(messages, tools, prompt)
+            return self._render(messages, given, prompt)
         except FileError:
             return None
 
     def _generation_blocks(
-        self, text: str, messages: list[Message], tools: list[Any] | None
-    ) -> tuple[list[tuple[int, int]], bool]:
+        self, text: str, messages: list[Message], given: Variables
+    ) -> list[tuple[int, int]]:
         """The spans that the template itself names, by `{% generation %}`."""
-        marked = self._render(messages, tools, marking=True)
+        marked = self._render(messages, given, marking=True)
         spans: list[tuple[int, int]] = []
         starts: list[int] = []
         at = 0
@@ -166,31 +226,32 @@ class Template:
             raise FileError(
                 "the chat template's {% generation %} blocks lose the assistant's turns"
             )
-        return spans, all(self._stop.search(text, *span) for span in spans)
+        return spans
 
-    def _prompting(self) -> bool:
+    def _prompting(self, given: Variables) -> bool:
         """Whether the template heeds `add_generation_prompt`."""
         if self._prompts is None:
             one = [{"role": "user", "content": "a"}]
-            prompt = self.attempt(one, None, prompt=True)
-            self._prompts = prompt is not None and prompt != self.attempt(one, None)
+            alone = {**given, "tools": None}
+            prompt = self.attempt(one, alone, prompt=True)
+            self._prompts = prompt is not None and prompt != self.attempt(one, alone)
         return self._prompts
 
-    def _end(self, places: Places, i: int, start: int) -> tuple[int, bool]:
-        """Where a turn ends, and whether an end-of-turn token does it."""
+    def _end(self, places: Places, i: int, start: int) -> int:
+        """Where a turn ends, behind its end-of-turn token where there is one."""
         message = places.messages[i]
         end = self._content_end(places, i, start)
         if end is None or end < start:
             raise FileError(f"the chat template does not show where messages[{i}] ends")
         if not message.get("tool_calls"):
             if found := self._stop_next.match(places.text, end):
-                return found.end(), True
+                return found.end()
             if end > start:
-                return end, False
+                return end
         return self._end_of_other(places, i, end)
 
     def _content_end(self, places: Places, i: int, start: int) -> int | None:
-        text, core = places.text, places.messages[i]["content"].strip()
+        text, core = places.text, content(places.messages[i]).strip()
         if not core:
             return start
         begin = _blanks_end(text, start)
@@ -203,7 +264,7 @@ class Template:
                 return end
         return places.marks.get((i, "e"))
 
-    def _end_of_other(self, places: Places, i: int, end: int) -> tuple[int, bool]:
+    def _end_of_other(self, places: Places, i: int, end: int) -> int:
         """As `_end`, where the template writes something behind the content: calls of tools."""
         calls = json.dumps(places.messages[i].get("tool_calls"), ensure_ascii=False)
         found = self._stop.search(places.text, end)
@@ -214,7 +275,7 @@ class Template:
             raise FileError(f"the chat template does not show where messages[{i + 1}] begins")
         if not places.text[end : found.start()].strip():
             raise FileError(f"the chat template leaves out the tool_calls of messages[{i}]")
-        return found.end(), True
+        return found.end()
 
 
 def _blanks_end(text: str, at: int) -> int:

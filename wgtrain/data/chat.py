@@ -1,5 +1,6 @@
 """Conversations of a data set become text, while the rows before them are tokenised."""
 
+import json
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -7,7 +8,9 @@ from itertools import islice
 
 from wgtrain.chat.bounded import ChatTemplate
 from wgtrain.data.examples import Chat, Example, Segment, in_rows
-from wgtrain.errors import FileError
+from wgtrain.data.templates import Templating, last_token, no_tokens
+from wgtrain.data.tokenizer import Tokenizer
+from wgtrain.errors import FileError, OptionError
 
 _BATCH = 256  # rows
 LEFT_OUT = "such turns are not trained"
@@ -23,8 +26,18 @@ class Chats:
     With `whole`, turns whose text the template does not write in full are not learnt.
     """
 
-    def __init__(self, template: Callable[[], ChatTemplate | None], whole: bool) -> None:
+    def __init__(
+        self,
+        template: Callable[[], ChatTemplate | None],
+        whole: bool,
+        templating: Templating,
+        tokenizer: Tokenizer,
+    ) -> None:
         self._template, self._whole = template, whole
+        self._templating, self._tokenizer = templating, tokenizer
+        self._known: dict[str, bool] = {}
+        self._added = 0
+        self.rows = 0
         self._unwritten: Counter[str] = Counter()  # field -> rows
         self._cut_rows = self._cut_turns = 0
         self._cut_fields: set[str] = set()
@@ -44,7 +57,8 @@ class Chats:
                     more = bool(batch) and failure is None
                     chats = [example.chat for example in batch if example.chat is not None]
                     if chats and (opened := self._template()):
-                        opened.send([(chat.messages, chat.tools) for chat in chats])
+                        args = self._templating.args
+                        opened.send([(c.messages, c.tools, {**args, **c.args}) for c in chats])
                     under_way.append(batch)
                 if len(under_way) > 1 or not more:
                     for example in under_way.popleft():
@@ -68,6 +82,11 @@ class Chats:
                 f"{self._cut_turns} turn{plural} of {in_rows(self._cut_rows)}: "
                 + (LEFT_OUT if self._whole else TRAINED)
             )
+        if self._added:
+            out.append(
+                "the chat template ends no answer at the end of a conversation: "
+                f"{last_token(self._tokenizer)} is put there and trained, in {in_rows(self._added)}"
+            )
         if self._unwritten:
             named = ", ".join(f"{field} in {in_rows(n)}" for field, n in self._unwritten.items())
             out.append(f"fields that the chat template does not write: {named}")
@@ -81,12 +100,31 @@ class Chats:
             spans = _learnt(chat, untrained, found.spans)
         except FileError as error:
             raise FileError(f"{name} line {example.line}: {error}") from error
+        if self._templating.template is not None:
+            self._check_pieces(found.text, chat)
+        self.rows += 1
+        self._added += found.added
         self._cut_turns += len({i for i, _ in cut})
         self._cut_rows += bool(cut)
         self._cut_fields |= {field for _, field in cut}
         self._unwritten.update(found.unwritten)
         segment = Segment(found.text, spans, False)
-        return replace(example, segments=[segment], chat=None, ended=found.ended)
+        return replace(example, segments=[segment])
+
+    def _check_pieces(self, text: str, chat: Chat) -> None:
+        """OptionError where a template that replaces the model's writes what its vocabulary does
+        not have.
+        """
+        missing = no_tokens(text, self._tokenizer, self._known)
+        if missing:
+            typed = json.dumps([chat.messages, chat.tools, chat.args], ensure_ascii=False)
+            missing = [piece for piece in missing if piece not in typed]
+        if missing:
+            raise OptionError(
+                f"chat_template = {self._templating.name}: it writes {' '.join(missing)}, not "
+                f"single tokens of the vocabulary of {self._tokenizer.name}: a template for this "
+                "model is needed"
+            )
 
 
 def _take(examples: Iterator[Example]) -> tuple[list[Example], FileError | None]:

@@ -3,7 +3,7 @@ ids.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,16 +19,18 @@ from wgtrain.data.messages import (
     text,
 )
 from wgtrain.data.records import RowError
-from wgtrain.errors import FileError
+from wgtrain.data.templates import check_arguments
+from wgtrain.errors import FileError, OptionError
 from wgtrain.files.source import shown
 
 # The fields of each kind, the required ones first; `a|b` are two names of one field.
+_ARGS = "chat_template_kwargs"
 KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "text": (("text",), ()),
-    "prompt": (("prompt", "completion"), ("tools",)),
-    "messages": (("messages",), ("tools",)),
-    "instruction": (("instruction", "output|response"), ("input|context", "system")),
-    "conversations": (("conversations",), ("system", "tools")),
+    "prompt": (("prompt", "completion"), ("tools", _ARGS)),
+    "messages": (("messages",), ("tools", _ARGS)),
+    "instruction": (("instruction", "output|response"), ("input|context", "system", _ARGS)),
+    "conversations": (("conversations",), ("system", "tools", _ARGS)),
     "input_ids": (("input_ids", "labels"), ()),
 }
 
@@ -49,11 +51,14 @@ class Segment:
 
 @dataclass(frozen=True)
 class Chat:
-    """A conversation for a chat template; `untrained` are turns that are not learnt, by index."""
+    """A conversation for a chat template; `untrained` are turns that are not learnt, by index;
+    `args` variables of this row alone.
+    """
 
     messages: list[Message]
     tools: list[Any] | None
     untrained: set[int]
+    args: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -65,14 +70,13 @@ class Example:
     line: int
     segments: list[Segment]
     ids: tuple[np.ndarray, np.ndarray] | None = None
-    ended: bool = True  # False if a template ends turns without an end-of-turn token
     chat: Chat | None = None
 
 
 class ExampleReader:
     """Makes examples of one data set. `template()` is the model's chat template, None if it has
     none; `kind` that of every row, None where each row's fields tell; without `developer` the
-    template knows no such role.
+    template knows no such role; with `merge` system texts go in front of the user's turns.
     """
 
     def __init__(
@@ -81,11 +85,13 @@ class ExampleReader:
         vocab_size: int,
         kind: str | None = None,
         developer: bool = False,
+        merge: bool = False,
     ) -> None:
         self._template = template
         self._vocab_size = vocab_size
         self._kind = kind
         self._developer = developer
+        self._merge = merge
         self.chats_without_template = 0
         self._empty_answers = 0
         self._ignored: dict[str, tuple[int, bool]] = {}  # field -> rows, whether always null
@@ -112,7 +118,7 @@ class ExampleReader:
         conversation = _CONVERSATIONS[kind](row)
         for name in conversation.ignored:
             self._ignore(name, False)
-        return self._chat(line, conversation, _tools(row))
+        return self._chat(line, conversation, _tools(row), _arguments(row))
 
     def notes(self) -> list[str]:
         """What a person should know of the rows read so far."""
@@ -141,13 +147,17 @@ class ExampleReader:
         n, before = self._ignored.get(name, (0, True))
         self._ignored[name] = (n + 1, null and before)
 
-    def _chat(self, line: int, chat: Conversation, tools: list[Any] | None) -> Example:
+    def _chat(
+        self, line: int, chat: Conversation, tools: list[Any] | None, args: dict[str, Any]
+    ) -> Example:
+        if self._merge:
+            chat.merge_system()
         messages = chat.messages
         if not self._developer:
             messages = [_without_developer(message) for message in messages]
         turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         self._empty_answers += any(
-            not messages[i]["content"] and not messages[i].get("tool_calls")
+            not messages[i].get("content") and not messages[i].get("tool_calls")
             for i in turns
             if i not in chat.untrained
         )
@@ -155,7 +165,7 @@ class ExampleReader:
         if template is None:
             self.chats_without_template += 1
             return Example(line, _plain_chat(messages, tools, chat.untrained))
-        return Example(line, [], chat=Chat(messages, tools, chat.untrained))
+        return Example(line, [], chat=Chat(messages, tools, chat.untrained, args))
 
     def _ids(self, row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         ids, labels = items(row["input_ids"], "input_ids"), items(row["labels"], "labels")
@@ -232,6 +242,21 @@ def _tools(row: dict[str, Any]) -> list[Any] | None:
     return free_form(tools, "tools") or None if tools is not None else None
 
 
+def _arguments(row: dict[str, Any]) -> dict[str, Any]:
+    """A row's variables for the template, as TRL's rows have them."""
+    args = row.get(_ARGS)
+    if args is None:
+        return {}
+    if not isinstance(args, dict):
+        raise RowError(f"field '{_ARGS}': {shown(args)} is not an object")
+    free_form([args], _ARGS)
+    try:
+        check_arguments(args, f"field '{_ARGS}'")
+    except OptionError as error:
+        raise RowError(str(error)) from None
+    return args
+
+
 def _prompted(row: dict[str, Any]) -> Conversation:
     """TRL's conversational form: lists of messages, of which only the completion is learnt."""
     out = read_conversation(row["prompt"], "prompt")
@@ -275,7 +300,10 @@ def _plain_chat(
     answer, the end.
     """
     if tools or any("tool_calls" in message or message["role"] == "tool" for message in messages):
-        raise FileError("tools need a chat template, and the model has none")
+        raise FileError(
+            "tools need a chat template, and the model has none; --chat-template FILE (in Python "
+            "chat_template=) brings one"
+        )
     segments = []
     before: list[str] = []
     for i, message in enumerate(messages):

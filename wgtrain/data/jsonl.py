@@ -1,17 +1,19 @@
 """JSONL -> token rows with targets: every kind of row, masks, truncation."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cache
 from itertools import islice
+from typing import Any
 
 import numpy as np
 
-from wgtrain.chat.bounded import ChatTemplate
 from wgtrain.data.chat import Chats
+from wgtrain.data.checks import Checks, Finding
 from wgtrain.data.examples import IGNORED, KINDS, Example, ExampleReader, Segment
 from wgtrain.data.records import RowError, read_records
+from wgtrain.data.templates import Templating
 from wgtrain.data.tokenizer import Encoding, Tokenizer
 from wgtrain.errors import FileError, OptionError
 
@@ -22,28 +24,28 @@ NO_TEMPLATE = (
     "the model has no chat template: user and system texts, a blank line, the answer and the end"
     " token make a row"
 )
-NO_END_OF_TURN = (
-    "the chat template ends answers without a token that ends a turn: the model may not learn to"
-    " stop"
-)
 NO_END_TOKEN = "the model names no end token: the rows end without one"
+NOTHING = "nothing in it is trained"
 
 
 @dataclass(frozen=True)
 class Row:
     """One row: `tokens` uint32 (n,); `targets` int32 (n,), the token to follow each, -1 where
-    not learnt.
+    not learnt. `cut` tokens more it had, beyond the longest row.
     """
 
     tokens: np.ndarray
     targets: np.ndarray
     line: int
+    cut: int = 0
 
 
 @dataclass(frozen=True)
 class Dataset:
     """The rows of one file. `truncated` were longer than `seq_len`, `dropped` have nothing to
-    learn; `train_on` is what they were marked by, "" where somebody marked them himself.
+    learn; `train_on` is what they were marked by, "" where somebody marked them himself; `chat`
+    how conversations became text, where that is not by the model's file alone. `findings` are what
+    may be wrong with them, `without` the dropped ones as (line, reason).
     """
 
     rows: list[Row]
@@ -53,6 +55,9 @@ class Dataset:
     dropped: int = 0
     notes: list[str] = field(default_factory=list)
     train_on: str = ""
+    chat: dict[str, Any] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+    without: list[tuple[int, str]] = field(default_factory=list)
 
 
 def load_rows(
@@ -64,57 +69,111 @@ def load_rows(
     name: str = "data",
     now: datetime | None = None,
     kind: str | None = None,
+    chat: Templating | None = None,
 ) -> Dataset:
     """The rows of a JSONL file (or a JSON array) of the kinds in `KINDS`.
 
     `train_on="all"` learns every token of a row, "whole" only turns of chats whose text the
     template writes in full; ids that come with labels are taken as they are. `now` is the date for
     chat templates that write one, today's if None. `kind` is that of every row, for rows with the
-    fields of two. FileError names the line and the field.
+    fields of two. `chat` says how conversations become text, if not by the model's own template.
+    FileError names the line and the field.
     """
+    found = read_rows(
+        data,
+        tokenizer,
+        seq_len=seq_len,
+        train_on=train_on,
+        name=name,
+        now=now,
+        kind=kind,
+        chat=chat,
+    )
+    if refused := refusals(found):
+        raise FileError("\n".join(f"{name}: {what}" for what in refused))
+    return found
+
+
+def refusals(data: Dataset) -> list[str]:
+    """Why rows that were read cannot be trained."""
+    out = [str(finding) for finding in data.findings if finding.serious]
+    if not data.rows:
+        n = data.dropped
+        out.append(f"none of its {n} rows has a token to learn within {data.seq_len} tokens")
+    return out
+
+
+def read_rows(
+    data: bytes,
+    tokenizer: Tokenizer,
+    *,
+    seq_len: int,
+    train_on: str = "completions",
+    name: str = "data",
+    now: datetime | None = None,
+    kind: str | None = None,
+    chat: Templating | None = None,
+) -> Dataset:
+    """As `load_rows`, also for rows that cannot be trained; `refusals` tells."""
     if train_on not in TRAIN_ON:
         raise OptionError(f"train_on is {train_on!r}; one of {', '.join(TRAIN_ON)}")
     if kind is not None and kind not in KINDS:
         raise OptionError(f"kind is {kind!r}; one of {', '.join(KINDS)}")
     if isinstance(seq_len, bool) or not isinstance(seq_len, int) or seq_len < 2:
         raise OptionError(f"seq_len is {seq_len!r}; a number from 2 on")
-    template = cache(lambda: chat_template(tokenizer, now))
+    chat = chat or Templating()
+    if now is not None:
+        chat = replace(chat, now=now)
+    opened = cache(lambda: chat.open(tokenizer))
     reader = ExampleReader(
-        template,
+        opened,
         tokenizer.vocab_size,
         kind,
-        developer="developer" in (tokenizer.chat_template or ""),
+        developer=any("developer" in text for text in chat.sources(tokenizer).values()),
+        merge=chat.system == "merge",
     )
     rows: list[Row] = []
-    n_rows = truncated = 0
-    ended, no_end = True, False
-    chats = Chats(template, whole=train_on == "whole")
+    truncated = 0
+    without: list[tuple[int, str]] = []
+    no_end = False
+    checks = Checks(tokenizer)
+    chats = Chats(opened, train_on == "whole", chat, tokenizer)
     examples = chats.rendered(_examples(data, reader, name), name)
     while chunk := list(islice(examples, _CHUNK)):
         encodings = _encode(chunk, tokenizer, name)
         for example, tokens, learnt in _tokenise(chunk, encodings, tokenizer, train_on == "all"):
-            n_rows += 1
-            ended &= example.ended
             no_end |= tokenizer.end_id is None and any(part.end for part in example.segments)
-            truncated += len(tokens) > seq_len
+            cut = max(0, len(tokens) - seq_len)
+            truncated += cut > 0
+            checks.look(example, tokens[:seq_len], learnt[:seq_len], cut > 0)
             targets = _targets(tokens[:seq_len], learnt[:seq_len], example)
             if (targets >= 0).any():
-                rows.append(Row(tokens[:seq_len], targets, example.line))
-    if not rows:
-        raise FileError(
-            f"{name}: none of its {n_rows} rows has a token to learn within {seq_len} tokens"
-        )
-    notes = [
-        note
-        for note, holds in (
-            (NO_TEMPLATE, reader.chats_without_template),
-            (NO_END_OF_TURN, not ended),
-            (NO_END_TOKEN, no_end),
-        )
-        if holds
-    ]
+                rows.append(Row(tokens[:seq_len], targets, example.line, cut))
+            elif learnt[1:].any():
+                without.append((example.line, f"what is trained lies behind token {seq_len}"))
+            else:
+                without.append((example.line, NOTHING))
+    if not chats.rows:
+        chat.check_plain(reader.chats_without_template, name)
+    said = [(NO_TEMPLATE, reader.chats_without_template), (NO_END_TOKEN, no_end)]
+    notes = [note for note, holds in said if holds]
+    if chat.template is not None and chats.rows:
+        notes.append(f"chat template: {chat.name}, in place of the model's own")
     notes += reader.notes() + chats.notes()
-    return Dataset(rows, name, seq_len, truncated, n_rows - len(rows), notes, train_on)
+    findings = checks.findings()
+    notes += [f"warning: {finding}" for finding in findings if not finding.serious]
+    return Dataset(
+        rows,
+        name,
+        seq_len,
+        truncated,
+        len(without),
+        notes,
+        train_on,
+        chat.record(tokenizer) if chats.rows else {},
+        findings,
+        without,
+    )
 
 
 def check_vocabulary(data: Dataset, size: int) -> None:
@@ -143,22 +202,6 @@ def _refuse(name: str, rows: list[Row], size: int) -> None:
                     f"{name} line {row.line}: {what} id {int(ids[wrong[0]])} is outside the model's"
                     f" vocabulary of {size}: are these rows of another tokenizer?"
                 )
-
-
-def chat_template(tokenizer: Tokenizer, now: datetime | None = None) -> ChatTemplate | None:
-    """The chat template of a model's file, None if it has none; FileError if it does not
-    compile.
-    """
-    if tokenizer.chat_template is None:
-        return None
-    bos, eos = tokenizer.bos_id, tokenizer.eos_id
-    return ChatTemplate(
-        tokenizer.chat_template,
-        bos_token="" if bos is None else tokenizer.pieces[bos],
-        eos_token="" if eos is None else tokenizer.pieces[eos],
-        stops=[tokenizer.pieces[i] for i in tokenizer.stop_ids],
-        now=now,
-    )
 
 
 def _examples(data: bytes, reader: ExampleReader, name: str) -> Iterator[Example]:

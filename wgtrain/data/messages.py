@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from wgtrain.chat.rendered import Message
+from wgtrain.chat.turns import merge_system
 from wgtrain.data.records import RowError
 from wgtrain.files.source import shown
 
@@ -17,7 +18,7 @@ SPEAKERS = {
     "developer": "developer",
     "tool": "tool",
 }
-_TEXTS = ("content", "name", "reasoning_content", "tool_call_id")
+_TEXTS = ("content", "name", "reasoning_content", "thinking", "reasoning", "tool_call_id")
 _FIELDS = ("role", *_TEXTS, "tool_calls")
 
 
@@ -49,6 +50,14 @@ class Conversation:
             self.messages.insert(0, {"role": "system", "content": text})
             self.untrained = {i + 1 for i in self.untrained}
 
+    def merge_system(self) -> None:
+        """Puts system texts in front of the user's turn that follows; RowError where none does."""
+        try:
+            self.messages, places = merge_system(self.messages)
+        except ValueError as error:
+            raise RowError(str(error)) from None
+        self.untrained = {i for i, place in enumerate(places) if place in self.untrained}
+
 
 def read_conversation(value: Any, name: str) -> Conversation:
     """The turns of a list of `role`, `content` or `from`, `value`; RowError names what is wrong."""
@@ -62,7 +71,7 @@ def read_conversation(value: Any, name: str) -> Conversation:
         if not _weight(message, where):
             out.untrained.add(i)
         _calls(message, where)
-        if isinstance(message["content"], list):
+        if isinstance(message.get("content"), list):
             message["content"] = _joined(message["content"], f"{where}.content", name, out.ignored)
         for key in _TEXTS:
             if key in message:
@@ -120,10 +129,8 @@ def _calls(message: dict[str, Any], where: str) -> None:
         if message["role"] != "assistant":
             raise RowError(f"field '{where}.tool_calls': only an assistant calls tools")
         free_form(calls, f"{where}.tool_calls")
-    if "content" not in message:
-        if not calls:
-            raise RowError(f"field '{where}.content' is missing")
-        message["content"] = ""
+    if "content" not in message and not calls:
+        raise RowError(f"field '{where}.content' is missing")
 
 
 def _joined(parts: list[Any], where: str, name: str, ignored: set[str]) -> str:

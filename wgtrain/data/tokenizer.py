@@ -50,8 +50,9 @@ class Tokenizer:
         self.eot_id = vocabulary.eot_id
         self.stop_ids = vocabulary.stop_ids
         self.add_bos = vocabulary.add_bos
-        self.chat_template = vocabulary.chat_template
-        self._unk_id = vocabulary.unk_id
+        self.chat_templates = vocabulary.chat_templates
+        self.special_tokens = vocabulary.special_tokens
+        self.unk_id = self._unk_id = vocabulary.unk_id
         self._ids = vocabulary.ids
         self._prefix = vocabulary.add_space_prefix
         self._library = open_library(vocabulary, name)
@@ -66,6 +67,17 @@ class Tokenizer:
             False: Cutter({self.pieces[i]: int(i) for i in np.flatnonzero(always)}, name),
         }
         self._special = special
+
+    @property
+    def chat_template(self) -> str | None:
+        """The source of the model's own chat template."""
+        return self.chat_templates.get("default")
+
+    def control_in(self, texts: Iterable[str]) -> list[int]:
+        """The control tokens that are written out in some texts."""
+        cut = self._cutters[True]
+        parts = (part for text in texts for part in cut(text) if isinstance(part, int))
+        return [part for part in parts if self._hidden[part]]
 
     @property
     def end_id(self) -> int | None:

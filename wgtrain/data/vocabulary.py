@@ -34,6 +34,13 @@ END_OF_TURN = (
     "<｜end▁of▁sentence｜>",
 )
 END_OF_MESSAGE = "<|eom_id|>"
+# Tokens that chat templates may name, beside BOS, EOS and the unknown one.
+SPECIAL = {
+    "pad_token": "padding_token_id",
+    "sep_token": "seperator_token_id",  # so GGUF spells it
+    "cls_token": "cls_token_id",
+    "mask_token": "mask_token_id",
+}
 
 # How `gpt2` vocabularies split text into words before merging. A pre-tokenizer is a list of
 # patterns, each applied to the parts that the one before left; matches and what lies between them
@@ -87,7 +94,8 @@ class Vocabulary:
     stop_ids: frozenset[int]
     add_bos: bool
     add_space_prefix: bool
-    chat_template: str | None
+    chat_templates: dict[str, str]  # by name, "default" the one of all conversations
+    special_tokens: dict[str, str]  # by the names templates know them by, as bos_token
 
 
 def read_vocabulary(metadata: dict[str, Any], name: str) -> Vocabulary:
@@ -121,7 +129,9 @@ def read_vocabulary(metadata: dict[str, Any], name: str) -> Vocabulary:
     add_bos = get.flag("tokenizer.ggml.add_bos_token", spm or whole_words)
     if add_bos and bos is None:
         raise get.error("tokenizer.ggml.bos_token_id", "missing", f"an id below {n}: rows need one")
-    template = get.text("tokenizer.chat_template", "")
+    unk = get.id("tokenizer.ggml.unknown_token_id", n, 0 if spm else None)
+    special = {name: get.id(f"tokenizer.ggml.{key}", n, None) for name, key in SPECIAL.items()}
+    special |= {"bos_token": bos, "eos_token": eos, "unk_token": unk}
     return Vocabulary(
         model=model,
         pre=pre,
@@ -134,11 +144,12 @@ def read_vocabulary(metadata: dict[str, Any], name: str) -> Vocabulary:
         bos_id=bos,
         eos_id=eos,
         eot_id=eot,
-        unk_id=get.id("tokenizer.ggml.unknown_token_id", n, 0 if spm else None),
+        unk_id=unk,
         stop_ids=frozenset(i for i in (eos, eot, eom, *ends) if i is not None),
         add_bos=add_bos,
         add_space_prefix=spm and get.flag("tokenizer.ggml.add_space_prefix", True),
-        chat_template=template or None,
+        chat_templates=_templates(get),
+        special_tokens={name: pieces[i] for name, i in special.items() if i is not None},
     )
 
 
@@ -193,6 +204,17 @@ class _Getter:
                 key, f"of length {len(value)}", f"length {n}, as tokenizer.ggml.tokens"
             )
         return value
+
+
+def _templates(get: _Getter) -> dict[str, str]:
+    """The chat templates by name."""
+    key = "tokenizer.chat_template"
+    names = (
+        get.texts("tokenizer.chat_templates") if "tokenizer.chat_templates" in get.metadata else []
+    )
+    found = {name: get.text(f"{key}.{name}", "") for name in names}
+    found["default"] = get.text(key, "") or found.get("default", "")
+    return {name: text for name, text in found.items() if text}
 
 
 def _pieces(get: _Getter) -> list[str]:

@@ -25,7 +25,7 @@ from wgtrain.runs.yaml_file import parse_yaml
 from wgtrain.train.results import Evaluation, StepResult
 
 CONFIG, METRICS, SUMMARY, LOG = "config.yaml", "metrics.jsonl", "summary.json", "train.log"
-CHECKPOINTS, DAMAGED = "checkpoints", "metrics.damaged"
+CHECKPOINTS, DAMAGED, TEMPLATE = "checkpoints", "metrics.damaged", "chat_template.jinja"
 ADAPTER_FILES = ("adapter.gguf", "adapter_config.json", "adapter_model.safetensors")
 RESULTS = (*ADAPTER_FILES, "loss.svg")
 _STEP = re.compile(r"step-([0-9]{6,15})")
@@ -129,7 +129,7 @@ class RunFolder:
             name = path if path.isprintable() else repr(path)
             raise FileError(f"{name}: not a run folder, it has no {CONFIG}")
         folder = cls(Path(path))
-        for name in (*RESULTS, SUMMARY, METRICS, CONFIG):
+        for name in (*RESULTS, SUMMARY, METRICS, CONFIG, TEMPLATE):
             disk.remove(folder.path / f".new-{name}")
         checkpoints = folder.path / CHECKPOINTS
         for left in checkpoints.iterdir() if disk.is_folder(checkpoints) else ():
@@ -169,6 +169,17 @@ class RunFolder:
         text = _yaml({**settings, "out": str(self.path)})
         if text != read_file(self.path / CONFIG):
             write_file(self.path / CONFIG, text)
+
+    def write_template(self, text: str) -> None:
+        """Keeps the chat template that goes in the place of the model's."""
+        write_file(self.path / TEMPLATE, text.encode())
+
+    def read_template(self) -> str:
+        """That template again."""
+        try:
+            return read_file(self.path / TEMPLATE).decode()
+        except UnicodeDecodeError as error:
+            raise FileError(f"{self.path / TEMPLATE}: no UTF-8 at byte {error.start}") from None
 
     # ---- metrics and log -----------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from wgtrain.api import adapter_file, data_file
+from wgtrain.data.templates import CHATML
 from wgtrain.errors import FileError, WgtrainError
 from wgtrain.runs.paths import check_model, check_path, is_pipe, native, read_input
 from wgtrain.train.config import RunConfig, TrainConfig
@@ -76,6 +77,8 @@ class Inputs:
             name: getattr(self.paths, name) for name in NAMES if name != "valid"
         }
         named["valid"] = self.valid and self.valid.path
+        if self.paths.chat_template != CHATML:
+            named["chat_template"] = self.paths.chat_template
         return {name: str(Path(path).absolute()) for name, path in named.items() if path}
 
     def identity(

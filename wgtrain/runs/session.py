@@ -1,27 +1,36 @@
 """A run in its folder: opened, trained, interrupted, resumed. What `wgtrain train` does."""
 
 import contextlib
-import dataclasses
+import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from wgtrain import __version__
-from wgtrain.api import base_tokenizer, load_adapter, load_dataset, load_model, opened_base
+from wgtrain.api import (
+    base_tokenizer,
+    load_adapter,
+    load_dataset,
+    load_model,
+    opened_base,
+    templating,
+)
 from wgtrain.data import Dataset
+from wgtrain.data.templates import Templating
 from wgtrain.engine.tables import from_json, to_json
 from wgtrain.engine.tuning import Tuning
 from wgtrain.errors import FileError, NonFiniteError, OptionError
 from wgtrain.runs import progress
-from wgtrain.runs.folder import SUMMARY, RunFolder, check_free
+from wgtrain.runs.folder import SUMMARY, TEMPLATE, RunFolder, check_free
 from wgtrain.runs.inputs import NAMES, Inputs, Rows, changed, found_again, read_entries
 from wgtrain.runs.stopping import stopped_by_signals
 from wgtrain.runs.telling import Say, Voice, ending, facts, in_words, opening
 from wgtrain.train.checkpoint import unpack
-from wgtrain.train.config import CONFIGS, LoraConfig
+from wgtrain.train.config import CONFIGS, LoraConfig, RunConfig
 from wgtrain.train.schedule import make_schedule
 from wgtrain.train.settings import as_mapping, build, canonical, merge
 from wgtrain.train.trainer import Trainer
@@ -41,11 +50,14 @@ def start(settings: dict[str, Any], say: Say = print) -> bool:
     with ExitStack() as stack:
         inputs = Inputs(paths, config)
         now = _now()
-        trainer = stack.enter_context(_open(inputs, lora, given, now, voice))
+        chat = _templating(paths, now)
+        trainer = stack.enter_context(_open(inputs, lora, given, chat, voice))
         name = "pipe" if inputs.data.pipe else Path(paths.data).stem or "run"
         folder = RunFolder.create(paths.out, name, _used(inputs, trainer))
         stack.callback(folder.close)
         voice.attach(folder)
+        if chat.source is not None:
+            folder.write_template(chat.source)
         _write_start(folder, inputs, trainer, now)
         return _train(folder, inputs, trainer, voice)
 
@@ -72,7 +84,8 @@ def resume(path: str, say: Say = print, given: Mapping[str, Any] | None = None) 
         stored = canonical(folder.settings(), CONFIGS, config_file)
         paths, lora, config = build(merge(stored, longer, CONFIGS), *CONFIGS)
         inputs = found_again(paths, config, before, given, folder.path)
-        trainer = stack.enter_context(_open(inputs, lora, (), now, voice, tuning))
+        chat = _templating(paths, now, folder)
+        trainer = stack.enter_context(_open(inputs, lora, (), chat, voice, tuning))
         model = before.get("model", {})
         if model.get("fingerprint", trainer.model.fingerprint) != trainer.model.fingerprint or (
             model.get("sha256") and model["sha256"] != inputs.model_hash()
@@ -89,7 +102,7 @@ def _open(
     inputs: Inputs,
     lora: LoraConfig,
     given: tuple[str, ...],
-    now: datetime,
+    chat: Templating,
     voice: Voice,
     tuning: Tuning | None = None,
 ) -> Iterator[Trainer]:
@@ -97,10 +110,10 @@ def _open(
     paths, config = inputs.paths, inputs.config
     voice(f"opening {paths.model}")
     with opened_base(paths.model) as base:
-        read = (base_tokenizer(base), config.seq_len, config.train_on, now, paths.kind)
+        read = (base_tokenizer(base), config.seq_len, config.train_on, chat.now, paths.kind)
 
         def load(rows: Rows) -> Dataset:
-            return load_dataset(rows.take(), *read, name=str(rows.path))
+            return load_dataset(rows.take(), *read, name=str(rows.path), chat=chat)
 
         rows = load(inputs.data)
         valid = None if inputs.valid is None else load(inputs.valid)
@@ -115,6 +128,15 @@ def _open(
             trainer.close()
     finally:
         model.close()
+
+
+def _templating(paths: RunConfig, now: datetime, folder: RunFolder | None = None) -> Templating:
+    """How conversations become text; of an earlier run by the template it keeps in its folder."""
+    args = json.loads(paths.template_args or "{}")
+    if paths.chat_template is None or folder is None:
+        return replace(templating(paths.chat_template, args, paths.system), now=now)
+    text, label = folder.read_template(), str(folder.path / TEMPLATE)
+    return Templating(text, args, paths.system, now, label)
 
 
 def _now() -> datetime:
@@ -148,7 +170,8 @@ def _earlier(
     summary = folder.read_summary()
     try:
         inputs = read_entries(summary.get("inputs", {}))
-        now = datetime.fromisoformat(summary.get("started") or _now().isoformat())
+        started = summary.get("started") or _day_of_chats(folder) or _now().isoformat()
+        now = datetime.fromisoformat(started)
         tuning = from_json(summary["tuning"]) if "tuning" in summary else None
         ended = ending(summary) if summary.get("status") == "done" else None
     except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as error:
@@ -157,6 +180,15 @@ def _earlier(
             f"{text}; without this file the run goes on, compared by its checkpoint alone"
         ) from None
     return inputs, now, tuning, ended
+
+
+def _day_of_chats(folder: RunFolder) -> Any:
+    """The day that the chat template of a run wrote, by its newest checkpoint that is whole."""
+    for _, path in folder.checkpoints():
+        with contextlib.suppress(FileError, AttributeError):
+            settings = unpack(folder.read_checkpoint(path), str(path)).state.settings
+            return settings.get("chat", {}).get("now")
+    return None
 
 
 def _restore(folder: RunFolder, trainer: Trainer, voice: Voice) -> None:
@@ -203,7 +235,7 @@ def _other_length(trainer: Trainer, settings: Mapping[str, Any]) -> str:
     length: dict[str, Any] = {name: settings.get(name) for name in LENGTH}
     if length == {name: getattr(trainer.config, name) for name in LENGTH}:
         return ""
-    before = dataclasses.replace(trainer.config, **length)
+    before = replace(trainer.config, **length)
     windows = Windows(trainer.rows, before)
     old = make_schedule(before, windows.total, windows.per_epoch)
     step = trainer.step

@@ -1,10 +1,12 @@
 """Every setting of a training run, declared once: type, default, help, bounds, other spellings."""
 
+import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from wgtrain.data.templates import check_arguments
 from wgtrain.engine.weight import PRECISIONS
 from wgtrain.errors import OptionError
 from wgtrain.files.adapters import MAX_ALPHA, MIN_ALPHA
@@ -54,6 +56,24 @@ def _path(value: Any) -> str:
     if not isinstance(value, str) or not value:
         raise ValueError("a text")
     return os.path.expanduser(value)
+
+
+def _template(value: Any) -> str:
+    return value if value == "chatml" else _path(value)
+
+
+def _arguments(value: Any) -> str:
+    """The JSON text of an object, from such a text or from a mapping (in YAML)."""
+    try:
+        value = json.loads(value) if isinstance(value, str) else value
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        text.encode()
+    except (ValueError, TypeError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise ValueError('an object of JSON, as {"enable_thinking": false}')
+    check_arguments(value, "template_args")
+    return text
 
 
 def _valid(value: Any) -> str | float:
@@ -249,6 +269,28 @@ class RunConfig:
         str,
         "Kind of every row, needed where rows have the fields of two.  [default: by their fields]",
         choices=("text", "prompt", "messages", "instruction", "conversations", "input_ids"),
+    )
+    chat_template: str | None = setting(
+        None,
+        str,
+        "Chat template in place of the model's own: a Jinja file, or chatml.",
+        metavar="FILE|chatml",
+        convert=_template,
+    )
+    template_args: str | None = setting(
+        None,
+        str,
+        'More variables for the chat template, as {"enable_thinking": false}; a row\'s '
+        "chat_template_kwargs go over them.",
+        metavar="JSON",
+        aliases=("chat_template_kwargs",),
+        convert=_arguments,
+    )
+    system: str = setting(
+        "keep",
+        str,
+        "System messages: as the chat template writes them, or merged into the user's turn.",
+        choices=("keep", "merge"),
     )
     out: str | None = setting(
         None,

@@ -11,6 +11,10 @@ _ELSEWHERE = {
     "data": "dataset datasets dataset_name dataset_path dataset_dir data_path train_file "
     "train_data train_dataset training_data",
     "kind": "dataset_type dataset_format data_format row_kind",
+    "chat_template": "template template_file chat_template_file chat_template_path jinja "
+    "chat_template_jinja",
+    "template_args": "template_kwargs chat_template_args enable_thinking template_variables",
+    "system": "system_message system_prompt system_role merge_system",
     "out": "output output_dir output_folder output_path save_dir adapter_path checkpoint_dir",
     "init_adapter": "adapter_name_or_path lora_model_dir resume_adapter_file from_adapter",
     "adapter_index": "gpu gpu_id device device_id",

@@ -121,6 +121,14 @@ def _ranges(blocks: list[int]) -> str:
     return ",".join(f"{first}-{last}" for first, last in parts)
 
 
+def other_chats(ours: Mapping[str, Any], theirs: Any) -> str:
+    """What a checkpoint says of how its conversations became text, where that differs from ours."""
+    theirs = theirs if isinstance(theirs, dict) else {}
+    names = [name for name in sorted({*ours, *theirs}) if ours.get(name) != theirs.get(name)]
+    told = ", ".join(f"{name} = {shown(theirs.get(name))}" for name in names)
+    return f"; its conversations had {told}" if told else ""
+
+
 def hash_rows(rows: Iterable[Row]) -> str:
     """SHA-256 over the tokens and targets of rows, in their order."""
     digest = hashlib.sha256()

@@ -28,12 +28,20 @@ from wgtrain.train.loop import Loop
 from wgtrain.train.results import Place, StepResult
 from wgtrain.train.schedule import make_schedule
 from wgtrain.train.settings import as_mapping
-from wgtrain.train.start import adopt, check_arguments, hash_rows, initial_parameters, split_rows
+from wgtrain.train.start import (
+    adopt,
+    check_arguments,
+    hash_rows,
+    initial_parameters,
+    other_chats,
+    split_rows,
+)
 from wgtrain.train.windows import At, Windows, in_batches
 from wgtrain.turn import Turn
 
 # Settings that a checkpoint may differ in: they change no number, or what it holds covers them.
-FREE = {"eval_every", "save_every", "save_total_limit", "valid", "seq_len", "train_on", "tuning"}
+FREE = {"eval_every", "save_every", "save_total_limit", "valid", "tuning"}
+FREE |= {"seq_len", "train_on", "chat"}  # these are in the hash of the rows
 
 
 class Trainer(Loop):
@@ -282,7 +290,8 @@ class Trainer(Loop):
         if saved.adapter.metadata.get("base.fingerprint") != self.model.fingerprint:
             problems.append(f"{self.model.name}: {name} was made with another base model")
         if state.rows != self._rows_hash:
-            problems.append(f"{self.rows.name}: {name} was made with other rows")
+            told = other_chats(self.rows.chat, state.settings.get("chat"))
+            problems.append(f"{self.rows.name}: {name} was made with other rows{told}")
         elif state.step > self.total_steps:
             problems.append(f"{name}: it stands at step {state.step} of {self.total_steps}")
         elif (state.epoch, state.position) != self._windows.place(state.step):
@@ -311,7 +320,8 @@ class Trainer(Loop):
 
     def _settings(self) -> dict[str, Any]:
         """All that the numbers of this run follow from, beside the rows."""
-        return as_mapping(self.lora, self.config) | {"precision": self.model.precision}
+        more = {"precision": self.model.precision, "chat": self.rows.chat}
+        return as_mapping(self.lora, self.config) | more
 
     def close(self) -> None:
         """Frees the GPU memory of the training plan, the adapter's too; the model stays open.
