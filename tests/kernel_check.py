@@ -34,7 +34,8 @@ WRITE_GUARD = np.full(64, 0x4B3DEAD5, "<u4").tobytes()
 # Relative L2 error allowed, three times what a software adapter makes: a rounding is 6e-8, and WGSL
 # allows exp, log and inverseSqrt a few. What only moves bits or adds once is at the end.
 TOLERANCES = {
-    "swiglu_backward": 1.5e-6,  # where 1 + g (1 - s) cancels
+    "glu_backward": 1.5e-6,  # where 1 + g (1 - s) cancels
+    "activate_backward": 1.5e-6,
     "attention": 1e-6,
     "attention_backward_q": 2e-6,  # p = exp(score - kept): its error is that of the scores
     "attention_backward_kv": 2e-6,
@@ -192,6 +193,7 @@ class Checker:
         """
         kernel, params = self._kernel(name, arrays, params, constants, libraries)
         known = {**(constants or {}), **kernel.constants, **params, **(step or {}), **arrays}
+        known |= libraries or {}
         want = call_oracle(name, {n: as_float64(value) for n, value in known.items()})
         written = {slot.name for slot in kernel.slots if slot.access == "read_write"}
         assert set(want) == written, f"kernel '{name}' writes {written}, its oracle {set(want)}"

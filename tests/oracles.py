@@ -84,13 +84,41 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
     return 0.5 * (1 + np.tanh(x / 2))
 
 
-def swiglu(gate: np.ndarray, up: np.ndarray) -> Outputs:
-    return {"y": gate * sigmoid(gate) * up}
+def silu(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Its values and its slopes."""
+    s = sigmoid(x)
+    return x * s, s + x * s * (1 - s)
 
 
-def swiglu_backward(gate: np.ndarray, up: np.ndarray, dy: np.ndarray) -> Outputs:
-    s = sigmoid(gate)
-    return {"dgate": dy * up * (s + gate * s * (1 - s)), "dup": dy * gate * s}
+def gelu(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Its values and its slopes."""
+    k = math.sqrt(2 / math.pi)
+    t = np.tanh(k * (x + 0.044715 * x**3))
+    return 0.5 * x * (1 + t), 0.5 * (1 + t) + 0.5 * x * (1 - t**2) * k * (1 + 0.134145 * x**2)
+
+
+ACTIVATIONS = {"activation_silu": silu, "activation_gelu": gelu}
+
+
+def glu(gate: np.ndarray, up: np.ndarray, activation: str = "activation_silu") -> Outputs:
+    return {"y": ACTIVATIONS[activation](gate)[0] * up}
+
+
+def glu_backward(
+    gate: np.ndarray, up: np.ndarray, dy: np.ndarray, activation: str = "activation_silu"
+) -> Outputs:
+    value, slope = ACTIVATIONS[activation](gate)
+    return {"dgate": dy * up * slope, "dup": dy * value}
+
+
+def activate(x: np.ndarray, activation: str = "activation_silu") -> Outputs:
+    return {"y": ACTIVATIONS[activation](x)[0]}
+
+
+def activate_backward(
+    x: np.ndarray, dy: np.ndarray, activation: str = "activation_silu"
+) -> Outputs:
+    return {"dx": dy * ACTIVATIONS[activation](x)[1]}
 
 
 def rms_norm(x: np.ndarray, w: np.ndarray, groups: int, eps: float) -> Outputs:

@@ -1,9 +1,11 @@
 """Every kernel against its oracle, at awkward sizes, with poisoned outputs."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import oracles
 import pytest
 from kernel_check import (
     POISON,
@@ -67,8 +69,7 @@ def test_elementwise(check: Any, rows: int, d: int) -> None:
     a, b, c = normal(3, rows, d)
     check("add", {"a": a, "b": b}, elementwise(d), rows=rows)
     check("add_bias", {"bias": b[0], "y": a}, elementwise(d), rows=rows)
-    check("swiglu", {"gate": a * 5, "up": b}, elementwise(d, "C"), rows=rows)
-    check("swiglu_backward", {"gate": a * 5, "up": b, "dy": c}, elementwise(d), rows=rows)
+    check_activations(check, 5 * a, b, c)
     check("scale_rows", {"running": normal(rows, 4), "y": a}, elementwise(d, "C"), rows=rows)
 
 
@@ -77,11 +78,33 @@ def test_copy(check: Any, n: int, groups: int) -> None:
     check("copy", {"x": normal(n)}, {"n4": n // 4}, constants={"GROUPS": groups}, tolerance=0.0)
 
 
-def test_swiglu_where_exp_overflows(check: Any) -> None:
-    gate = np.array([[-1e4, -100.0, -89.0, 0.0, 89.0, 100.0, 1e4, -20.0]])
-    up, dy = normal(2, 1, 8)
-    check("swiglu", {"gate": gate, "up": up}, elementwise(8), rows=1)
-    check("swiglu_backward", {"gate": gate, "up": up, "dy": dy}, elementwise(8), rows=1)
+def check_activations(check: Any, x: np.ndarray, up: np.ndarray, dy: np.ndarray) -> None:
+    """Each alone and as a gate, forward and backward."""
+    rows, d = x.shape
+    for activation in oracles.ACTIVATIONS:
+        how: dict[str, Any] = {"rows": rows, "libraries": {"activation": activation}}
+        check("glu", {"gate": x, "up": up}, elementwise(d, "C"), **how)
+        check("glu_backward", {"gate": x, "up": up, "dy": dy}, elementwise(d), **how)
+        check("activate", {"x": x}, elementwise(d), **how)
+        check("activate_backward", {"x": x, "dy": dy}, elementwise(d, "C"), **how)
+
+
+def test_activations_where_exp_overflows(check: Any) -> None:
+    x = np.array([[-1e4, -100.0, -89.0, 0.0, 89.0, 100.0, 1e4, -20.0]])
+    check_activations(check, x, *normal(2, 1, 8))
+    check_activations(check, np.array([[-60.0, 60.0, -8.0, 8.0, -1e30, 1e30]]), *normal(2, 1, 6))
+
+
+def test_gelu_in_its_tails(check: Any) -> None:
+    """Of inputs to +-8 the values are those of the tanh form, of which the erf form is 1e-5 off;
+    small ones are no less exact than large ones.
+    """
+    libraries = {"activation": "activation_gelu"}
+    for x in (np.linspace(-8, 8, 84)[None], np.linspace(-6, -3, 32)[None]):
+        check("activate", {"x": x}, elementwise(x.size), rows=1, libraries=libraries)
+        erf = 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+        exact = oracles.gelu(x)[0]
+        assert np.linalg.norm(erf - exact) > 1e-5 * np.linalg.norm(exact)
 
 
 @pytest.mark.parametrize(("rows", "d"), SIZES)

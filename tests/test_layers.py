@@ -65,7 +65,7 @@ def expected_logits(tokens: np.ndarray) -> np.ndarray:
         x = x + o @ w[f"{blk}attn_output.weight"].T
         h = norm(x, f"{blk}ffn_norm.weight")
         gate, up = (h @ w[f"{blk}ffn_{n}.weight"].T for n in ("gate", "up"))
-        x = x + oracles.swiglu(gate, up)["y"] @ w[f"{blk}ffn_down.weight"].T
+        x = x + oracles.glu(gate, up)["y"] @ w[f"{blk}ffn_down.weight"].T
     return norm(x, "output_norm.weight") @ w["output.weight"].T
 
 

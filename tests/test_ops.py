@@ -38,13 +38,25 @@ def test_add(device: Device, t: int, d: int) -> None:
     )
 
 
+@pytest.mark.parametrize("gated", [ops.swiglu, ops.geglu])
 @pytest.mark.parametrize(("t", "d"), SIZES)
-def test_swiglu(device: Device, t: int, d: int) -> None:
+def test_gated(device: Device, t: int, d: int, gated: Any) -> None:
+    activation = {ops.swiglu: "activation_silu", ops.geglu: "activation_gelu"}[gated]
     check_op(
         device,
-        lambda tape, x: ops.swiglu(tape.graph, x.gate, x.up),
-        lambda x: oracles.swiglu(x.gate, x.up)["y"],
+        lambda tape, x: gated(tape.graph, x.gate, x.up),
+        lambda x: oracles.glu(x.gate, x.up, activation)["y"],
         {"gate": 3 * normal(t, d), "up": normal(t, d)},
+    )
+
+
+@pytest.mark.parametrize(("t", "d"), SIZES)
+def test_gelu(device: Device, t: int, d: int) -> None:
+    check_op(
+        device,
+        lambda tape, x: ops.gelu(tape.graph, x.x),
+        lambda x: oracles.gelu(x.x)[0],
+        {"x": 3 * normal(t, d)},
     )
 
 

@@ -38,11 +38,12 @@ def test_a_wrong_gradient_is_seen() -> None:
         check_gradient(np.sin, x, dy, np.cos(x) * dy * (1 + 1e-6))
 
 
-def test_swiglu_backward() -> None:
+@pytest.mark.parametrize("activation", oracles.ACTIVATIONS)
+def test_glu_backward(activation: str) -> None:
     gate, up, dy = normal(3, 5) * 3, normal(3, 5), normal(3, 5)
-    result = oracles.swiglu_backward(gate, up, dy)
-    check_gradient(lambda g: oracles.swiglu(g, up)["y"], gate, dy, result["dgate"])
-    check_gradient(lambda u: oracles.swiglu(gate, u)["y"], up, dy, result["dup"])
+    result = oracles.glu_backward(gate, up, dy, activation)
+    check_gradient(lambda g: oracles.glu(g, up, activation)["y"], gate, dy, result["dgate"])
+    check_gradient(lambda u: oracles.glu(gate, u, activation)["y"], up, dy, result["dup"])
 
 
 @pytest.mark.parametrize("groups", [1, 3])

@@ -89,19 +89,48 @@ def dropout(g: Graph, x: Tensor, p: float, site: int, into: Tensor | None = None
 
 def swiglu(g: Graph, gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up, (T, F)."""
-    y = g.tensor("swiglu", gate.rows, gate.cols, trains=gate.trains or up.trains)
-    g.launch("swiglu", {"gate": gate, "up": up, "y": y}, _elementwise(y))
+    return _gated(g, gate, up, "swiglu", "activation_silu")
+
+
+def geglu(g: Graph, gate: Tensor, up: Tensor) -> Tensor:
+    """gelu(gate) * up, (T, F), with the GELU of `gelu`."""
+    return _gated(g, gate, up, "geglu", "activation_gelu")
+
+
+def _gated(g: Graph, gate: Tensor, up: Tensor, name: str, activation: str) -> Tensor:
+    """act(gate) * up."""
+    libraries = {"activation": activation}
+    y = g.tensor(name, gate.rows, gate.cols, trains=gate.trains or up.trains)
+    g.launch("glu", {"gate": gate, "up": up, "y": y}, _elementwise(y), libraries=libraries)
     saved = [g.save(gate), g.save(up)] if y.trains else []
 
     def vjp(dy: Tensor) -> None:
         kept_gate, kept_up = (restore() for restore in saved)
         dgate, dup = (g.tensor(f"d.{n}", y.rows, y.cols) for n in ("gate", "up"))
         operands = {"gate": kept_gate, "up": kept_up, "dy": dy, "dgate": dgate, "dup": dup}
-        g.launch("swiglu_backward", operands, _elementwise(y))
+        g.launch("glu_backward", operands, _elementwise(y), libraries=libraries)
         if gate.trains:
             g.pass_gradient(gate, dgate)
         if up.trains:
             g.pass_gradient(up, dup)
+
+    g.on_backward(y, vjp)
+    return y
+
+
+def gelu(g: Graph, x: Tensor) -> Tensor:
+    """x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2, (T, F): `gelu_pytorch_tanh`."""
+    libraries = {"activation": "activation_gelu"}
+    y = g.tensor("gelu", x.rows, x.cols, trains=x.trains)
+    g.launch("activate", {"x": x, "y": y}, _elementwise(y), libraries=libraries)
+    saved = g.save(x) if y.trains else None
+
+    def vjp(dy: Tensor) -> None:
+        assert saved is not None
+        kept, dx = saved(), g.tensor("d.gelu", x.rows, x.cols)
+        operands = {"x": kept, "dy": dy, "dx": dx}
+        g.launch("activate_backward", operands, _elementwise(x), libraries=libraries)
+        g.pass_gradient(x, dx)
 
     g.on_backward(y, vjp)
     return y

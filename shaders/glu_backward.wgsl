@@ -1,6 +1,6 @@
-// Y = silu(G) U  =>  dG = dY U s (1 + G (1 - s)), dU = dY G s, with s = 1 / (1 + exp(-G)).
+// Y = act(G) U  =>  dG = dY U act'(G), dU = dY act(G).
 // One invocation computes four values of both.
-// use: step, flat, elements, rows
+// use: step, flat, elements, rows, activation=activation_silu
 @group(0) @binding(0) var<storage, read> gate: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read> up: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> dy: array<vec4<f32>>;
@@ -9,7 +9,6 @@
 
 fn element(at: u32) {
   let g = gate[at];
-  let s = 1.0 / (1.0 + exp(-g));
-  dgate[at] = dy[at] * up[at] * s * (1.0 + g * (1.0 - s));
-  dup[at] = dy[at] * g * s;
+  dgate[at] = activate_back(g, dy[at] * up[at]);
+  dup[at] = times_activated(dy[at], g);
 }

@@ -1,0 +1,10 @@
+// Y = act(X)  =>  dX = dY act'(X).
+// One invocation computes four values.
+// use: step, flat, elements, rows, activation=activation_silu
+@group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> dy: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read_write> dx: array<vec4<f32>>;
+
+fn element(at: u32) {
+  dx[at] = activate_back(x[at], dy[at]);
+}
