@@ -36,6 +36,14 @@ def add(a: np.ndarray, b: np.ndarray) -> Outputs:
     return {"y": a + b}
 
 
+def add_scaled(a: np.ndarray, b: np.ndarray, factor: float) -> Outputs:
+    return {"y": a + factor * b}
+
+
+def scale(x: np.ndarray, factor: float) -> Outputs:
+    return {"y": factor * x}
+
+
 def copy(x: np.ndarray) -> Outputs:
     return {"y": x}
 
@@ -58,11 +66,12 @@ def embed(
     row_start: int,
     row_count: int,
     y: np.ndarray | None = None,
+    FACTOR: float = 1.0,
 ) -> Outputs:
     y = np.full((len(tokens), weight.shape[1]), np.nan) if y is None else y.copy()
     row = tokens.astype(np.int64) - row_start
     inside = (row >= 0) & (row < row_count)
-    y[inside] = weight[row[inside]]
+    y[inside] = FACTOR * weight[row[inside]]
     return {"y": y}
 
 

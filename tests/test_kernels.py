@@ -68,6 +68,9 @@ def elementwise(columns: int, dimension: str = "T") -> dict[str, Any]:
 def test_elementwise(check: Any, rows: int, d: int) -> None:
     a, b, c = normal(3, rows, d)
     check("add", {"a": a, "b": b}, elementwise(d), rows=rows)
+    scaled = {**elementwise(d), "factor": 0.3}
+    check("add_scaled", {"a": a, "b": b}, scaled, rows=rows)
+    check("scale", {"x": a}, scaled, rows=rows)
     check("add_bias", {"bias": b[0], "y": a}, elementwise(d), rows=rows)
     check_activations(check, 5 * a, b, c)
     check("scale_rows", {"running": normal(rows, 4), "y": a}, elementwise(d, "C"), rows=rows)

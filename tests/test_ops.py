@@ -13,6 +13,7 @@ from wgtrain.engine import ops
 from wgtrain.engine.attention import Ranges, attention, rope
 from wgtrain.engine.graph import padded
 from wgtrain.engine.inputs import visible
+from wgtrain.engine.kernel import load_kernel
 from wgtrain.engine.linear import Linear, linear
 from wgtrain.engine.lora import Lora
 from wgtrain.engine.loss import cross_entropy
@@ -28,14 +29,39 @@ def normal(*shape: int) -> np.ndarray:
     return np.random.standard_normal(shape)
 
 
+@pytest.mark.parametrize("factor", [1.0, 0.22])
 @pytest.mark.parametrize(("t", "d"), SIZES)
-def test_add(device: Device, t: int, d: int) -> None:
+def test_add(device: Device, t: int, d: int, factor: float) -> None:
     check_op(
         device,
-        lambda tape, x: ops.add(tape.graph, x.a, x.b),
-        lambda x: x.a + x.b,
+        lambda tape, x: ops.add(tape.graph, x.a, x.b, factor=factor),
+        lambda x: x.a + factor * x.b,
         {"a": normal(t, d), "b": normal(t, d)},
     )
+
+
+@pytest.mark.parametrize(("t", "d"), SIZES)
+def test_scale(device: Device, t: int, d: int) -> None:
+    check_op(
+        device,
+        lambda tape, x: ops.scale(tape.graph, x.x, 0.3, "scaled"),
+        lambda x: 0.3 * x.x,
+        {"x": normal(t, d)},
+    )
+
+
+def test_factors_of_one_record_nothing() -> None:
+    """A model without them runs the kernels it always did."""
+    tape = Tape(3)
+    x = tape.input("x", normal(3, 8))
+    before = len(tape.graph.launches)
+    assert ops.scale(tape.graph, x, 1.0, "scaled") is x
+    ops.embed(tape.graph, tape.fixed("tokens", np.zeros(3, np.uint32)), frozen(tape, normal(2, 8)))
+    ops.add(tape.graph, x, x)
+    assert [launch.kernel for launch in tape.graph.launches[before:]] == [
+        load_kernel("embed", {}, {"weight": "weight_f32"}),
+        load_kernel("add"),
+    ]
 
 
 @pytest.mark.parametrize("gated", [ops.swiglu, ops.geglu])
@@ -139,13 +165,15 @@ def frozen(tape: Tape, array: np.ndarray, limits: Limits | None = None) -> Any:
 TWO_SEGMENTS = Limits(binding=64 * 3 * 16)  # 64 rows of 12 values, and the rest
 
 
+@pytest.mark.parametrize("factor", [1.0, 11**0.5])
 @pytest.mark.parametrize("limits", [None, TWO_SEGMENTS])
-def test_embed(device: Device, limits: Limits | None) -> None:
+def test_embed(device: Device, limits: Limits | None, factor: float) -> None:
     table, tokens = normal(70, 11), np.array([69, 0, 63, 64, 64], np.uint32)
     tape = Tape(len(tokens))
-    y = ops.embed(tape.graph, tape.fixed("tokens", tokens), frozen(tape, table, limits))
+    y = ops.embed(tape.graph, tape.fixed("tokens", tokens), frozen(tape, table, limits), factor)
     tape.output("y", y)
-    compare("y", tape.run(device)["y"], table.astype(np.float32)[tokens], 0.0)
+    expected = np.float32(factor) * table.astype(np.float32)[tokens]
+    compare("y", tape.run(device)["y"], expected, 0.0)
 
 
 LORA = {"rank": 5, "scale": 0.7}

@@ -34,8 +34,8 @@ def _elementwise(tensor: Tensor) -> dict[str, Any]:
     return {"rows": tensor.rows, "d4": padded(tensor.cols) // 4}
 
 
-def embed(g: Graph, tokens: Window, weight: Weight) -> Tensor:
-    """Rows of the embedding (V, D) -> (T, D). Frozen: nothing flows on."""
+def embed(g: Graph, tokens: Window, weight: Weight, factor: float = 1.0) -> Tensor:
+    """factor times rows of the embedding (V, D) -> (T, D). Frozen: nothing flows on."""
     y = g.tensor("embed", "T", weight.columns)
     for segment in weight.segments:
         params = {"row_start": segment.first, "row_count": segment.rows, **weight.strides()}
@@ -43,6 +43,7 @@ def embed(g: Graph, tokens: Window, weight: Weight) -> Tensor:
             "embed",
             {"tokens": tokens, "y": y, **weight.operands(segment)},
             {**_elementwise(y), **params},
+            {"FACTOR": factor} if factor != 1 else {},
             libraries=weight.libraries,
         )
     return y
@@ -136,18 +137,39 @@ def gelu(g: Graph, x: Tensor) -> Tensor:
     return y
 
 
-def add(g: Graph, x: Tensor, y: Tensor, name: str = "residual") -> Tensor:
-    """x + y."""
-    z = g.tensor(name, x.rows, x.cols, trains=x.trains or y.trains)
-    g.launch("add", {"a": x, "b": y, "y": z}, _elementwise(z))
+def add(g: Graph, x: Tensor, branch: Tensor, name: str = "residual", factor: float = 1.0) -> Tensor:
+    """x + factor * branch."""
+    y = g.tensor(name, x.rows, x.cols, trains=x.trains or branch.trains)
+    operands = {"a": x, "b": branch, "y": y}
+    if factor == 1:
+        g.launch("add", operands, _elementwise(y))
+    else:
+        g.launch("add_scaled", operands, {**_elementwise(y), "factor": factor})
 
-    def vjp(dz: Tensor) -> None:
-        for tensor in (x, y):
-            if tensor.trains:
-                g.pass_gradient(tensor, dz)
+    def vjp(dy: Tensor) -> None:
+        if x.trains:
+            g.pass_gradient(x, dy)
+        if branch.trains:
+            g.pass_gradient(branch, _scaled(g, dy, factor, "d.branch"))
 
-    g.on_backward(z, vjp)
-    return z
+    g.on_backward(y, vjp)
+    return y
+
+
+def scale(g: Graph, x: Tensor, factor: float, name: str = "scaled") -> Tensor:
+    """factor * x; x itself where that is 1."""
+    y = _scaled(g, x, factor, name)
+    if y is not x:
+        g.on_backward(y, lambda dy: g.pass_gradient(x, _scaled(g, dy, factor, f"d.{name}")))
+    return y
+
+
+def _scaled(g: Graph, x: Tensor, factor: float, name: str) -> Tensor:
+    if factor == 1:
+        return x
+    y = g.tensor(name, x.rows, x.cols, trains=x.trains)
+    g.launch("scale", {"x": x, "y": y}, {**_elementwise(y), "factor": factor})
+    return y
 
 
 def gather(g: Graph, x: Tensor, index: Window, inverse: Window) -> Tensor:
