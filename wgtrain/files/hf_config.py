@@ -333,7 +333,7 @@ def _shape_problems(s: Settings) -> list[str]:
     heads, width = s["num_attention_heads"], s["hidden_size"]
     if s["head_dim"] is None and width < heads:
         return [f"hidden_size {width} is below num_attention_heads {heads}"]
-    if s.rotary < 2 or s.rotary > s.head_size:
+    if s.kind.partial and not 2 <= s.rotary <= s.head_size:
         factor = s.values.get("partial_rotary_factor")
         return [f"partial_rotary_factor = {factor}: {s.rotary} of {s.head_size} values of a head"]
     return []

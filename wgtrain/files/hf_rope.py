@@ -128,7 +128,11 @@ def read_ropes(
         if not isinstance(raw, dict):
             problems.append(f"rope_parameters: {part} is {shown(raw)}; an object is needed")
             raw = {}
-        raw = dict(raw) | (given.get("rope_scaling", {}) if part == "full_attention" else {})
+        raw = dict(raw)
+        if part == "full_attention" and (scaling := given.get("rope_scaling")):
+            if "type" in scaling and "rope_type" not in scaling:
+                problems.append("rope_scaling: 'type' says nothing here; 'rope_type' is needed")
+            raw |= scaling
         raw.setdefault("rope_theta", text.get(key, values[key]))
         found.append(_rope(kind, raw, f"rope_parameters: {part}", text, values, problems))
     if found[1].type != "default":
