@@ -1,6 +1,7 @@
 """Arguments of a tool's call, which data sets hold as an object or as its JSON text."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from wgtrain.chat.rendered import Message
@@ -8,30 +9,46 @@ from wgtrain.chat.rendered import Message
 
 def with_objects(messages: list[Message]) -> list[Message] | None:
     """The messages with objects in the place of JSON texts; None where there is no such text."""
-    out = [_decoded_message(message) for message in messages]
+    out = [_changed_message(message, _decoded) for message in messages]
     return out if any(a is not b for a, b in zip(out, messages, strict=True)) else None
 
 
-def _decoded_message(message: Message) -> Message:
+def with_texts(messages: list[Message]) -> list[Message]:
+    """The messages with JSON texts in the place of objects."""
+    return [_changed_message(message, _encoded) for message in messages]
+
+
+def _changed_message(message: Message, change: Callable[[Any], Any]) -> Message:
     calls = message.get("tool_calls")
     if not calls:
         return message
-    out = [_decoded_call(call) for call in calls]
+    out = [_changed_call(call, change) for call in calls]
     changed = any(a is not b for a, b in zip(out, calls, strict=True))
     return {**message, "tool_calls": out} if changed else message
 
 
-def _decoded_call(call: Any) -> Any:
+def _changed_call(call: Any, change: Callable[[Any], Any]) -> Any:
     """A call, `{"function": {"arguments": ...}}` or flat."""
     if not isinstance(call, dict):
         return call
     if isinstance(call.get("function"), dict):
-        function = _decoded_call(call["function"])
+        function = _changed_call(call["function"], change)
         return call if function is call["function"] else {**call, "function": function}
-    if not isinstance(call.get("arguments"), str):
+    if "arguments" not in call:
         return call
+    value = change(call["arguments"])
+    return call if value is call["arguments"] else {**call, "arguments": value}
+
+
+def _decoded(arguments: Any) -> Any:
+    if not isinstance(arguments, str):
+        return arguments
     try:
-        value = json.loads(call["arguments"])
+        value = json.loads(arguments)
     except (ValueError, RecursionError):
-        return call
-    return {**call, "arguments": value} if isinstance(value, dict) else call
+        return arguments
+    return value if isinstance(value, dict) else arguments
+
+
+def _encoded(arguments: Any) -> Any:
+    return json.dumps(arguments, ensure_ascii=False) if isinstance(arguments, dict) else arguments

@@ -130,6 +130,19 @@ class Places:
             start = self._rests.get((i, "s"))
         return start
 
+    def empty_start(self, i: int, bare: bool) -> int | None:
+        """Where turn `i`, which calls tools and has no content, begins: where a content would.
+
+        Where the template writes none beside calls and heeds no prompt (`bare`), behind the
+        messages before.
+        """
+        before, message, after = self.messages[:i], self.messages[i], self.messages[i + 1 :]
+        with_mark = [*before, {**message, "content": MARK_OPEN}, *after]
+        head, mark, _ = (self.template.attempt(with_mark, self.given) or "").partition(MARK_OPEN)
+        if not mark and bare and before:
+            head = self.template.attempt(before, self.given) or ""
+        return len(head) if head and self.text.startswith(head) else None
+
     @property
     def marks(self) -> dict[tuple[int, str], int]:
         """Found by rendering with marks inside the contents; trusted if the text is otherwise

@@ -17,7 +17,7 @@ from jinja2 import TemplateSyntaxError
 from jinja2.meta import find_undeclared_variables
 
 from wgtrain.chat import bounds
-from wgtrain.chat.arguments import with_objects
+from wgtrain.chat.arguments import with_objects, with_texts
 from wgtrain.chat.losses import cut_turns, unwritten
 from wgtrain.chat.places import Places, find_starts
 from wgtrain.chat.rendered import Message, Rendered, Variables
@@ -116,7 +116,8 @@ class Template:
 
     def _is_open(self, text: str, messages: list[Message], spans: list[tuple[int, int]]) -> bool:
         """Whether the text ends with an answer that no token ends, and one is to be put there."""
-        if self._put_end is None or not spans or messages[-1]["role"] != "assistant":
+        marked = self._sandbox.has_generation  # then the template says itself what is learnt
+        if self._put_end is None or not spans or marked or messages[-1]["role"] != "assistant":
             return False
         start, end = spans[-1]
         return not text[end:].strip() and not self._stop_last.search(text, start, end)
@@ -148,6 +149,8 @@ class Template:
         for i in turns:
             start = starts.get(i)
             start = places.content_start(i) if start is None else start
+            if start is None and not content(messages[i]).strip():
+                start = places.empty_start(i, bare=not self._prompting(given))
             if start is None:
                 raise FileError(f"the chat template does not show where messages[{i}] begins")
             end = self._end(places, i, start)
@@ -159,8 +162,8 @@ class Template:
     def _prepared(self, messages: list[Message], given: Variables) -> list[Message]:
         """The messages as the template gets them.
 
-        JSON text in calls' arguments is decoded where the template writes JSON; a call without a
-        content has an empty one where the template cannot do without.
+        JSON text in calls' arguments is decoded where the template writes JSON. Where it cannot do
+        without, a call without a content has an empty one, and its arguments are text.
         """
         messages = as_given(messages)
         decoded = with_objects(messages)
@@ -170,9 +173,12 @@ class Template:
                 messages = messages if self.attempt(decoded, given) is None else decoded
             finally:
                 self._sandbox.objects_are_text = True
-        if any("content" not in m for m in messages) and self.attempt(messages, given) is None:
-            filled = [{"content": "", **message} for message in messages]
-            messages = messages if self.attempt(filled, given) is None else filled
+        if not any(message.get("tool_calls") for message in messages):
+            return messages
+        filled = [{"content": "", **message} for message in messages]
+        for tried in (messages, filled, with_texts(messages), with_texts(filled)):
+            if self.attempt(tried, given) is not None:
+                return tried
         return messages
 
     def _render(
@@ -232,9 +238,10 @@ class Template:
         """Whether the template heeds `add_generation_prompt`."""
         if self._prompts is None:
             one = [{"role": "user", "content": "a"}]
-            alone = {**given, "tools": None}
-            prompt = self.attempt(one, alone, prompt=True)
-            self._prompts = prompt is not None and prompt != self.attempt(one, alone)
+            prompt, plain = self.attempt(one, given, prompt=True), self.attempt(one, given)
+            if prompt is None or plain is None:
+                return False
+            self._prompts = prompt != plain
         return self._prompts
 
     def _end(self, places: Places, i: int, start: int) -> int:
@@ -247,8 +254,17 @@ class Template:
             if found := self._stop_next.match(places.text, end):
                 return found.end()
             if end > start:
-                return end
+                return self._stop_behind(places, i, end)
         return self._end_of_other(places, i, end)
+
+    def _stop_behind(self, places: Places, i: int, end: int) -> int:
+        """Where the end-of-turn token ends that follows more of the template's words; `end` where
+        none does before the next message.
+        """
+        last = i + 1 == len(places.messages)
+        limit = len(places.text) if last else places.marks.get((i + 1, "s"), end)
+        found = self._stop.search(places.text, end, limit)
+        return found.end() if found else end
 
     def _content_end(self, places: Places, i: int, start: int) -> int | None:
         text, core = places.text, content(places.messages[i]).strip()
