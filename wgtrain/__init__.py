@@ -25,6 +25,7 @@ _WHERE = {
     "load_dataset": "api",
     "load_model": "api",
     "load_tokenizer": "api",
+    "preview": "api",
     "LoraConfig": "train.config",
     "TrainConfig": "train.config",
     "StepResult": "train.results",
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from wgtrain.api import load_dataset as load_dataset
     from wgtrain.api import load_model as load_model
     from wgtrain.api import load_tokenizer as load_tokenizer
+    from wgtrain.api import preview as preview
     from wgtrain.errors import DeviceError as DeviceError
     from wgtrain.errors import DeviceLostError as DeviceLostError
     from wgtrain.errors import FileError as FileError

@@ -5,3 +5,4 @@ from wgtrain import api
 load_dataset = api.load_dataset.aio
 load_model = api.load_model.aio
 load_tokenizer = api.load_tokenizer.aio
+preview = api.preview.aio

@@ -9,10 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from wgtrain.data import Dataset, Tokenizer, check_vocabulary, load_rows
+from wgtrain.data import Dataset, Tokenizer, check_vocabulary, load_rows, read_rows
 from wgtrain.data import load_tokenizer as read_tokenizer
 from wgtrain.data.huggingface import read_tokenizer_metadata
-from wgtrain.data.templates import CHATML, Templating, looks_like_source
+from wgtrain.data.preview import Preview
+from wgtrain.data.templates import Templating
 from wgtrain.dual import dual_function
 from wgtrain.errors import FileError, OptionError, printable
 from wgtrain.files.adapters import (
@@ -31,6 +32,7 @@ from wgtrain.model.folder import Folder, open_folder
 from wgtrain.model.host import Host, Show
 from wgtrain.notebook import chart
 from wgtrain.runs import parts, progress
+from wgtrain.runs.chats import templating
 from wgtrain.runs.paths import (
     check_model,
     no_adapter_in,
@@ -199,12 +201,12 @@ async def load_dataset(
 
     `chat_template`, a file, its text or "chatml", goes in the place of the model's own;
     `template_args` are more variables for it; `system="merge"` puts system texts in front of the
-    user's turn. `chat` is all three, as `templating` gives them.
+    user's turn. `chat` is all three, as `runs.chats.templating` gives them.
     """
-    data, tokenizer, name = _rows_of(data, model, name)
+    content, tokenizer, name = _rows_of(data, model, name)
     chat = chat or templating(chat_template, template_args, system)
     rows = load_rows(
-        data,
+        content,
         tokenizer,
         seq_len=seq_len,
         train_on=train_on,
@@ -218,20 +220,43 @@ async def load_dataset(
     return rows
 
 
-def templating(
+@dual_function
+async def preview(
+    data: AnyPath | AnyBytes,
+    model: Model | Tokenizer | AnyPath | AnyBytes,
+    rows: int | str = 3,
+    seq_len: int = 512,
+    train_on: str = "completions",
+    now: datetime | None = None,
+    kind: str | None = None,
+    name: str = "data",
     chat_template: AnyPath | None = None,
     template_args: Mapping[str, Any] | None = None,
     system: str = "keep",
-) -> Templating:
-    """What `load_dataset` is told of templates, the file read."""
-    text, label = chat_template, ""
-    if isinstance(text, os.PathLike) or (text and text != CHATML and not looks_like_source(text)):
-        path = Path(text)
-        try:
-            text, label = read_input(path).decode(), str(path)
-        except UnicodeDecodeError as error:
-            raise FileError(f"{path}: no valid UTF-8 at byte {error.start}") from None
-    return Templating(text, {} if template_args is None else template_args, system, label=label)
+) -> Preview:
+    """What training on these rows would see, without training: as `.text`, `.colored`, `.html`.
+
+    `rows` are those shown: how many from the first on, "all", or lines such as "4-6,9". `model` may
+    be the path of one, of which the tokenizer alone is read; all else is as for `load_dataset`.
+    """
+    tokenizer: Any = model
+    if isinstance(model, str | os.PathLike | AnyBytes):
+        tokenizer = await load_tokenizer.aio(model)
+    content, tokenizer, name = _rows_of(data, tokenizer, name)
+    chat = templating(chat_template, template_args, system)
+    found = read_rows(
+        content,
+        tokenizer,
+        seq_len=seq_len,
+        train_on=train_on,
+        name=name,
+        now=now,
+        kind=kind,
+        chat=chat,
+    )
+    if isinstance(model, Model):
+        check_vocabulary(found, model.config.vocabulary)
+    return Preview(found, tokenizer, rows)
 
 
 def _rows_of(data: AnyPath | AnyBytes, model: Any, name: str) -> tuple[bytes, Tokenizer, str]:

@@ -17,6 +17,8 @@ from wgtrain.train.config import CONFIGS, RunConfig
 from wgtrain.train.settings import build, canonical, merge, setting_of
 from wgtrain.train.spellings import nearest
 
+# Settings that decide what training sees of rows.
+PREVIEWED = ("model", "kind", "chat_template", "template_args", "system", "seq_len", "train_on")
 DONE, UNUSABLE, GPU_FAILED, INTERRUPTED = 0, 2, 3, 130
 
 
@@ -103,6 +105,42 @@ def train(config_file: str | None, resume: str | None, **given: Any) -> int:
         file = canonical(read_yaml(Path(config_file)), CONFIGS, config_file)
         settings = merge(file, settings, CONFIGS)
     return DONE if session.start(settings, _say) else INTERRUPTED
+
+
+@cli.command()
+@click.argument("data", required=False)
+@options_of(*CONFIGS, only=PREVIEWED)
+@click.option(
+    "--config",
+    "config_file",
+    metavar="FILE",
+    help="YAML file of a run's settings; the command line goes over it.",
+)
+@click.option(
+    "--rows",
+    default="3",
+    metavar="ROWS",
+    help="Rows that are shown: all, a number N (the first N), or lines such as 4-6,9-9.  "
+    "[default: 3]",
+)
+@click.option("--html", metavar="FILE", help="Write a page instead of showing rows here.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def preview(
+    config_file: str | None, rows: str, html: str | None, as_json: bool, **given: Any
+) -> int:
+    """Show rows as training sees them: text, trained tokens, what is cut, dropped or wrong.
+
+    Ends with 2 where training would refuse them.
+    """
+    from wgtrain.cli.preview import show
+    from wgtrain.runs.yaml_file import read_yaml
+
+    explicit = {name: value for name, value in given.items() if value is not None}
+    settings = canonical(explicit, CONFIGS, "command line")
+    if config_file is not None:
+        file = canonical(read_yaml(Path(config_file)), CONFIGS, config_file)
+        settings = merge(file, settings, CONFIGS)
+    return DONE if show(settings, rows, html, as_json) else UNUSABLE
 
 
 @cli.command()

@@ -2,7 +2,7 @@
 
 from wgtrain.chat.bounded import ChatTemplate
 from wgtrain.data.batches import Batch, Batches, make_batch
-from wgtrain.data.jsonl import Dataset, Row, check_vocabulary, load_rows
+from wgtrain.data.jsonl import Dataset, Row, check_vocabulary, load_rows, read_rows
 from wgtrain.data.tokenizer import Tokenizer, load_tokenizer
 from wgtrain.data.tokenizer_json import tokenizer_json
 
@@ -17,5 +17,6 @@ __all__ = [
     "load_rows",
     "load_tokenizer",
     "make_batch",
+    "read_rows",
     "tokenizer_json",
 ]

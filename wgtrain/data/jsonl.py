@@ -45,7 +45,7 @@ class Dataset:
     """The rows of one file. `truncated` were longer than `seq_len`, `dropped` have nothing to
     learn; `train_on` is what they were marked by, "" where somebody marked them himself; `chat`
     how conversations became text, where that is not by the model's file alone. `findings` are what
-    may be wrong with them, `without` the dropped ones as (line, reason).
+    may be wrong with them, `without` the dropped ones, with the reason.
     """
 
     rows: list[Row]
@@ -57,7 +57,7 @@ class Dataset:
     train_on: str = ""
     chat: dict[str, Any] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
-    without: list[tuple[int, str]] = field(default_factory=list)
+    without: list[tuple[Row, str]] = field(default_factory=list)
 
 
 def load_rows(
@@ -134,7 +134,7 @@ def read_rows(
     )
     rows: list[Row] = []
     truncated = 0
-    without: list[tuple[int, str]] = []
+    without: list[tuple[Row, str]] = []
     no_end = False
     checks = Checks(tokenizer)
     chats = Chats(opened, train_on == "whole", chat, tokenizer)
@@ -147,12 +147,12 @@ def read_rows(
             truncated += cut > 0
             checks.look(example, tokens[:seq_len], learnt[:seq_len], cut > 0)
             targets = _targets(tokens[:seq_len], learnt[:seq_len], example)
+            row = Row(tokens[:seq_len], targets, example.line, cut)
             if (targets >= 0).any():
-                rows.append(Row(tokens[:seq_len], targets, example.line, cut))
-            elif learnt[1:].any():
-                without.append((example.line, f"what is trained lies behind token {seq_len}"))
+                rows.append(row)
             else:
-                without.append((example.line, NOTHING))
+                behind = f"what is trained lies behind token {seq_len}"
+                without.append((row, behind if learnt[1:].any() else NOTHING))
     if not chats.rows:
         chat.check_plain(reader.chats_without_template, name)
     said = [(NO_TEMPLATE, reader.chats_without_template), (NO_END_TOKEN, no_end)]

@@ -73,6 +73,11 @@ class Tokenizer:
         """The source of the model's own chat template."""
         return self.chat_templates.get("default")
 
+    @property
+    def control_ids(self) -> np.ndarray:
+        """Which tokens stand for no text of their own, bool (V,)."""
+        return self._hidden
+
     def control_in(self, texts: Iterable[str]) -> list[int]:
         """The control tokens that are written out in some texts."""
         cut = self._cutters[True]

@@ -11,20 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from wgtrain import __version__
-from wgtrain.api import (
-    base_tokenizer,
-    load_adapter,
-    load_dataset,
-    load_model,
-    opened_base,
-    templating,
-)
+from wgtrain.api import base_tokenizer, load_adapter, load_dataset, load_model, opened_base
 from wgtrain.data import Dataset
 from wgtrain.data.templates import Templating
 from wgtrain.engine.tables import from_json, to_json
 from wgtrain.engine.tuning import Tuning
 from wgtrain.errors import FileError, NonFiniteError, OptionError
 from wgtrain.runs import progress
+from wgtrain.runs.chats import templating
 from wgtrain.runs.folder import SUMMARY, TEMPLATE, RunFolder, check_free
 from wgtrain.runs.inputs import NAMES, Inputs, Rows, changed, found_again, read_entries
 from wgtrain.runs.stopping import stopped_by_signals
