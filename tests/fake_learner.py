@@ -45,8 +45,9 @@ class FakeModel:
         },
     )
 
-    def __init__(self, path="fake.gguf", adapter_index=None, precision="f32"):
+    def __init__(self, path="fake.gguf", adapter_index=None, precision="f32", quantize_base=None):
         self.adapter_index, self.precision = adapter_index, precision
+        self.quantize_base = quantize_base
         if path != "fake.gguf":
             self.fingerprint = hashlib.sha256(Path(path).read_bytes()).hexdigest()
 

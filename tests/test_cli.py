@@ -136,12 +136,14 @@ OPTIONS = {
     "seed": (["--seed", "7"], 7),
     "shuffle": (["--no-shuffle"], False),
     "precision": (["--precision", "f16"], "f16"),
+    "quantize_base": (["--quantize-base", "nf4"], "nf4"),
 }
 # These change what is kept, looked at or demanded; the engine's are tested on the engine.
 SAME_NUMBERS = {"adapter_index", "method", "optimizer", "grad_checkpoint", "capture", "tuning"}
 # Of chats, which the toy's rows are not: test_chat_options.py.
 SAME_NUMBERS |= {"chat_template", "template_args", "system"}
 SAME_NUMBERS |= {"kind", "eval_every", "save_every", "save_total_limit", "precision"}
+SAME_NUMBERS |= {"quantize_base"}
 
 
 def test_every_setting_is_an_option():
@@ -190,12 +192,15 @@ def test_engine_options_reach_the_engine(toy, capsys, monkeypatch):
     class Watched(FakeLearner):
         def __init__(self, model, lora, **options):
             super().__init__(model, lora, **options)
-            made.append((model.adapter_index, model.precision, self.options))
+            made.append((vars(model), self.options))
 
     monkeypatch.setattr("wgtrain.train.trainer.lora_learner", Watched)
     options = ["--capture", "bf16", "--grad-checkpoint", "on", "--adapter-index", "3"]
-    train(capsys, *options, "--precision", "f16")
-    assert made == [(3, "f16", {"capture": "bf16", "grad_checkpoint": True})]
+    train(capsys, *options, "--precision", "f16", "--quantize-base", "nf4")
+    (model, given) = made[0]
+    opened = {"adapter_index": 3, "precision": "f16", "quantize_base": "nf4"}
+    assert opened.items() <= model.items() and len(made) == 1
+    assert given == {"capture": "bf16", "grad_checkpoint": True}
 
 
 def test_saving_and_evaluating(toy, capsys):

@@ -95,6 +95,7 @@ def test_every_field_declares_itself(config):
         ("adapter_index", [-1, "a"], [0, "1"]),
         ("kind", ["alpaca", "", 1], list(KINDS)),
         ("precision", ["bf16", "F16", 16], ["f32", "f16"]),
+        ("quantize_base", ["fp4", "NF4", 4], ["nf4", "nf4-double", "int4", "int8"]),
     ],
 )
 def test_bounds(name, bad, good):

@@ -147,13 +147,16 @@ async def load_model(
     adapter_index: int | None = None,
     limits: str | None = None,
     precision: str = "f32",
+    quantize_base: str | None = None,
 ) -> Model:
     """Opens a model on a GPU: the strongest, or number `adapter_index` of `list_adapters`.
 
     `source`: the path of a GGUF or of a Hugging Face folder, a GGUF's bytes, an object with `size`
     and `read_range(offset, n)`, or what `opened_base` gives. With `limits="default"` only what
     every WebGPU adapter grants is asked for. `precision="f16"` multiplies with the weights in f16
-    and stores no wider ones, on a GPU that can: docs/precision.md.
+    and stores no wider ones, on a GPU that can: docs/precision.md. `quantize_base` quantises the
+    blocks' linears of a full-precision base as they are loaded: "nf4", "nf4-double", "int4" or
+    "int8".
     """
 
     async def load(opened: Source | Folder) -> Model:
@@ -162,6 +165,7 @@ async def load_model(
             adapter_index=adapter_index,
             limits=limits,
             precision=precision,
+            quantize_base=quantize_base,
             host=HOST,
         )
 

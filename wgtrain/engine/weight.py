@@ -2,9 +2,11 @@
 format.
 
 A format is one entry of `FORMATS`, one `shaders/lib/weight_*.wgsl` that reads it and one
-`shaders/repack_*.wgsl` that makes it from the file's bytes; nothing else knows it.
+`shaders/repack_*.wgsl` that makes it from the file's bytes; nothing else knows it. Those of
+`QUANTISED` are made of full-precision matrices as they are loaded.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,12 +21,15 @@ PRECISIONS = ("f32", "f16")  # of the operands of products with weights
 class Plane:
     """A part of a format with a binding of its own, `name`: `nbytes` bytes for each `values` values
     of a row. Rows are padded to whole units of `unit` bytes; kernels count `<name>_stride` in them.
+
+    `tail`: the bytes behind the rows, of (rows of a segment, columns).
     """
 
     name: str
     values: int
     nbytes: int
     unit: int
+    tail: Callable[[int, int], int] = lambda rows, columns: 0
 
     def stride(self, columns: int) -> int:
         """Units in a row of `columns` values."""
@@ -75,7 +80,29 @@ FORMATS = {
     "MXFP4": _format("mxfp4", 32, (32, 1)),
 }
 MATRIX_TYPES = tuple(FORMATS)  # that a file's matrices can have
-UNITS = {plane.name: plane.unit for entry in FORMATS.values() for plane in entry.planes}
+BLOCK = 64  # values that share a scale in QUANTISED
+NESTED = 256  # scales that share one in NF4_DOUBLE
+
+
+def nested_tail(rows: int, columns: int) -> int:
+    """Words behind the scales of NF4_DOUBLE: one for each block of `NESTED` that a segment meets,
+    where the first begins, the offset and the map of 256 values.
+    """
+    return 4 * ((rows * columns // BLOCK + NESTED - 2) // NESTED + 1 + 2 + 256)
+
+
+def _quantised(name: str, values: int, side: Plane) -> Format:
+    return Format(f"weight_{name}", "", (Plane("weight", values, 16, 16), side))
+
+
+QUANTISED = {
+    "NF4": _quantised("nf4", 32, Plane("weight_side", BLOCK, 4, 4)),
+    "NF4_DOUBLE": _quantised("nf4_double", 32, Plane("weight_side", 4 * BLOCK, 4, 4, nested_tail)),
+    "INT4": _quantised("int4", 32, Plane("weight_side", BLOCK, 8, 4)),
+    "INT8": _quantised("int8", 16, Plane("weight_side", BLOCK, 8, 4)),
+}
+ALL_FORMATS = FORMATS | QUANTISED
+UNITS = {plane.name: plane.unit for entry in ALL_FORMATS.values() for plane in entry.planes}
 _APART = 256  # bytes; where bindings may begin
 
 
@@ -106,7 +133,7 @@ class Weight:
     @property
     def planes(self) -> tuple[Plane, ...]:
         """Of its format."""
-        return FORMATS[self.type].planes
+        return ALL_FORMATS[self.type].planes
 
     def row_nbytes(self, plane: Plane) -> int:
         """Bytes of a plane's row."""
@@ -115,7 +142,7 @@ class Weight:
     @property
     def library(self) -> str:
         """The file of shaders/lib that reads it."""
-        return FORMATS[self.type].library
+        return ALL_FORMATS[self.type].library
 
     @property
     def libraries(self) -> dict[str, str]:
@@ -127,10 +154,14 @@ class Weight:
         """Bytes in GPU memory."""
         return sum(segment.storage.size for segment in self.segments)
 
+    def plane_nbytes(self, plane: Plane, rows: int) -> int:
+        """Bytes of a plane of a segment of `rows` rows, with its tail."""
+        return rows * self.row_nbytes(plane) + plane.tail(rows, self.columns)
+
     def operands(self, segment: Segment) -> dict[str, Window]:
         """The bindings of one segment."""
         return {
-            plane.name: segment.storage.window(start, segment.rows * self.row_nbytes(plane))
+            plane.name: segment.storage.window(start, self.plane_nbytes(plane, segment.rows))
             for plane, start in zip(self.planes, segment.starts, strict=True)
         }
 
@@ -147,6 +178,7 @@ def plan_weight(
     row_bytes = sum(shape.row_nbytes(plane) for plane in shape.planes)
     # Readers bind planes one by one, but a repack shader binds a segment whole.
     spare = 2 * _APART * (len(shape.planes) - 1)
+    spare += sum(plane.tail(rows, columns) for plane in shape.planes)
     most = (min(limits.binding, limits.buffer) - spare) // row_bytes
     if most < min(rows, 64):
         raise OutOfMemoryError(
@@ -160,7 +192,7 @@ def plan_weight(
         starts, size = [], 0
         for plane in shape.planes:
             starts.append(-(-size // _APART) * _APART)
-            size = starts[-1] + count * shape.row_nbytes(plane)
+            size = starts[-1] + shape.plane_nbytes(plane, count)
         segments.append(Segment(Storage(name, "weights", size), first, count, tuple(starts)))
     return replace(shape, segments=tuple(segments))
 

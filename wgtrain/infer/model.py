@@ -49,10 +49,12 @@ class Model:
         host: Host = NOWHERE,
         no_tokenizer: str | None = None,
         precision: str = "f32",
+        quantize_base: str | None = None,
     ):
         self.gguf, self.base, self.device = gguf, base, device
         self.config, self.weights = base.config, base.weights
         self.fingerprint, self.precision = fingerprint, precision
+        self.quantize_base = quantize_base
         self.name = gguf.name
         self.host = host
         self._no_tokenizer = no_tokenizer
@@ -236,6 +238,7 @@ async def open_model(
     limits: str | None = None,
     budget: int | None = None,
     precision: str = "f32",
+    quantize_base: str | None = None,
     host: Host = NOWHERE,
 ) -> Model:
     """Puts a GGUF's or folder's weights on a GPU; `gpu.open_device` says more on the options.
@@ -253,9 +256,11 @@ async def open_model(
     try:
         check_precision(precision, device)
         await find_subgroup_size(device)
-        base = base_on(device, gguf, config, precision)
+        base = base_on(device, gguf, config, precision, quantize_base)
         await load_weights(device, source, gguf, base.weights)
     except BaseException:
         device.close()
         raise
-    return Model(gguf, base, device, fingerprint, host, opened.no_tokenizer, precision)
+    return Model(
+        gguf, base, device, fingerprint, host, opened.no_tokenizer, precision, quantize_base
+    )

@@ -36,15 +36,23 @@ def plan_base(
     limits: Limits | None = None,
     tuning: Tuning = DEFAULT_GPU,
     precision: str = "f32",
+    quantize_base: str | None = None,
 ) -> Base:
     """The base model of a file, of whose tensors nothing is read; by default as on any GPU."""
     config, limits = read_config(gguf), limits or Limits()
-    return Base(config, plan_weights(gguf, config, limits, precision), limits, tuning)
+    weights = plan_weights(gguf, config, limits, precision, quantize_base)
+    return Base(config, weights, limits, tuning)
 
 
-def base_on(device: Device, gguf: GGUF, config: ModelConfig, precision: str = "f32") -> Base:
+def base_on(
+    device: Device,
+    gguf: GGUF,
+    config: ModelConfig,
+    precision: str = "f32",
+    quantize_base: str | None = None,
+) -> Base:
     """The base model of a file, whose configuration was read, as it will lie on a device."""
-    weights = plan_weights(gguf, config, device.limits, precision)
+    weights = plan_weights(gguf, config, device.limits, precision, quantize_base)
     return Base(config, weights, device.limits, default_tuning(device))
 
 
@@ -66,6 +74,10 @@ class OpenModel(Protocol):
     @property
     def precision(self) -> str:
         """Of products with its weights."""
+
+    @property
+    def quantize_base(self) -> str | None:
+        """How its matrices were quantised as they were loaded, if they were."""
 
     @property
     def gguf(self) -> GGUF:

@@ -12,12 +12,13 @@ import numpy as np
 from wgtrain.engine.dispatch import Caller
 from wgtrain.engine.graph import Storage, Window, padded
 from wgtrain.engine.kernel import Kernel, load_kernel
-from wgtrain.engine.weight import FORMATS, Segment, Weight, plan_weight
+from wgtrain.engine.weight import FORMATS, QUANTISED, Segment, Weight, plan_weight
 from wgtrain.errors import DeviceError, FileError, OptionError, OutOfMemoryError
 from wgtrain.files import GGUF, TensorInfo, read_range
 from wgtrain.files.source import Source, source_name
 from wgtrain.gpu import Buffer, Device, Limits
 from wgtrain.model.config import ModelConfig
+from wgtrain.model.quantised import floats, load_quantised, quantised_types
 
 STAGING = 2 << 20  # bytes; a longer row makes it larger
 _MARK = 256  # bytes between the marks of two tensors
@@ -58,10 +59,16 @@ def stored_type(type_: str, precision: str) -> str:
 
 
 def plan_weights(
-    gguf: GGUF, config: ModelConfig, limits: Limits, precision: str = "f32"
+    gguf: GGUF,
+    config: ModelConfig,
+    limits: Limits,
+    precision: str = "f32",
+    quantize_base: str | None = None,
 ) -> Weights:
     """Decides where everything lies; allocates nothing."""
     types = {name: stored_type(gguf.tensors[name].type, precision) for name in config.matrices()}
+    if quantize_base is not None:
+        types |= quantised_types(gguf, config, quantize_base)
     matrices = {
         name: plan_weight(name, types[name], rows, columns, limits, precision)
         for name, (rows, columns) in config.matrices().items()
@@ -97,6 +104,9 @@ async def load_weights(device: Device, source: Source, gguf: GGUF, weights: Weig
         marks = device.create_buffer(_MARK * len(tensors), "marks")
         try:
             for number, (weight, tensor) in enumerate(tensors):
+                if weight.type in QUANTISED:
+                    await load_quantised(device, source, weight, tensor)
+                    continue
                 kernel = _repack(tensor.type, weight.type)
                 if kernel.code not in callers:
                     callers[kernel.code] = await Caller.open(device, kernel)
@@ -151,18 +161,12 @@ async def _load_vectors(device: Device, source: Source, gguf: GGUF, weights: Wei
         tensor = gguf.tensors[name]
         raw = np.frombuffer(await read_range(source, tensor.offset, tensor.nbytes), np.uint8)
         values = np.zeros(window.size // 4, np.float32)
-        values[: tensor.shape[0]] = _floats(raw, tensor.type)
+        values[: tensor.shape[0]] = floats(raw, tensor.type)
         if len(wrong := np.flatnonzero(~np.isfinite(values))):
             at = int(wrong[0])
             raise FileError(f"{source_name(source)}: tensor {name}[{at}] is {values[at]}")
         assert window.storage.buffer is not None
         device.write(window.storage.buffer, window.offset, values)
-
-
-def _floats(raw: np.ndarray, type_: str) -> np.ndarray:
-    if type_ == "BF16":
-        return (raw.view("<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
-    return raw.view("<f4" if type_ == "F32" else "<f2").astype(np.float32)
 
 
 async def _load_matrix(

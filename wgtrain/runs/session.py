@@ -111,7 +111,12 @@ def _open(
 
         rows = load(inputs.data)
         valid = None if inputs.valid is None else load(inputs.valid)
-        model = load_model(base, adapter_index=paths.adapter_index, precision=paths.precision)
+        model = load_model(
+            base,
+            adapter_index=paths.adapter_index,
+            precision=paths.precision,
+            quantize_base=paths.quantize_base,
+        )
     try:
         adapter = load_adapter(paths.init_adapter, model) if paths.init_adapter else None
         trainer = Trainer(model, rows, lora, config, valid, adapter, given, tuning)

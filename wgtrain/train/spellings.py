@@ -19,6 +19,8 @@ _ELSEWHERE = {
     "init_adapter": "adapter_name_or_path lora_model_dir resume_adapter_file from_adapter",
     "adapter_index": "gpu gpu_id device device_id",
     "precision": "dtype torch_dtype fp16 bf16 mixed_precision",
+    "quantize_base": "load_in_4bit load_in_8bit bnb_4bit_quant_type quantization_bit qlora "
+    "quantization quantize quantise_base bnb_4bit_use_double_quant",
     "rank": "r lora_rank lora_dim adapter_rank",
     "alpha": "lora_scaling",
     "target_modules": "lora_target lora_targets lora_target_modules lora_target_linear lora_modules"

@@ -279,7 +279,8 @@ class Trainer(Loop):
 
     def _restore(self, saved: ckpt.Checkpoint, name: str, prolong: bool) -> None:
         state = saved.state
-        own, theirs = self._settings(), {"precision": "f32", **state.settings}
+        own = self._settings()
+        theirs = {"precision": "f32", "quantize_base": None, **state.settings}
         problems = [
             f"{key} = {own[key]}: {name} was made with {shown(theirs.get(key))}"
             for key in own
@@ -320,7 +321,11 @@ class Trainer(Loop):
 
     def _settings(self) -> dict[str, Any]:
         """All that the numbers of this run follow from, beside the rows."""
-        more = {"precision": self.model.precision, "chat": self.rows.chat}
+        more = {
+            "precision": self.model.precision,
+            "quantize_base": self.model.quantize_base,
+            "chat": self.rows.chat,
+        }
         return as_mapping(self.lora, self.config) | more
 
     def close(self) -> None:
