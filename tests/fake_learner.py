@@ -20,9 +20,11 @@ from wgtrain import random
 from wgtrain.cli.main import main
 from wgtrain.data.jsonl import Dataset, Row
 from wgtrain.engine.tuning import DEFAULT_CPU
+from wgtrain.files import ARCHITECTURES
 from wgtrain.files.names import resolve_targets, tensor_name
 from wgtrain.model.host import Host, adapter_from_bytes
 
+LINEARS = ARCHITECTURES["qwen2"].linears
 VOCAB, WIDTH, LAYERS = 11, 6, 3
 
 
@@ -34,14 +36,20 @@ class FakeModel:
     base = property(lambda self: self)
     weights = SimpleNamespace(nbytes=3 << 20)
     config = SimpleNamespace(
-        architecture="qwen2", n_layer=LAYERS, n_head=2, n_head_kv=1, context=5, vocabulary=VOCAB
+        architecture="qwen2",
+        n_layer=LAYERS,
+        n_head=2,
+        n_head_kv=1,
+        context=5,
+        vocabulary=VOCAB,
+        block_linears=LINEARS,
     )
     gguf = SimpleNamespace(
         metadata={"general.name": "Fake"},
         tensors={
             tensor_name(module, layer): SimpleNamespace(shape=(WIDTH, WIDTH))
             for layer in range(LAYERS)
-            for module in resolve_targets("all-linear,lm_head")
+            for module in resolve_targets("all-linear,lm_head", LINEARS)
         },
     )
 
@@ -79,7 +87,7 @@ class FakeLearner:
         self.lora, self.max_tokens, self.max_row = lora, max_tokens, max_row
         self.options = {"grad_checkpoint": grad_checkpoint, "capture": capture}
         self.targets = []
-        for module in resolve_targets(lora.target_modules):
+        for module in resolve_targets(lora.target_modules, LINEARS):
             layers = [0] if module == "output" else lora.layer_indices(LAYERS)
             self.targets += [tensor_name(module, layer) for layer in layers]
         self.shapes = {}

@@ -31,7 +31,6 @@ from wgtrain.files import (
     unpermute_rows,
     write_gguf,
 )
-from wgtrain.files.architectures import MODEL_TYPES
 
 METADATA: dict[str, Any] = {
     "general.architecture": "llama",
@@ -332,9 +331,19 @@ def test_real_files_agree_with_the_package(data_dir: Path) -> None:
 
 
 def test_targets() -> None:
+    llama, phi3 = (ARCHITECTURES[name].linears for name in ("llama", "phi3"))
     seven = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
-    assert resolve_targets("all-linear") == seven == tuple(LINEARS)
-    assert resolve_targets("all-linear, lm_head") == (*seven, "output")
+    assert resolve_targets("all-linear", llama) == seven
+    assert resolve_targets("all-linear, lm_head", llama) == (*seven, "output")
+    assert resolve_targets("all-linear") == (*seven[:3], "attn_qkv", *seven[3:]) == tuple(LINEARS)
+    assert resolve_targets("all-linear", phi3) == ("attn_qkv", "attn_output", "ffn_up", "ffn_down")
+    assert resolve_targets("gate_up_proj,qkv_proj", phi3) == ("attn_qkv", "ffn_up")
+    assert resolve_targets("c_fc", ARCHITECTURES["starcoder2"].linears) == ("ffn_up",)
+    for name, place in (("attn_q", "attn_qkv"), ("v_proj", "attn_qkv"), ("gate_proj", "ffn_up")):
+        with pytest.raises(OptionError, match=f"module '{name}' .this model has it in '{place}'"):
+            resolve_targets(name, phi3)
+    with pytest.raises(OptionError, match="unknown module 'qkv_proj'.*all-linear, attn_q/q_proj"):
+        resolve_targets("qkv_proj", llama)
     assert resolve_targets("lm_head,q_proj,attn_v, q_proj") == ("attn_q", "attn_v", "output")
     assert resolve_targets(["mlp.down_proj", "o_proj", "output"]) == (
         *("attn_output", "ffn_down", "output"),
@@ -382,11 +391,18 @@ def test_rows_differ_where_models_do() -> None:
     assert qwen2.heads("attn_q", 6, 2) == qwen3.heads("attn_k", 6, 2) == 0
     q = "model.layers.2.self_attn.q_"
     assert qwen2.gguf_tensor(f"{q}proj.bias") == "blk.2.attn_q.bias"
-    assert llama.gguf_tensor(f"{q}proj.bias") is None and qwen3.gguf_tensor(f"{q}proj.bias") is None
+    assert llama.gguf_tensor(f"{q}proj.bias") == "blk.2.attn_q.bias"
+    assert qwen3.gguf_tensor(f"{q}proj.bias") is None
     assert qwen3.gguf_tensor(f"{q}norm.weight") == "blk.2.attn_q_norm.weight"
     assert llama.gguf_tensor(f"{q}norm.weight") is None
     assert llama.gguf_tensor("model.norm.weight") == "output_norm.weight"
-    assert [row.name for row in MODEL_TYPES.values()] == ["llama", "llama", "qwen2", "qwen3"]
+    after = "blk.2.post_attention_norm", "blk.2.ffn_norm"
+    names = {row.gguf_stem("model.layers.2.post_attention_layernorm") for row in (llama, qwen3)}
+    assert names == {after[1]}
+    assert all(
+        ARCHITECTURES[name].gguf_stem("model.layers.2.post_attention_layernorm") == after[0]
+        for name in ("gemma2", "gemma3", "olmo2")
+    )
 
 
 @pytest.mark.parametrize(("heads", "half", "width"), [(1, 1, 1), (3, 5, 2), (4, 8, 7)])

@@ -103,7 +103,7 @@ def check_config(config: ModelConfig) -> None:
         for field in dataclasses.fields(part):
             value = getattr(part, field.name)
             if isinstance(value, float):
-                assert F32_MIN <= value <= F32_MAX, field.name
+                assert F32_MIN <= value <= F32_MAX or value == 0 == field.default, field.name
             elif type(value) is int:
                 assert 0 <= value < 1 << 24, field.name
     assert np.isfinite(config.layers[0].rope.table(300)).all()
@@ -127,7 +127,8 @@ def test_keys_of_a_model(name: str) -> None:
             message = is_ours(lambda bad=bad: check_config(read_config(bad)))
             taken += message is None
             if message is None:
-                assert not isinstance(value, list | tuple | np.ndarray), (key, value)
+                unread = key.endswith("unheard.of")
+                assert unread or not isinstance(value, list | tuple | np.ndarray), (key, value)
             else:
                 assert message.startswith("m.gguf: "), (key, value, message)
     assert taken > 20

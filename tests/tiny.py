@@ -154,7 +154,7 @@ def hf_config(spec: Spec) -> Any:
     import transformers
 
     return transformers.AutoConfig.for_model(
-        next(iter(spec.row.model_types)),
+        spec.row.model_type,
         vocab_size=spec.vocab,
         hidden_size=spec.dim,
         intermediate_size=spec.ff,

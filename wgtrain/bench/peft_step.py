@@ -73,7 +73,7 @@ class PeftStep:
 
 def _base(shape: Shape, torch: Any, transformers: Any) -> Any:
     """The transformers model of a shape with its weights, frozen."""
-    kind = next(iter(shape.row.model_types))
+    kind = shape.row.model_type
     config = transformers.AutoConfig.for_model(
         kind, **shape.hf_config(), attn_implementation="sdpa", use_cache=False
     )

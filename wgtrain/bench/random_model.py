@@ -63,18 +63,23 @@ class RandomModel:
             self.row,
             self.values,
             vocabulary=self.vocabulary,
-            qkv_bias=bool(self.row.biases),
             tied_head=self.tied,
         )
 
     def metadata(self) -> dict[str, Any]:
         """The metadata of a GGUF."""
-        numbers = {f"{self.row.name}.{key.gguf}": self.values[key.field] for key in self.row.keys}
+        values = self.values
+        numbers = {
+            f"{self.row.name}.{key.gguf}": values[key.field]
+            for key in self.row.keys
+            if key.field in values
+        }
         return {"general.architecture": self.row.name, **numbers}
 
     def hf_config(self) -> dict[str, Any]:
         """The fields of transformers' configuration."""
-        numbers = {key.hf: self.values[key.field] for key in self.row.keys}
+        values = self.values
+        numbers = {key.hf: values[key.field] for key in self.row.keys if key.field in values}
         theta = numbers.pop("rope_theta")
         return {
             **numbers,

@@ -13,7 +13,6 @@ from wgtrain.bench.random_model import RandomModel
 from wgtrain.data import Batch, Row, make_batch
 from wgtrain.errors import OptionError
 from wgtrain.files import BLOCKS
-from wgtrain.model.config import LINEARS
 
 TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0")  # that `weights.py` can make
 
@@ -80,7 +79,7 @@ class Shape(RandomModel):
             "rows": self.rows,
             "length": self.length,
             "rank": self.rank,
-            "targets": list(LINEARS),
+            "targets": list(self.config.block_linears),
         }
 
 

@@ -8,7 +8,8 @@ from wgtrain.files.adapters import (
     write_adapter_gguf,
     write_adapter_peft,
 )
-from wgtrain.files.architectures import ARCHITECTURES, LINEARS, Architecture
+from wgtrain.files.architecture import Architecture
+from wgtrain.files.architectures import ARCHITECTURES, LINEARS
 from wgtrain.files.blocks import BLOCKS
 from wgtrain.files.gguf import GGUF, Raw, TensorInfo, gguf_head, parse_gguf, read_gguf, write_gguf
 from wgtrain.files.names import (

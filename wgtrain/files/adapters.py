@@ -14,7 +14,8 @@ import numpy as np
 
 from wgtrain.errors import FileError, OptionError
 from wgtrain.files import names
-from wgtrain.files.architectures import Architecture, find_architecture
+from wgtrain.files.architecture import Architecture
+from wgtrain.files.architectures import find_architecture
 from wgtrain.files.gguf import GGUF, TensorInfo, parse_gguf, write_gguf
 from wgtrain.files.gguf_parser import F32_MAX, F32_MIN
 from wgtrain.files.safetensors import json_object, read_safetensors, write_safetensors

@@ -1,49 +1,17 @@
-"""Architectures, a row each: how GGUF and Hugging Face spell their tensors and numbers, in which
-order rows lie, what is refused.
-
-Whoever reads, writes or makes a model's files asks here. What the numbers mean for the forward pass
-is the business of `wgtrain.model`.
+"""Architectures, a row each. Whoever reads, writes or makes a model's files asks here; what the
+numbers mean for the forward pass is the business of `wgtrain.model`.
 """
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from wgtrain.errors import FileError
-from wgtrain.files.gguf_parser import F32_MAX, F32_MIN
+from wgtrain.files.architecture import ANYTHING, Architecture, Key
 from wgtrain.files.source import shown
 
-MAX_COUNT = (1 << 24) - 1
-Values = dict[str, Any]  # by the `field` of a `Key`
-
-
-@dataclass(frozen=True)
-class Key:
-    """A number of a model: an integer from 1, or a float above 0.
-
-    `default` makes it of those before it in `Architecture.keys` where a file is silent.
-    """
-
-    field: str  # how we call it
-    gguf: str  # below the architecture's name
-    hf: str  # in config.json
-    kind: type[int] | type[float] = int
-    default: Callable[[Values], int | float] | None = None
-
-    @property
-    def allowed(self) -> str:
-        """In words."""
-        whole = f"an integer from 1 to {MAX_COUNT}"
-        return whole if self.kind is int else "a number above 0 that f32 holds"
-
-    def allows(self, value: Any) -> bool:
-        """Whether a value from a file is of its kind and size."""
-        if self.kind is int:
-            return type(value) is int and 1 <= value <= MAX_COUNT
-        return type(value) in (int, float) and F32_MIN <= value <= F32_MAX
-
-
+_EPS = Key("norm_eps", "attention.layer_norm_rms_epsilon", "rms_norm_eps", float)
 _KEYS = (
     Key("width", "embedding_length", "hidden_size"),
     Key("n_layer", "block_count", "num_hidden_layers"),
@@ -63,203 +31,307 @@ _KEYS = (
     Key("value_size", "attention.value_length", "head_dim", default=lambda v: v["head_size"]),
     Key("rotary", "rope.dimension_count", "head_dim", default=lambda v: v["head_size"]),
     Key("feed_forward", "feed_forward_length", "intermediate_size"),
-    Key("norm_eps", "attention.layer_norm_rms_epsilon", "rms_norm_eps", float),
     Key("rope_theta", "rope.freq_base", "rope_theta", float, lambda v: 10_000.0),
     Key("context", "context_length", "max_position_embeddings", default=lambda v: 1 << 20),
 )
+# How rotations are scaled and whom layers see, where a file says anything of it.
+_MORE = (
+    Key(
+        "rope_scaling",
+        "rope.scaling.type",
+        kind=str,
+        default=lambda v: "linear",
+        words=("none", "linear", "yarn", "longrope"),
+    ),
+    Key("rope_scale", "rope.scale_linear", "", float, lambda v: 0.0, zero=True),  # as of old
+    Key("rope_factor", "rope.scaling.factor", "", float, lambda v: v["rope_scale"], zero=True),
+    Key(
+        "rope_context",
+        "rope.scaling.original_context_length",
+        default=lambda v: v["context"],
+    ),
+    Key("rope_attention", "rope.scaling.attn_factor", "", float, lambda v: 0.0),  # 0 = not said
+    Key("yarn_attention", "rope.scaling.yarn_attn_factor", "", float, lambda v: 0.0),
+    Key("yarn_fast", "rope.scaling.yarn_beta_fast", "", float, lambda v: 32.0),
+    Key("yarn_slow", "rope.scaling.yarn_beta_slow", "", float, lambda v: 1.0),
+    Key("window", "attention.sliding_window", "", default=lambda v: 0, zero=True),
+    Key("local_theta", "rope.freq_base_swa", "", float, lambda v: v["rope_theta"]),
+)
+_RMS = (*_KEYS[:8], _EPS, *_KEYS[8:], *_MORE)
+_GRANITE = (
+    Key("attention_scale", "attention.scale", "attention_multiplier", float, lambda v: 0.0, True),
+    Key("embedding_scale", "embedding_scale", "embedding_multiplier", float, lambda v: 0.0, True),
+    Key("residual_scale", "residual_scale", "residual_multiplier", float, lambda v: 0.0, True),
+    Key("logit_scale", "logit_scale", "logits_scaling", float, zero=True),
+    Key("finetuned", "rope.scaling.finetuned", kind=bool, default=lambda v: True),
+)
 # Metadata that changes the mathematics, and the values under which it does not.
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-    "attention.sliding_window": (0,),
     "attention.max_alibi_bias": (0,),
     "attention.clamp_kqv": (0,),
     "attn_logit_softcapping": (0,),
     "final_logit_softcapping": (0,),
-    "attention.scale": (),
+    "attention.scale": (0,),
     "attention.causal": (True,),
+    "attention.shared_kv_layers": (0,),
     "expert_count": (0,),
     "expert_used_count": (0,),
-    "embedding_scale": (1,),
-    "residual_scale": (1,),
-    "logit_scale": (1,),
+    "embedding_scale": (0, 1),
+    "residual_scale": (0, 1),
+    "logit_scale": (0, 1),
+    "nextn_predict_layers": (0,),
     "pooling_type": (0,),
-    "rope.scaling.type": ("none",),
-    "rope.scaling.factor": (1, 0),
-    "rope.scale_linear": (1, 0),
-    "rope.scaling.attn_factor": (1,),
+    "rope.scaling.yarn_ext_factor": (1,),
     "use_parallel_residual": (False,),
     "tensor_data_layout": ("Meta AI original pth",),
 }
-# Metadata that changes nothing.
-_SILENT = frozenset(
-    {
-        *("vocab_size", "attention.layer_norm_epsilon"),
-        *("rope.scaling.original_context_length", "rope.scaling.finetuned"),
-    }
-)
-# Settings of config.json that change the mathematics, and the values beside null under which they
-# do not.
-_HF_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-    "hidden_act": ("silu", "swish"),
-    "attention_bias": (False,),  # it gives o_proj a bias, too
-    "mlp_bias": (False,),
-    "quantization_config": (),
-    "num_experts": (0,),
-    "num_local_experts": (0,),
-    "n_routed_experts": (0,),
-    "num_experts_per_tok": (0,),
-    "attn_logit_softcapping": (),
-    "final_logit_softcapping": (),
-    "query_pre_attn_scalar": (),
-    "partial_rotary_factor": (1,),
-    "rope_interleaved": (False,),
-    "use_mrope": (False,),
-    "use_qk_norm": (False,),
-    "clip_qkv": (),
-    "alibi": (False,),
-    "is_causal": (True,),
-    "logit_scale": (1,),
-    "logits_scaling": (1,),
-    "embedding_multiplier": (1,),
-    "attention_multiplier": (),
-    "residual_multiplier": (1,),
-    "dual_chunk_attention_config": (),
-    "auto_map": (),  # code that comes with the model
-}
-
-HEAD = "output"  # GGUF's name of the output head, `lm_head` elsewhere
-# Tensors outside of blocks.
-_ENDS = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", HEAD: "lm_head"}
 # Linears of a block in the order of the forward pass.
-_LINEARS = {
+_ATTENTION = {
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
     "attn_v": "self_attn.v_proj",
     "attn_output": "self_attn.o_proj",
+}
+_LINEARS = {
+    **_ATTENTION,
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-_NORMS = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
+_GATE_UP = {"ffn_up": "mlp.gate_up_proj", "ffn_down": "mlp.down_proj"}
 _QK_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
-_BLOCK = re.compile(r"blk\.(0|[1-9][0-9]{0,5})\.([a-z_]{1,40})")
-_LAYER = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,5})\.([a-z_.]{1,80})")
+_NORMS = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
+_GEMMA_NORMS = {
+    "attn_norm": "input_layernorm",
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+_QKV = ("attn_q", "attn_k", "attn_v")
 
 
-@dataclass(frozen=True)
-class ModelType:
-    """A `model_type` of config.json.
-
-    `defaults`: what transformers' class says where the file is silent. `window_switch`:
-    sliding_window counts beside `use_sliding_window` only.
-    """
-
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    window_switch: bool = False
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """A row of the table. Tensors are told by GGUF's name in a block -> Hugging Face's module."""
-
-    name: str  # general.architecture
-    model_types: Mapping[str, ModelType]  # the first one's transformers class fits all its models
-    rope_interleaved: bool  # rotary pairs are neighbours, else half a width apart
-    permuted: tuple[str, ...] = ()  # linears whose rows, and biases, a converter reorders by heads
-    biases: tuple[str, ...] = ()  # linears that must have one
-    linears: Mapping[str, str] = field(default_factory=lambda: _LINEARS)
-    norms: Mapping[str, str] = field(default_factory=lambda: _NORMS)
-    keys: tuple[Key, ...] = _KEYS
-    neutral: Mapping[str, tuple[Any, ...]] = field(default_factory=lambda: _NEUTRAL)
-    hf_neutral: Mapping[str, tuple[Any, ...]] = field(default_factory=lambda: _HF_NEUTRAL)
-
-    @property
-    def qk_norm(self) -> bool:
-        """Whether the heads of q and k are normalised."""
-        return "attn_q_norm" in self.norms
-
-    @property
-    def known(self) -> frozenset[str]:
-        """The metadata keys, below its name, that are read or change nothing."""
-        return _SILENT | {key.gguf for key in self.keys}
-
-    def hf_module(self, stem: str) -> str | None:
-        """The Hugging Face module of a tensor, both without `.weight` or `.bias`:
-        "blk.3.attn_q" -> "model.layers.3.self_attn.q_proj"; None for one it does not have.
-        """
-        if stem in _ENDS:
-            return _ENDS[stem]
-        match = _BLOCK.fullmatch(stem)
-        module = match and {**self.linears, **self.norms}.get(match[2])
-        return f"model.layers.{match[1]}.{module}" if match and module else None
-
-    def gguf_stem(self, module: str) -> str | None:
-        """The inverse of `hf_module`."""
-        for ours, theirs in _ENDS.items():
-            if module == theirs:
-                return ours
-        match = _LAYER.fullmatch(module)
-        for ours, theirs in {**self.linears, **self.norms}.items():
-            if match and match[2] == theirs:
-                return f"blk.{match[1]}.{ours}"
-        return None
-
-    def gguf_tensor(self, key: str) -> str | None:
-        """The GGUF name of a tensor of a Hugging Face folder; None for one it does not have."""
-        module, _, kind = key.rpartition(".")
-        stem = self.gguf_stem(module)
-        if stem is None or kind not in ("weight", "bias"):
-            return None
-        if kind == "bias" and stem.rpartition(".")[2] not in self.biases:
-            return None
-        return f"{stem}.{kind}"
-
-    def heads(self, linear: str, n_head: int, n_head_kv: int) -> int:
-        """By how many heads the rows of a linear are reordered; 0 where both worlds agree."""
-        if linear not in self.permuted:
-            return 0
-        return n_head if linear == "attn_q" else n_head_kv
+def _row(name: str, model_type: str, **fields: Any) -> Architecture:
+    """A row with what most of them share."""
+    shared: dict[str, Any] = {
+        "linears": _LINEARS,
+        "norms": _NORMS,
+        "keys": _RMS,
+        "neutral": _NEUTRAL,
+        "rope_interleaved": False,
+    }
+    return Architecture(name, model_type, **{**shared, **fields})
 
 
-_QWEN = {"num_key_value_heads": 32}
+def _norm_eps(hf: str) -> tuple[Key, ...]:
+    """The keys of a model with LayerNorms."""
+    eps = Key("norm_eps", "attention.layer_norm_epsilon", hf, float)
+    return tuple(eps if key is _EPS else key for key in _RMS)
+
+
+def _silent(**defaults: float) -> tuple[Key, ...]:
+    """`_RMS` with other values where a file is silent."""
+
+    def keyed(key: Key) -> Key:
+        value = defaults.get(key.field)
+        return key if value is None else replace(key, default=lambda v: value)
+
+    return tuple(map(keyed, _RMS))
+
+
+def _without(*keys: str) -> dict[str, tuple[Any, ...]]:
+    """`_NEUTRAL` without keys that a row reads."""
+    return {key: values for key, values in _NEUTRAL.items() if key not in keys}
+
+
+# Text alone has one position a token, whatever streams a picture would have.
+_POSITION_STREAMS: dict[str, tuple[Any, ...]] = {
+    "rope.dimension_sections": (ANYTHING,),
+    "n_deepstack_layers": (ANYTHING,),
+}
 _ROWS = (
-    Architecture(
+    _row(
         "llama",
-        {
-            "llama": ModelType(),
-            "mistral": ModelType({"num_key_value_heads": 8, "sliding_window": 4096}),
-        },
+        "llama",
         rope_interleaved=True,
         permuted=("attn_q", "attn_k"),
+        may_bias=tuple(_LINEARS),
     ),
-    Architecture(
-        "qwen2",
-        {"qwen2": ModelType(_QWEN, window_switch=True)},
-        rope_interleaved=False,
-        biases=("attn_q", "attn_k", "attn_v"),
-    ),
-    Architecture(
+    _row("qwen2", "qwen2", biases=_QKV),
+    _row(
         "qwen3",
-        {"qwen3": ModelType({**_QWEN, "head_dim": 128}, window_switch=True)},
-        rope_interleaved=False,
+        "qwen3",
         norms={**_NORMS, **_QK_NORMS},
     ),
+    _row(
+        "gemma",
+        "gemma",
+        norm_plus_one=True,
+        activation="gelu",
+        embedding_by_width=True,
+        head="tied",
+    ),
+    _row(
+        "gemma2",
+        "gemma2",
+        norms=_GEMMA_NORMS,
+        keys=(
+            *_silent(window=4096),
+            Key("softcap", "attn_logit_softcapping", "", float, lambda v: 50.0, zero=True),
+            Key("final_softcap", "final_logit_softcapping", "", float, lambda v: 30.0, zero=True),
+        ),
+        neutral=_without("attn_logit_softcapping", "final_logit_softcapping"),
+        norm_plus_one=True,
+        activation="gelu",
+        embedding_by_width=True,
+        window_pattern=2,
+        head="tied",
+        width_scaled_layers=46,
+    ),
+    _row(
+        "gemma3",
+        "gemma3_text",
+        norms={**_GEMMA_NORMS, **_QK_NORMS},
+        keys=(
+            *_silent(local_theta=10_000.0),
+            Key("final_softcap", "final_logit_softcapping", "", float, lambda v: 0.0, zero=True),
+        ),
+        neutral=_without("final_logit_softcapping"),
+        norm_plus_one=True,
+        activation="gelu",
+        embedding_by_width=True,
+        window_pattern=6,
+        local_rope_plain=True,
+        ollama={"rope_theta": 1e6, "local_theta": 1e4, "norm_eps": 1e-6},
+        width_scaled_layers=62,
+    ),
+    _row(
+        "phi3",
+        "phi3",
+        linears={"attn_qkv": "self_attn.qkv_proj", "attn_output": "self_attn.o_proj", **_GATE_UP},
+    ),
+    _row(
+        "smollm3",
+        "smollm3",
+        rope_interleaved=True,
+        permuted=("attn_q", "attn_k"),
+        may_bias=tuple(_LINEARS),
+        no_rope_every=4,
+    ),
+    _row(
+        "granite",
+        "granite",
+        keys=(*_RMS, *_GRANITE),
+        neutral=_without("attention.scale", "embedding_scale", "residual_scale", "logit_scale"),
+        rope_interleaved=True,
+        permuted=("attn_q", "attn_k"),
+        may_bias=tuple(_LINEARS),
+    ),
+    _row(
+        "olmo2",
+        "olmo2",
+        norms={
+            **_QK_NORMS,
+            "post_attention_norm": "post_attention_layernorm",
+            "post_ffw_norm": "post_feedforward_layernorm",
+        },
+        wide_qk_norm=True,
+        window_pattern=4,
+        local_rope_plain=True,
+        head="own",
+    ),
+    _row(
+        "glm4",
+        "glm4",
+        linears={**_ATTENTION, **_GATE_UP},
+        norms={
+            "attn_norm": "input_layernorm",
+            "post_attention_norm": "post_self_attn_layernorm",
+            "ffn_norm": "post_attention_layernorm",
+            "post_ffw_norm": "post_mlp_layernorm",
+        },
+        keys=(*_RMS, Key("unused", "nextn_predict_layers", default=lambda v: 0, zero=True)),
+        neutral=_without("nextn_predict_layers"),
+        rope_interleaved=True,
+        may_bias=_QKV,
+    ),
+    _row(
+        "mistral3",
+        "ministral3",
+        keys=(
+            *_RMS,
+            Key("query_scale", "attention.temperature_scale", "", float, lambda v: 0.0, zero=True),
+            Key("yarn_log", "rope.scaling.yarn_log_multiplier", "", float, lambda v: 0.0, True),
+        ),
+        rope_interleaved=True,
+        permuted=("attn_q", "attn_k"),
+        may_bias=tuple(_LINEARS),
+    ),
+    _row(
+        "qwen2vl",
+        "qwen2_vl_text",
+        neutral={**_NEUTRAL, **_POSITION_STREAMS},
+        biases=_QKV,
+    ),
+    _row(
+        "qwen3vl",
+        "qwen3_vl_text",
+        norms={**_NORMS, **_QK_NORMS},
+        neutral={**_NEUTRAL, **_POSITION_STREAMS},
+    ),
+    _row(
+        "stablelm",
+        "stablelm",
+        norms={
+            **_NORMS,
+            "attn_q_norm": "self_attn.q_layernorm",
+            "attn_k_norm": "self_attn.k_layernorm",
+        },
+        keys=_norm_eps("layer_norm_eps"),
+        neutral={**_NEUTRAL, "use_parallel_residual": (True, False)},  # told by its tensors
+        may_bias=_QKV,
+        may_norm=("attn_q_norm", "attn_k_norm", "ffn_norm"),
+        layer_norm=True,
+        head="own",
+    ),
+    _row(
+        "starcoder2",
+        "starcoder2",
+        linears={**_ATTENTION, "ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"},
+        keys=_norm_eps("norm_epsilon"),
+        biases=(*_ATTENTION, "ffn_up", "ffn_down"),
+        layer_norm=True,
+        activation="gelu",
+    ),
 )
+_NOT_CAUSAL = "it does not generate text; take a model that does"
+_EXPERTS = "it spreads its weights over experts; take a dense model of its family"
+_STATES = "it has states or convolutions in place of attention; take a model of attention alone"
+# What else there is for a person whose architecture is not here, by a part of its name.
+_ELSEWHERE = {
+    r"^clip$|mmproj": "this is the image projector of a model alone; take the model's own file",
+    r"bert|embed|^t5|^wavtokenizer|rerank": _NOT_CAUSAL,
+    r"moe|mixtral|deepseek|llama4|gpt-oss|grok|dbrx|arctic": _EXPERTS,
+    r"mamba|rwkv|next|qwen35|lfm2|hybrid|falcon-h1|jamba|nemotron|kimi|plamo2": _STATES,
+    r"^gemma": "take gemma3 in its place",
+    r"^(qwen|phi|glm|chatglm|internlm|baichuan)": "a later model of its family may be there",
+}
 ARCHITECTURES = {row.name: row for row in _ROWS}
-MODEL_TYPES = {kind: row for row in _ROWS for kind in row.model_types}
 # Every linear of any architecture -> its modules, in the order of the forward pass.
 LINEARS: dict[str, tuple[str, ...]] = {
     name: tuple(dict.fromkeys(row.linears[name] for row in _ROWS if name in row.linears))
-    for name in dict.fromkeys(name for row in _ROWS for name in row.linears)
+    for name in (*_QKV, "attn_qkv", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 }
 
 
 def find_architecture(name: str, file: str) -> Architecture:
-    """The row of a name; FileError, which names the file, where there is none."""
-    if name not in ARCHITECTURES:
-        raise FileError(
-            f"{file}: general.architecture {shown(name)} is not one of {', '.join(ARCHITECTURES)}"
-        )
-    return ARCHITECTURES[name]
+    """The row of a name; FileError, which names the file and says what else there is, where there
+    is none.
+    """
+    if name in ARCHITECTURES:
+        return ARCHITECTURES[name]
+    text = f"{file}: general.architecture {shown(name)} is not one of {', '.join(ARCHITECTURES)}"
+    hint = next((hint for part, hint in _ELSEWHERE.items() if re.search(part, name)), "")
+    raise FileError(f"{text}{hint and f': {hint}'}")
 
 
 def unusable(name: str, problems: list[str], most: int = 40) -> FileError:

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from wgtrain.errors import FileError
-from wgtrain.files.architectures import MAX_COUNT, unusable
+from wgtrain.files.architecture import MAX_COUNT
+from wgtrain.files.architectures import unusable
 from wgtrain.files.gguf_parser import F32_MAX, F32_MIN
 from wgtrain.files.hf_rope import Rope, read_ropes
 from wgtrain.files.hf_types import REFUSED, TYPES, WHOLES, ModelType

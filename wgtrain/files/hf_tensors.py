@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from wgtrain.files.architectures import Architecture
+from wgtrain.files.architecture import Architecture
 from wgtrain.files.gguf_parser import TensorInfo
 from wgtrain.files.hf_config import Settings
 from wgtrain.files.hf_source import Part, Permuted, Plain, Shifted

@@ -2,52 +2,72 @@
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from wgtrain.errors import OptionError
-from wgtrain.files.architectures import HEAD, LINEARS, Architecture
+from wgtrain.files.architecture import HEAD, Architecture
+from wgtrain.files.architectures import ARCHITECTURES, LINEARS
 
 ALL_LINEAR = "all-linear"
 
 _ORDER = (*LINEARS, HEAD)
-# Every spelling of a linear in a configuration -> its GGUF name.
+
+
+def _spellings(linears: Mapping[str, str]) -> dict[str, str]:
+    """Every spelling of linears and the head in a configuration -> its GGUF name."""
+    return {
+        **{name: name for name in (*linears, HEAD)},
+        **{module: name for name, module in linears.items()},
+        **{module.split(".")[1]: name for name, module in linears.items()},
+        "lm_head": HEAD,
+    }
+
+
 _SPELLINGS = {
-    **{name: name for name in _ORDER},
-    **{module: name for name, modules in LINEARS.items() for module in modules},
-    **{module.split(".")[1]: name for name, modules in LINEARS.items() for module in modules},
-    "lm_head": HEAD,
+    spelling: name
+    for row in ARCHITECTURES.values()
+    for spelling, name in _spellings(row.linears).items()
 }
+# A linear -> the one whose rows it is a part of where a model has it fused.
+_FUSED = {**dict.fromkeys(("attn_q", "attn_k", "attn_v"), "attn_qkv"), "ffn_gate": "ffn_up"}
 _TENSOR = re.compile(r"blk\.(0|[1-9][0-9]{0,5})\.([a-z_]{1,40})\.weight")
 
 
-def resolve_targets(targets: str | Sequence[str]) -> tuple[str, ...]:
+def resolve_targets(
+    targets: str | Sequence[str], linears: Mapping[str, str] | None = None
+) -> tuple[str, ...]:
     """GGUF short names of "all-linear" or names in either spelling, in the forward pass's order.
 
-    OptionError names the unknown one, its nearest known and all that are allowed.
+    `linears`: GGUF name -> module of a model's own, None = of any. OptionError names the unknown
+    one, its nearest known and all that are allowed.
     """
+    spellings = _SPELLINGS if linears is None else _spellings(linears)
+    order = _ORDER if linears is None else (*linears, HEAD)
     names = targets.split(",") if isinstance(targets, str) else list(targets)
     if not names:
         raise OptionError(f"target_modules: none named; {ALL_LINEAR} are the linears of each block")
     chosen: set[str] = set()
     for name in (name.strip() for name in names):
         if name == ALL_LINEAR:
-            chosen.update(LINEARS)
-        elif name in _SPELLINGS:
-            chosen.add(_SPELLINGS[name])
+            chosen.update(name for name in order if name != HEAD)
+        elif name in spellings:
+            chosen.add(spellings[name])
         else:
-            near = difflib.get_close_matches(name, [ALL_LINEAR, *_SPELLINGS], 1)
+            near = difflib.get_close_matches(name, [ALL_LINEAR, *spellings], 1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
-            allowed = ", ".join(f"{name}/{_short(name)}" for name in _ORDER)
+            if fused := _FUSED.get(_SPELLINGS.get(name, "")):
+                hint = f" (this model has it in {fused!r})" if fused in order else hint
+            allowed = ", ".join(f"{name}/{_short(name, spellings)}" for name in order)
             raise OptionError(
                 f"target_modules: unknown module {name!r}{hint}; allowed: {ALL_LINEAR}, {allowed}"
             )
-    return tuple(name for name in _ORDER if name in chosen)
+    return tuple(name for name in order if name in chosen)
 
 
-def _short(name: str) -> str:
-    spelt = [s for s, meant in _SPELLINGS.items() if meant == name and s != name and "." not in s]
+def _short(name: str, spellings: Mapping[str, str]) -> str:
+    spelt = [s for s, meant in spellings.items() if meant == name and s != name and "." not in s]
     return "/".join(spelt)
 
 

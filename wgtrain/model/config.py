@@ -1,26 +1,25 @@
-"""What a model is, in a dozen knobs read from GGUF metadata; everything that is not covered is
-refused by name.
-"""
+"""What a model is, in a few dozen knobs read from GGUF metadata."""
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
-from wgtrain.engine.weight import MATRIX_TYPES
-from wgtrain.errors import FileError
+from wgtrain.engine.attention import default_attention_scale
 from wgtrain.files import GGUF
 from wgtrain.files import LINEARS as ALL_LINEARS
-from wgtrain.files.architectures import (
-    ARCHITECTURES,
-    Architecture,
-    Key,
-    Values,
-    find_architecture,
-    unusable,
+from wgtrain.files.architecture import Architecture, Values
+from wgtrain.files.architectures import ARCHITECTURES, find_architecture, unusable
+from wgtrain.model.covered import (
+    check_kind,
+    feature_problems,
+    notes_on,
+    read_values,
+    shape_problems,
+    tensor_problems,
 )
-from wgtrain.files.source import shown
 from wgtrain.model.layers import Layer, Rope
 
-LINEARS = tuple(ALL_LINEARS)  # of a block, in the order of the forward pass
+LINEARS = tuple(ALL_LINEARS)  # of any block, in the order of the forward pass
 
 
 @dataclass(frozen=True)
@@ -36,10 +35,20 @@ class ModelConfig:
     feed_forward: int  # F
     vocabulary: int  # V
     norm_eps: float
-    qkv_bias: bool
-    qk_norm: bool
+    optional: frozenset[str]  # of the tensors that a block may have, those that it has
     tied_head: bool
     context: int  # positions the model was trained for
+    attention_scale: float  # of scores
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0  # of what a branch adds
+    logit_scale: float = 1.0  # logits are divided by it
+    softcap: float = 0.0  # of logits, 0 = none
+    notes: tuple[str, ...] = ()  # what a person is told of the file
+
+    @property
+    def row(self) -> Architecture:
+        """The row of the table of architectures."""
+        return ARCHITECTURES[self.architecture]
 
     @property
     def n_layer(self) -> int:
@@ -56,39 +65,70 @@ class ModelConfig:
         """The tensor that makes logits."""
         return "token_embd.weight" if self.tied_head else "output.weight"
 
+    @property
+    def block_linears(self) -> dict[str, str]:
+        """GGUF name -> Hugging Face module of the linears of a block, in the order of the forward
+        pass.
+        """
+        return self.row.block_linears("attn_qkv.weight" in self.optional)
+
+    @property
+    def rows_of_parts(self) -> dict[str, tuple[int, ...]]:
+        """The rows of the parts of linears that make several things at once."""
+        q, kv = self.n_head * self.head_size, self.n_head_kv * self.head_size
+        parts: dict[str, tuple[int, ...]] = {"attn_qkv": (q, kv, kv)}
+        if self.row.fused_gate:
+            parts["ffn_up"] = (self.feed_forward, self.feed_forward)
+        return parts
+
+    def _linear_shapes(self) -> dict[str, tuple[int, int]]:
+        q, kv = self.n_head * self.head_size, self.n_head_kv * self.head_size
+        up = self.feed_forward * (2 if self.row.fused_gate else 1)
+        shapes = {
+            "attn_q": (q, self.width),
+            "attn_k": (kv, self.width),
+            "attn_v": (kv, self.width),
+            "attn_qkv": (q + 2 * kv, self.width),
+            "attn_output": (self.width, q),
+            "ffn_gate": (self.feed_forward, self.width),
+            "ffn_up": (up, self.width),
+            "ffn_down": (self.width, self.feed_forward),
+        }
+        return {name: shapes[name] for name in self.block_linears}
+
     def linears(self) -> dict[str, tuple[int, int]]:
         """Every linear of the blocks, GGUF name -> (outputs, inputs), in the order of the forward
         pass.
         """
-        q, kv = self.n_head * self.head_size, self.n_head_kv * self.head_size
-        attention = [(q, self.width), (kv, self.width), (kv, self.width), (self.width, q)]
-        gate = (self.feed_forward, self.width)
-        shapes = [*attention, gate, gate, gate[::-1]]
         return {
             f"blk.{layer}.{name}.weight": shape
             for layer in range(self.n_layer)
-            for name, shape in zip(LINEARS, shapes, strict=True)
+            for name, shape in self._linear_shapes().items()
         }
 
     def vectors(self) -> dict[str, int]:
         """Every norm weight and bias, name -> length."""
+        row, block = self.row, {}
+        for norm in row.norms:
+            if norm not in row.may_norm or f"{norm}.weight" in self.optional:
+                block[f"{norm}.weight"] = self._norm_length(norm)
+                if row.has_bias(norm):
+                    block[f"{norm}.bias"] = self.width
+        for name, (rows, _) in self._linear_shapes().items():
+            if name in row.biases or f"{name}.bias" in self.optional:
+                block[f"{name}.bias"] = rows
         found = {"output_norm.weight": self.width}
+        if row.has_bias("output_norm"):
+            found["output_norm.bias"] = self.width
         for layer in range(self.n_layer):
-            block = {"attn_norm.weight": self.width, "ffn_norm.weight": self.width}
-            if self.qkv_bias:
-                kv = self.n_head_kv * self.head_size
-                block |= {
-                    "attn_q.bias": self.n_head * self.head_size,
-                    "attn_k.bias": kv,
-                    "attn_v.bias": kv,
-                }
-            if self.qk_norm:
-                block |= {
-                    "attn_q_norm.weight": self.head_size,
-                    "attn_k_norm.weight": self.head_size,
-                }
             found |= {f"blk.{layer}.{name}": length for name, length in block.items()}
         return found
+
+    def _norm_length(self, norm: str) -> int:
+        if norm not in ("attn_q_norm", "attn_k_norm"):
+            return self.width
+        heads = self.n_head if norm == "attn_q_norm" else self.n_head_kv
+        return self.head_size * (heads if self.row.wide_qk_norm or self.row.layer_norm else 1)
 
     def matrices(self) -> dict[str, tuple[int, int]]:
         """Every matrix, name -> (rows, columns)."""
@@ -100,143 +140,95 @@ class ModelConfig:
 
 def read_config(gguf: GGUF) -> ModelConfig:
     """The configuration of a model file; FileError for one that is not covered or not whole."""
-    if (kind := gguf.get("general.type", str, "model")) != "model":
-        raise FileError(f"{gguf.name}: general.type is {shown(kind)}, not 'model'")
+    check_kind(gguf)
     gguf.get("general.name", str, "")  # of use later, and refused now where it is no text
     row = find_architecture(gguf.get("general.architecture", str), gguf.name)
-    if features := _feature_problems(gguf, row):
+    if features := feature_problems(gguf, row):
         raise unusable(gguf.name, features)
-    embedding = gguf.tensors.get("token_embd.weight")
-    values: Values = {}
-    for key in row.keys:
-        values[key.field] = _read(gguf, row, key, values)
+    values = read_values(gguf, row)
+    if problems := _not_yet(row, values):
+        raise unusable(gguf.name, problems)
     if values["n_layer"] > (count := len(gguf.tensors)):
         problem = f"{row.name}.block_count {values['n_layer']}, but the file has {count} tensors"
         raise unusable(gguf.name, [problem])
+    if problems := shape_problems(row, values):
+        raise unusable(gguf.name, problems)
+    embedding = gguf.tensors.get("token_embd.weight")
     config = make_config(
         row,
         values,
         vocabulary=embedding.shape[0] if embedding and len(embedding.shape) == 2 else 0,
-        qkv_bias=any(name.endswith("attn_q.bias") for name in gguf.tensors),
-        tied_head="output.weight" not in gguf.tensors,
+        optional=optional_tensors(row, gguf.tensors),
+        tied_head=row.head == "tied" or (row.head == "any" and "output.weight" not in gguf.tensors),
+        notes=notes_on(gguf, row),
     )
-    problems = [*_shape_problems(gguf, config), *_tensor_problems(gguf, config)]
-    if values["value_size"] != config.head_size:
-        problems.append(
-            f"{row.name}.attention.value_length {values['value_size']} differs from key_length "
-            f"{config.head_size}, which is not supported"
-        )
+    problems = tensor_problems(gguf, row, config.n_layer, config.matrices(), config.vectors())
     if problems:
         raise unusable(gguf.name, problems)
     return config
 
 
+def _not_yet(row: Architecture, values: Values) -> list[str]:
+    problems = []
+    if row.name not in ("llama", "qwen2", "qwen3"):
+        problems.append(f"general.architecture {row.name} is not supported")
+    scaled = values["rope_scaling"] not in ("none", "linear") or values["rope_factor"] not in (0, 1)
+    if scaled or values["rope_attention"] not in (0, 1):
+        problems.append(f"{row.name}.rope.scaling is not supported")
+    if values["window"]:
+        problems.append(f"{row.name}.attention.sliding_window is not supported")
+    return problems
+
+
+def optional_tensors(row: Architecture, tensors: Iterable[str]) -> frozenset[str]:
+    """Of the tensors that blocks may have, without their block, those that any block has."""
+    may = {f"{name}.bias" for name in row.may_bias} | {f"{name}.weight" for name in row.may_norm}
+    may |= {"attn_qkv.weight", "attn_qkv.bias"}
+    found = (name.split(".", 2)[2] for name in tensors if name.count(".") == 3)
+    return frozenset(name for name in found if name in may)
+
+
 def make_config(
-    row: Architecture, values: Values, *, vocabulary: int, qkv_bias: bool, tied_head: bool
+    row: Architecture,
+    given: Values,
+    *,
+    vocabulary: int,
+    optional: frozenset[str] = frozenset(),
+    tied_head: bool,
+    notes: tuple[str, ...] = (),
 ) -> ModelConfig:
-    """The configuration of an architecture with numbers by `Key.field`, not checked."""
+    """The configuration of an architecture with numbers by `Key.field`, not checked; those that are
+    not given are what they are where a file is silent.
+    """
+    values = row.complete(given)
     rope = Rope(float(values["rope_theta"]), values["rotary"], row.rope_interleaved)
+    layers = (Layer(rope),) * values["n_layer"]
+    scale = values.get("attention_scale") or default_attention_scale(values["head_size"])
+    if row.width_scaled_layers == len(layers):
+        scale = default_attention_scale(values["width"] // values["n_head"])
     return ModelConfig(
         architecture=row.name,
         width=values["width"],
-        layers=(Layer(rope),) * values["n_layer"],
+        layers=layers,
         n_head=values["n_head"],
         n_head_kv=values["n_head_kv"],
         head_size=values["head_size"],
         feed_forward=values["feed_forward"],
         vocabulary=vocabulary,
         norm_eps=float(values["norm_eps"]),
-        qkv_bias=qkv_bias,
-        qk_norm=row.qk_norm,
+        optional=optional,
         tied_head=tied_head,
         context=values["context"],
+        attention_scale=scale,
+        embedding_scale=_embedding_scale(row, values),
+        residual_scale=values.get("residual_scale") or 1.0,
+        logit_scale=values.get("logit_scale") or 1.0,
+        softcap=values.get("final_softcap", 0.0),
+        notes=notes,
     )
 
 
-def _is_one_of(value: Any, allowed: tuple[Any, ...]) -> bool:
-    """Whether a value from a file is one of these and of its kind; an array never is."""
-    kinds = {bool: (bool,), str: (str,)}
-    return any(type(value) in kinds.get(type(v), (int, float)) and value == v for v in allowed)
-
-
-def _read(gguf: GGUF, row: Architecture, key: Key, before: Values) -> int | float:
-    """A number of the file, or what it is where the file is silent; FileError for a wrong one."""
-    name = f"{row.name}.{key.gguf}"
-    if name not in gguf.metadata and key.default is not None:
-        return key.default(before)
-    value = gguf.get(name, key.kind)
-    if not key.allows(value):
-        raise FileError(f"{gguf.name}: {name} is {shown(value)}; {key.allowed} is needed")
-    return value
-
-
-def _feature_problems(gguf: GGUF, row: Architecture) -> list[str]:
-    """Metadata that is not known, or known to change the mathematics."""
-    problems = []
-    parts = gguf.metadata.get("split.count", 1)
-    if not _is_one_of(parts, (0, 1)):
-        problems.append(f"split.count = {shown(parts)}: one part of a model; join the parts first")
-    for name, value in gguf.metadata.items():
-        prefix, _, key = name.partition(".")
-        if prefix != row.name or key in row.known:
-            continue
-        if key not in row.neutral:
-            problems.append(
-                f"{name} = {shown(value)} is not known, so it may be a feature that is not "
-                "supported"
-            )
-        elif not _is_one_of(value, row.neutral[key]):
-            problems.append(f"{name} = {shown(value)} is a feature that is not supported")
-    return problems
-
-
-def _shape_problems(gguf: GGUF, c: ModelConfig) -> list[str]:
-    prefix = c.architecture
-    problems = []
-    if c.n_head % c.n_head_kv:
-        problems.append(
-            f"{prefix}.attention.head_count {c.n_head} is no multiple of "
-            f"head_count_kv {c.n_head_kv}"
-        )
-    if c.head_size % 4:
-        problems.append(
-            f"{prefix}: head size {c.head_size} is no multiple of 4, which is not supported"
-        )
-    if c.head_size > 256:
-        problems.append(f"{prefix}: head size {c.head_size} is above 256, which is not supported")
-    rotary = c.layers[0].rope.rotary
-    if rotary % 2 or rotary > c.head_size:
-        problems.append(
-            f"{prefix}.rope.dimension_count {rotary} is not an even number up to {c.head_size}"
-        )
-    if ARCHITECTURES[prefix].biases and not c.qkv_bias:
-        problems.append(f"tensor blk.0.attn_q.bias is missing, which {prefix} needs")
-    return problems
-
-
-def _tensor_problems(gguf: GGUF, c: ModelConfig) -> list[str]:
-    matrices, vectors = c.matrices(), c.vectors()
-    expected: dict[str, tuple[int, ...]] = {
-        **matrices,
-        **{name: (n,) for name, n in vectors.items()},
-    }
-    problems = []
-    for name, shape in expected.items():
-        tensor = gguf.tensors.get(name)
-        if tensor is None:
-            problems.append(f"tensor {name} {shape} is missing")
-        elif tensor.shape != shape:
-            problems.append(f"tensor {name} has shape {tensor.shape}, {shape} is needed")
-        elif name in vectors and tensor.type not in ("F32", "F16", "BF16"):
-            problems.append(f"tensor {name} has type {tensor.type}; F32, F16 or BF16 is needed")
-        elif name in matrices and tensor.type not in MATRIX_TYPES:
-            problems.append(
-                f"tensor {name} has type {tensor.type}; supported are {', '.join(MATRIX_TYPES)}"
-            )
-    problems += [
-        f"tensor {shown(name)[1:-1]} is not known for {c.architecture}, so the model has a "
-        "feature that is not supported"
-        for name in gguf.tensors
-        if name not in expected
-    ]
-    return problems
+def _embedding_scale(row: Architecture, values: Values) -> float:
+    if row.embedding_by_width:
+        return math.sqrt(values["width"])
+    return values.get("embedding_scale") or 1.0

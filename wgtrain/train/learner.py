@@ -296,7 +296,9 @@ def lora_learner(
     """
     config = base.config
     blocks = lora.layer_indices(config.n_layer)
-    bases = target_tensors(config, resolve_targets(lora.target_modules), blocks)
+    bases = target_tensors(
+        config, resolve_targets(lora.target_modules, config.block_linears), blocks
+    )
     scale = lora.alpha / lora.rank
     trainables = lora_trainables(bases, base.limits, lora.rank, scale, lora.dropout)
     base = base.tuned(tuning, device)

@@ -74,9 +74,14 @@ def split_rows(data: Dataset, fraction: float, seed: int) -> tuple[Dataset, Data
 
 
 def adopt(
-    lora: LoraConfig, adapter: Adapter, n_layer: int, given: Iterable[str] = ()
+    lora: LoraConfig,
+    adapter: Adapter,
+    n_layer: int,
+    linears: Mapping[str, str],
+    given: Iterable[str] = (),
 ) -> LoraConfig:
-    """`lora` with rank, alpha and targets of an `adapter` that fits the model of `n_layer` blocks.
+    """`lora` with rank, alpha and targets of an `adapter` that fits the model of `n_layer` blocks
+    of `linears`, GGUF name -> module.
 
     Raises OptionError, listing all of them, for settings that differ from the adapter's and are in
     `given` or not at their default.
@@ -84,11 +89,11 @@ def adopt(
     places = {name: split_tensor(name) for name in adapter.tensors}
     if strange := [name for name, place in places.items() if place is None]:
         raise OptionError(f"init_adapter: no linears that are trained: {', '.join(strange)}")
-    modules = resolve_targets([place[1] for place in places.values() if place])
+    modules = resolve_targets([place[1] for place in places.values() if place], linears)
     blocks = sorted({place[0] for place in places.values() if place and place[0] >= 0})
     layers = "all" if len(blocks) in (0, n_layer) else _ranges(blocks)
-    linears = [name for name in modules if name != "output"]
-    if len(places) != len(linears) * len(blocks) + len(modules) - len(linears):
+    chosen = [name for name in modules if name != "output"]
+    if len(places) != len(chosen) * len(blocks) + len(modules) - len(chosen):
         raise OptionError("init_adapter: its blocks do not all have the same targets")
     brought = LoraConfig(
         adapter.rank, adapter.alpha or adapter.rank, lora.dropout, ",".join(modules), layers
@@ -97,7 +102,7 @@ def adopt(
     same = {
         "rank": lora.rank == brought.rank,
         "alpha": np.float32(lora.alpha) == np.float32(brought.alpha),
-        "target_modules": resolve_targets(lora.target_modules) == modules,
+        "target_modules": resolve_targets(lora.target_modules, linears) == modules,
         "layers": lora.layer_indices(n_layer) == brought.layer_indices(n_layer),
     }
     problems = [

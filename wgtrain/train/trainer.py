@@ -87,7 +87,9 @@ class Trainer(Loop):
             adapter_fits(
                 init_adapter, model.gguf.tensors, model.config.architecture, "init_adapter"
             )
-            lora = adopt(lora, init_adapter, model.config.n_layer, given)
+            lora = adopt(
+                lora, init_adapter, model.config.n_layer, model.config.block_linears, given
+            )
         self.model, self.rows, self.valid, self.lora, self.config = model, rows, valid, lora, config
         self.host: Host = host or model.host
 
