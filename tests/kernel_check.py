@@ -192,8 +192,8 @@ class Checker:
         `libraries` by role, beside that of the weight.
         """
         kernel, params = self._kernel(name, arrays, params, constants, libraries)
-        known = {**(constants or {}), **kernel.constants, **params, **(step or {}), **arrays}
-        known |= libraries or {}
+        known = {**(libraries or {}), **(constants or {}), **kernel.constants, **params}
+        known |= {**(step or {}), **arrays}
         want = call_oracle(name, {n: as_float64(value) for n, value in known.items()})
         written = {slot.name for slot in kernel.slots if slot.access == "read_write"}
         assert set(want) == written, f"kernel '{name}' writes {written}, its oracle {set(want)}"

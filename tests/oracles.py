@@ -151,6 +151,36 @@ def rms_norm_backward(
     return {"dx": dx + gradient.reshape(x.shape)}
 
 
+def layer_norm(
+    x: np.ndarray,
+    w: np.ndarray,
+    groups: int,
+    eps: float,
+    bias: np.ndarray | float = 0.0,
+) -> Outputs:
+    parts = x.reshape(len(x), groups, -1)
+    centred = parts - parts.mean(-1, keepdims=True)
+    y = centred / np.sqrt(np.mean(centred**2, -1, keepdims=True) + eps)
+    return {"y": y.reshape(x.shape) * w + bias}
+
+
+def layer_norm_backward(
+    x: np.ndarray,
+    w: np.ndarray,
+    dy: np.ndarray,
+    groups: int,
+    eps: float,
+    dx: np.ndarray | float = 0.0,
+) -> Outputs:
+    parts, upstream = x.reshape(len(x), groups, -1), (w * dy).reshape(len(x), groups, -1)
+    centred = parts - parts.mean(-1, keepdims=True)
+    r = 1 / np.sqrt(np.mean(centred**2, -1, keepdims=True) + eps)
+    z = centred * r
+    inner = np.mean(z * upstream, -1, keepdims=True)
+    gradient = r * (upstream - upstream.mean(-1, keepdims=True) - z * inner)
+    return {"dx": dx + gradient.reshape(x.shape)}
+
+
 def rope(
     x: np.ndarray,
     positions: np.ndarray,

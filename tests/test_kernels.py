@@ -189,6 +189,38 @@ def test_rms_norm_of_zeros(check: Any) -> None:
     check("rms_norm_backward", arrays, params, rows=2, constants={"ADD": False})
 
 
+@pytest.mark.parametrize(
+    ("rows", "groups", "d"),
+    [(3, 1, 7), (2, 1, 255), (33, 1, 260), (17, 3, 4), (5, 2, 80)],
+)
+@pytest.mark.parametrize(("size", "centre"), [(1.0, 0.0), (1e-4, 0.0), (1.0, 10.0)])
+def test_layer_norm(check: Any, rows: int, groups: int, d: int, size: float, centre: float) -> None:
+    """Also where the mean is large: what differs from it then has fewer digits in x itself."""
+    params = {"rows": "T", "groups": groups, "d4": padded(d) // 4, "d": d, "eps": 1e-6}
+    x, dy, dx = normal(3, rows, groups * d)
+    w, bias = normal(2, groups * d)
+    arrays = {"x": centre + x * size, "w": w}
+    constants: dict[str, Any] = {"LANES": 64 if groups > 1 else 8}
+    how: dict[str, Any] = {"rows": rows, "tolerance": 8e-7 * (1 + centre)}
+    check("layer_norm", arrays, params, constants=constants, **how)
+    with_bias = {**arrays, "bias": bias}
+    check("layer_norm", with_bias, params, constants=constants, libraries={"bias": "bias"}, **how)
+    backward = {**arrays, "dy": dy}
+    constants["ADD"] = False
+    check("layer_norm_backward", backward, params, constants=constants, **how)
+    backward["dx"], constants["ADD"] = dx, True
+    check("layer_norm_backward", backward, params, constants=constants, **how)
+
+
+def test_layer_norm_of_equal_values(check: Any) -> None:
+    """No variance, and in the padding no differences from the mean."""
+    params = {"rows": "T", "groups": 1, "d4": 2, "d": 7, "eps": 1e-6}
+    arrays = {"x": np.full((2, 7), 3.0), "w": normal(7)}
+    check("layer_norm", arrays, params, rows=2, scale=1.0)
+    arrays["dy"] = normal(2, 7)
+    check("layer_norm_backward", arrays, params, rows=2, constants={"ADD": False})
+
+
 def rope_table(positions: int, rotary: int) -> np.ndarray:
     """(position, rotary / 2, cos and sin)."""
     frequencies = 10000.0 ** (-np.arange(0, rotary, 2) / rotary)

@@ -98,6 +98,37 @@ def test_rms_norm(device: Device, t: int, d: int, groups: int) -> None:
     )
 
 
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize(("t", "d"), [(1, 4), (5, 8), (17, 12)])
+def test_layer_norm(device: Device, t: int, d: int, groups: int, biased: bool) -> None:
+    """Each head with a weight and a bias of its own."""
+    check_op(
+        device,
+        lambda tape, x: ops.layer_norm(
+            tape.graph, x.x, x.w, x.bias if biased else None, 1e-2, groups
+        ),
+        lambda x: oracles.layer_norm(x.x, x.w, groups, 1e-2, x.bias * biased)["y"],
+        {"x": 0.5 + normal(t, groups * d)},
+        fixed={"w": 1 + 0.2 * normal(groups * d), "bias": 0.3 * normal(groups * d)},
+    )
+
+
+@pytest.mark.parametrize("norm", [ops.rms_norm, ops.layer_norm])
+def test_norms_of_rows_that_are_no_multiple_of_four(device: Device, norm: Any) -> None:
+    """Also those of all heads together, whose weight is as long as the row."""
+    w, bias = 1 + 0.2 * normal(70), 0.3 * normal(70)
+    oracle = {ops.rms_norm: oracles.rms_norm, ops.layer_norm: oracles.layer_norm}[norm]
+    more: Any = (bias,) if norm is ops.layer_norm else ()
+    check_op(
+        device,
+        lambda tape, x: norm(tape.graph, x.x, x.w, *[x.bias for _ in more], 1e-2),
+        lambda x: oracle(x.x, x.w, 1, 1e-2, *[x.bias for _ in more])["y"],
+        {"x": normal(5, 70)},
+        fixed={"w": w, "bias": bias} if more else {"w": w},
+    )
+
+
 @pytest.mark.parametrize(("t", "d"), SIZES)
 def test_gather(device: Device, t: int, d: int) -> None:
     index = np.arange(t)[::-2].astype(np.int32)

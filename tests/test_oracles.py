@@ -56,6 +56,16 @@ def test_rms_norm_backward(groups: int) -> None:
     np.testing.assert_allclose(added, already + result)
 
 
+@pytest.mark.parametrize("groups", [1, 3])
+def test_layer_norm_backward(groups: int) -> None:
+    x, dy, already, w = normal(5, 12), normal(5, 12), normal(5, 12), normal(12)
+    eps = 1e-2
+    result = oracles.layer_norm_backward(x, w, dy, groups, eps)["dx"]
+    check_gradient(lambda x: oracles.layer_norm(x, w, groups, eps, w)["y"], x, dy, result)
+    added = oracles.layer_norm_backward(x, w, dy, groups, eps, already)["dx"]
+    np.testing.assert_allclose(added, already + result)
+
+
 @pytest.mark.parametrize("rotary", [4, 8])
 @pytest.mark.parametrize("interleaved", [False, True])
 def test_rope_inverse(interleaved: bool, rotary: int) -> None:

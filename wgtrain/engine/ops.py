@@ -78,6 +78,40 @@ def rms_norm(
     return y
 
 
+def layer_norm(
+    g: Graph,
+    x: Tensor,
+    weight: Window,
+    bias: Window | None,
+    eps: float,
+    groups: int = 1,
+    name: str = "norm",
+    into: Window | None = None,
+) -> Tensor:
+    """(x - mean) / sqrt(variance + eps) * weight + bias over each of `groups` equal parts of a row
+    (T, groups d), each with its own part of `weight` and `bias` (groups d,); `into` keeps it.
+    """
+    d = x.cols // groups
+    params = {"rows": x.rows, "groups": groups, "d4": padded(d) // 4, "d": d, "eps": eps}
+    y = g.tensor(name, x.rows, x.cols, trains=x.trains)
+    operands = {"x": x, "w": weight, "y": into or y}
+    libraries = {}
+    if bias is not None:
+        operands["bias"], libraries["bias"] = bias, "bias"
+    g.launch_tuned("layer_norm", operands, params, libraries=libraries)
+    saved = g.save(x) if x.trains else None
+
+    def vjp(dy: Tensor) -> None:
+        assert saved is not None
+        kept = saved()
+        dx, add = g.gradient(x)
+        operands = {"x": kept, "w": weight, "dy": dy, "dx": dx}
+        g.launch_tuned("layer_norm_backward", operands, params, {"ADD": add})
+
+    g.on_backward(y, vjp)
+    return y
+
+
 def dropout(g: Graph, x: Tensor, p: float, site: int, into: Tensor | None = None) -> Tensor:
     """x * mask / (1 - p), or added onto `into`. The mask is a hash: its gradient is the same
     operation.

@@ -106,6 +106,8 @@ _CPU = {
     # One vector register's worth of invocations a row: what meets at a barrier costs there.
     "rms_norm": _choice("rms_norm", LANES=8),
     "rms_norm_backward": _choice("rms_norm_backward", LANES=8),
+    "layer_norm": _choice("layer_norm", LANES=8),
+    "layer_norm_backward": _choice("layer_norm_backward", LANES=8),
     "cross_entropy_chunk": _choice("cross_entropy_chunk", LANES=8),
 }
 
@@ -164,6 +166,8 @@ _GPU = {
     "attention_backward_kv": _choice("attention_backward_kv_tiled"),
     "rms_norm": _choice("rms_norm", LANES=64),
     "rms_norm_backward": _choice("rms_norm_backward", LANES=64),
+    "layer_norm": _choice("layer_norm", LANES=64),
+    "layer_norm_backward": _choice("layer_norm_backward", LANES=64),
     "cross_entropy_chunk": _choice("cross_entropy_chunk", LANES=256),
 }
 # Where an adapter with subgroups differs; SUBGROUP is set to their true size. SwiftShader's four
@@ -282,7 +286,13 @@ GPU_CANDIDATES: dict[str, tuple[Choice, ...]] = {
     ),
     **{
         kernel: tuple(_choice(kernel, LANES=lanes) for lanes in (32, 64, 128, 256))
-        for kernel in ("rms_norm", "rms_norm_backward", "cross_entropy_chunk")
+        for kernel in (
+            "rms_norm",
+            "rms_norm_backward",
+            "layer_norm",
+            "layer_norm_backward",
+            "cross_entropy_chunk",
+        )
     },
 }
 
