@@ -1,9 +1,10 @@
 // One vocabulary chunk of softmax cross-entropy with a running maximum m and sum s per row:
-// m' = max(m, max_v l[v]), factor = exp(m - m'), s' = s factor + sum_v exp(l[v] - m'), l[v] <- exp(l[v] - m').
+// m' = max(m, max_v l[v]), factor = exp(m - m'), s' = s factor + sum_v exp(l[v] - m'), l[v] <- exp(l[v] - m'),
+// where l[v] is the score of the logit and the result is taken back to the logit by the score's slope.
 // The caller then does sum_v exp(l - m') W[v] with the earlier sum times factor: no (C, V) array exists.
 // One workgroup walks the chunk of one trained token.
 // grid: 1, rows
-// use: reduce, running
+// use: reduce, running, score=score_plain
 struct Params {
   rows: u32,
   first: u32, // vocabulary index of the chunk's first column; the chunk at 0 starts the running values
@@ -31,19 +32,20 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
   }
   let column = targets[row] - params.first;
   if column < params.columns {
-    state.target_logit = logits[base + column / 4u][column % 4u];
+    state.target_logit = to_score(logits[base + column / 4u][column % 4u]);
   }
   var highest = vec4<f32>(-1e30);
   for (var i = lane; i < count; i += LANES) {
-    highest = max(highest, select(vec4<f32>(-1e30), logits[base + i], inside(i)));
+    highest = max(highest, select(vec4<f32>(-1e30), to_score4(logits[base + i]), inside(i)));
   }
   let chunk_highest = max(max(highest.x, highest.y), max(highest.z, highest.w));
   let above = max(state.highest, workgroup_max(lane, chunk_highest));
   storageBarrier();
   var sums = vec4<f32>(0.0);
   for (var i = lane; i < count; i += LANES) {
-    let p = select(vec4<f32>(0.0), exp(logits[base + i] - above), inside(i));
-    logits[base + i] = p;
+    let score = to_score4(logits[base + i]);
+    let p = select(vec4<f32>(0.0), exp(score - above), inside(i));
+    logits[base + i] = score_back4(score, p);
     sums += p;
   }
   let total = workgroup_sum(lane, dot(sums, vec4<f32>(1.0)));

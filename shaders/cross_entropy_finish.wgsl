@@ -1,7 +1,7 @@
 // dX[c] = sum[c] / total[c] - W[target[c]], where sum[c] = sum_v exp(l[v] - m) W[v]: the gradient of
-// log sum_v exp(l[v]) - l[target]. Several segments of W: the first DIVIDEs, each subtracts the rows it holds.
+// log sum_v exp(l[v]) - l[target]; W[target] times the slope of the score that l[target] is. Several segments of W: the first DIVIDEs, each subtracts the rows it holds.
 // One invocation finishes four values.
-// use: step, flat, elements, weight=weight_f32, running
+// use: step, flat, elements, weight=weight_f32, running, score=score_plain
 struct Params {
   rows: u32,
   d4: u32,
@@ -25,7 +25,8 @@ fn element(at: u32) {
   }
   let row = targets[c] - params.row_start;
   if row < params.row_count {
-    value -= weight_at(weight_load(row, 0u, column / WEIGHT_STEPS), column % WEIGHT_STEPS);
+    let target_row = weight_at(weight_load(row, 0u, column / WEIGHT_STEPS), column % WEIGHT_STEPS);
+    value -= score_back4(vec4<f32>(running[c].target_logit), target_row);
   }
   dx[at] = value;
 }

@@ -1,7 +1,8 @@
-// Second pass for a trained head: l[v] <- exp(l[v] - m) / total - (v == target), the gradient of cross-entropy.
+// Second pass for a trained head: l[v] <- exp(l[v] - m) / total - (v == target), the gradient of cross-entropy,
+// where l[v] is the score of the logit and the gradient is taken back to the logit by the score's slope.
 // One invocation rewrites four values of the chunk; the padding of a row becomes zero.
 // grid: min(ceil_div(rows * stride // 4, FLAT), 65535), ceil_div(rows * stride // 4, 65535 * FLAT)
-// use: step, flat, running
+// use: step, flat, running, score=score_plain
 struct Params {
   rows: u32,
   first: u32, // vocabulary index of the chunk's first column
@@ -26,7 +27,8 @@ fn main(
   let row = at / d4;
   let column = vec4<u32>(4u * (at % d4)) + vec4<u32>(0u, 1u, 2u, 3u);
   let state = running[row];
-  let p = exp(logits[at] - state.highest) / state.total;
+  let score = to_score4(logits[at]);
+  let p = exp(score - state.highest) / state.total;
   let one = select(vec4<f32>(0.0), vec4<f32>(1.0), column + params.first == vec4<u32>(targets[row]));
-  logits[at] = select(vec4<f32>(0.0), p - one, column < vec4<u32>(params.columns));
+  logits[at] = select(vec4<f32>(0.0), score_back4(score, p - one), column < vec4<u32>(params.columns));
 }

@@ -209,7 +209,7 @@ def within(ranges: np.ndarray) -> np.ndarray:
 
 
 def capped(product: np.ndarray, CAP: float) -> tuple[np.ndarray, np.ndarray | float]:
-    """The score of scale q . k, and its slope."""
+    """The score of scale q . k or of a logit, and its slope."""
     if not CAP:
         return product, 1.0
     return CAP * np.tanh(product / CAP), 1 - np.tanh(product / CAP) ** 2
@@ -379,7 +379,9 @@ def cross_entropy_chunk(
     first: int,
     columns: int,
     running: np.ndarray | None = None,
+    CAP: float = 0.0,
 ) -> Outputs:
+    logits, slope = capped(logits, CAP)
     if first == 0 or running is None:
         running = np.tile([-np.inf, 0.0, 0.0, 0.0], (len(logits), 1))
     highest, total, target_logit, _ = running.T
@@ -391,7 +393,7 @@ def cross_entropy_chunk(
     found = logits[np.arange(len(logits)), np.where(inside, column, 0)]
     target_logit = np.where(inside, found, target_logit)
     return {
-        "logits": p,
+        "logits": p * slope,
         "running": np.stack([above, total * factor + p.sum(1), target_logit, factor], 1),
     }
 
@@ -404,19 +406,27 @@ def cross_entropy_finish(
     row_start: int,
     row_count: int,
     DIVIDE: bool = True,
+    CAP: float = 0.0,
 ) -> Outputs:
     row = targets.astype(np.int64) - row_start
     inside = (row >= 0) & (row < row_count)
     target = np.where(inside[:, None], weight[np.where(inside, row, 0)], 0.0)
+    if CAP:
+        target *= 1 - (running[:, 2:3] / CAP) ** 2
     return {"dx": (dx / running[:, 1:2] if DIVIDE else dx) - target}
 
 
 def cross_entropy_grad(
-    targets: np.ndarray, running: np.ndarray, logits: np.ndarray, first: int
+    targets: np.ndarray, running: np.ndarray, logits: np.ndarray, first: int, CAP: float = 0.0
 ) -> Outputs:
+    logits, slope = capped(logits, CAP)
     p = np.exp(logits - running[:, :1]) / running[:, 1:2]
     columns = first + np.arange(logits.shape[1])
-    return {"logits": p - (targets[:, None] == columns)}
+    return {"logits": (p - (targets[:, None] == columns)) * slope}
+
+
+def soft_cap(y: np.ndarray, CAP: float) -> Outputs:
+    return {"y": capped(y, CAP)[0]}
 
 
 def loss_sum(running: np.ndarray, totals: np.ndarray) -> Outputs:

@@ -18,6 +18,7 @@ from kernel_check import (
 from random_blocks import SHAPES_OF_PACKS, dequantised, encoded
 
 from wgtrain import random
+from wgtrain.engine.attention import score
 from wgtrain.engine.graph import padded
 from wgtrain.engine.kernel import load_kernel
 from wgtrain.engine.structs import CONTROL, REPORT, TOTALS
@@ -449,9 +450,18 @@ def chunks(vocabulary: int, columns: int) -> list[tuple[int, int]]:
     return [(first, min(columns, vocabulary - first)) for first in range(0, vocabulary, columns)]
 
 
+def scores(cap: float) -> dict[str, Any]:
+    """The constants and libraries of kernels whose logits or scores are capped, 0 = are not."""
+    constants, libraries = score(cap)
+    return {"constants": constants, "libraries": libraries}
+
+
+@pytest.mark.parametrize("cap", [0.0, 1.5])
 @pytest.mark.parametrize("size", [1.0, 1e4])
 @pytest.mark.parametrize(("rows", "vocabulary", "columns"), [(1, 1, 4), (3, 71, 20), (17, 260, 64)])
-def test_cross_entropy(check: Any, rows: int, vocabulary: int, columns: int, size: float) -> None:
+def test_cross_entropy(
+    check: Any, rows: int, vocabulary: int, columns: int, size: float, cap: float
+) -> None:
     """Over several chunks, each fed with what the one before made; and against plain softmax."""
     logits = normal(rows, vocabulary) * size
     targets = np.random.randint(0, vocabulary, rows).astype(np.uint32)
@@ -463,29 +473,38 @@ def test_cross_entropy(check: Any, rows: int, vocabulary: int, columns: int, siz
         if running is not None:
             arrays["running"] = running
         params = {"rows": "C", "first": first, "columns": count, "stride": padded(count)}
-        lanes = {"LANES": 256 if rows == 17 else 8}
-        got = check("cross_entropy_chunk", arrays, params, rows=rows, constants=lanes, scale=1.0)
+        how = scores(cap)
+        how["constants"]["LANES"] = 256 if rows == 17 else 8
+        got = check("cross_entropy_chunk", arrays, params, rows=rows, scale=1.0, **how)
         running = got["running"]
     assert running is not None
     totals = np.array([(0.5, 3)], TOTALS)
     arrays = {"running": running, "totals": totals}
     got = check("loss_sum", arrays, {"rows": "C"}, rows=rows)["totals"][0]
-    exact = logits.astype(np.float32).astype(np.float64)
+    read = logits.astype(np.float32).astype(np.float64)
+    exact, slope = oracles.capped(read, cap)
     lse = exact.max(1) + np.log(np.exp(exact - exact.max(1, keepdims=True)).sum(1))
     losses = lse - exact[np.arange(rows), targets]
     assert abs(got["loss"] - 0.5 - losses.sum()) <= 1e-6 * max(1.0, np.abs(lse).sum())
     for first, count in chunks(vocabulary, columns):
-        arrays = {"targets": targets, "running": running, "logits": exact[:, first : first + count]}
+        arrays = {"targets": targets, "running": running, "logits": read[:, first : first + count]}
         params = {"rows": "C", "first": first, "columns": count, "stride": padded(count)}
-        got = check("cross_entropy_grad", arrays, params, rows=rows, scale=1.0)
+        got = check("cross_entropy_grad", arrays, params, rows=rows, scale=1.0, **scores(cap))
         pieces.append(got["logits"][:, :count])
     softmax = np.exp(exact - lse[:, None])
     softmax[np.arange(rows), targets] -= 1
-    np.testing.assert_allclose(np.concatenate(pieces, 1), softmax, atol=1e-6)
+    np.testing.assert_allclose(np.concatenate(pieces, 1), softmax * slope, atol=1e-6)
 
 
+@pytest.mark.parametrize("size", [1.0, 8.0, 1e6])
+def test_soft_cap(check: Any, size: float) -> None:
+    """About the cap, where tanh is flat, and far beyond."""
+    check("soft_cap", {"y": size * normal(5, 71)}, elementwise(71, "C"), rows=5, **scores(1.5))
+
+
+@pytest.mark.parametrize("cap", [0.0, 3.0])
 @pytest.mark.parametrize("type_", TYPES)
-def test_cross_entropy_finish(check: Any, type_: str) -> None:
+def test_cross_entropy_finish(check: Any, type_: str, cap: float) -> None:
     for rows, d in ((1, 4), (9, 260)):
         d, dx = columns_of(type_, d), None
         targets = np.random.randint(0, 50, rows).astype(np.uint32)
@@ -499,13 +518,15 @@ def test_cross_entropy_finish(check: Any, type_: str) -> None:
                 "dx": normal(rows, d) if dx is None else dx,
             }
             params = {**elementwise(d, "C"), "row_start": row_start, "row_count": row_count}
-            constants = {"DIVIDE": row_start == 0}
-            if type_ != "F32" and row_start:
-                break  # one more format tells nothing new about the second segment
-            dx = check("cross_entropy_finish", arrays, params, rows=rows, constants=constants)["dx"]
+            how = scores(cap)
+            how["constants"]["DIVIDE"] = row_start == 0
+            if type_ != "F32" and (row_start or cap):
+                break  # one more format tells nothing new about the second segment or caps
+            dx = check("cross_entropy_finish", arrays, params, rows=rows, **how)["dx"]
 
 
-def test_cross_entropy_of_logits_that_are_not_finite(checker: Checker) -> None:
+@pytest.mark.parametrize("cap", [0.0, 30.0])
+def test_cross_entropy_of_logits_that_are_not_finite(checker: Checker, cap: float) -> None:
     """The loss must not come out finite, or nobody notices."""
     for bad in (np.inf, np.nan, -np.inf):
         logits = np.ones((1, 8), np.float32)
@@ -515,7 +536,8 @@ def test_cross_entropy_of_logits_that_are_not_finite(checker: Checker) -> None:
         arrays = {"targets": np.array([1], np.uint32), "logits": logits.view(np.uint32)}
         params = {"rows": "C", "first": 0, "columns": 8, "stride": 8}
         like = {"running": np.zeros((1, 4)), "logits": np.zeros((1, 8))}
-        running = checker.run("cross_entropy_chunk", arrays, params, like, rows=1)["running"]
+        got = checker.run("cross_entropy_chunk", arrays, params, like, rows=1, **scores(cap))
+        running = got["running"]
         arrays = {"running": running.view(np.uint32), "totals": np.zeros(1, TOTALS)}
         like = {"totals": np.zeros(1, TOTALS)}
         got = checker.run("loss_sum", arrays, {"rows": "C"}, like, rows=1)["totals"]

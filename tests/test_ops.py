@@ -16,7 +16,7 @@ from wgtrain.engine.inputs import visible
 from wgtrain.engine.kernel import load_kernel
 from wgtrain.engine.linear import Linear, linear
 from wgtrain.engine.lora import Lora
-from wgtrain.engine.loss import cross_entropy
+from wgtrain.engine.loss import cross_entropy, head_logits
 from wgtrain.engine.structs import TOTALS
 from wgtrain.engine.weight import plan_weight
 from wgtrain.gpu import Device, Limits
@@ -256,9 +256,12 @@ def dropped(x: np.ndarray, p: float, key: int, site: int) -> np.ndarray:
     return oracles.dropout(x, padded(x.shape[1]) // 4, key, site, threshold, 1 / (1 - p))["y"]
 
 
+@pytest.mark.parametrize("softcap", [0.0, 3.0])
 @pytest.mark.parametrize("adapter", [False, True])
 @pytest.mark.parametrize(("limits", "columns"), [(None, 64), (None, 128), (TWO_SEGMENTS, 64)])
-def test_cross_entropy(device: Device, limits: Limits | None, columns: int, adapter: bool) -> None:
+def test_cross_entropy(
+    device: Device, limits: Limits | None, columns: int, adapter: bool, softcap: float
+) -> None:
     """Its gradient is that of the sum of the losses, and begins the backward pass itself."""
     c, d, v, rank, scale = 7, 12, 130, 3, 0.5
     head, targets = normal(v, d), np.random.randint(0, v, c).astype(np.uint32)
@@ -272,9 +275,8 @@ def test_cross_entropy(device: Device, limits: Limits | None, columns: int, adap
     loras = (Lora(*parameters, scale),) if adapter else ()
     totals = tape.fixed("totals", np.zeros(TOTALS.itemsize // 4, np.uint32))
     inputs: Any = SimpleNamespace(targets=tape.fixed("targets", targets))
-    cross_entropy(
-        tape.graph, hidden, Linear(frozen(tape, head, limits), None, loras), inputs, totals, columns
-    )
+    of = Linear(frozen(tape, head, limits), None, loras)
+    cross_entropy(tape.graph, hidden, of, inputs, totals, columns, softcap)
     tape.output("d.hidden", tape.graph.gradient(hidden)[0])
     tape.window("loss", totals, (1, 4))
 
@@ -282,6 +284,7 @@ def test_cross_entropy(device: Device, limits: Limits | None, columns: int, adap
         x = {**values, **changed}
         logits = x["hidden"] @ head.astype(np.float32).astype(np.float64).T
         logits += scale * (x["hidden"] @ x["a"].T) @ x["b"].T
+        logits = oracles.capped(logits, softcap)[0]
         highest = logits.max(1)
         logs = highest + np.log(np.exp(logits - highest[:, None]).sum(1))
         return float((logs - logits[np.arange(c), targets]).sum())
@@ -291,6 +294,20 @@ def test_cross_entropy(device: Device, limits: Limits | None, columns: int, adap
     for name in ("hidden", *(["a", "b"] if adapter else [])):
         want = finite_differences(lambda x, n=name: loss(**{n: x}), values[name])
         compare(name, found[f"d.{name}"] - (name != "hidden"), want, 3e-6)
+
+
+@pytest.mark.parametrize("softcap", [0.0, 3.0])
+def test_head_logits(device: Device, softcap: float) -> None:
+    hidden, head, bias = normal(7, 12), normal(70, 12), normal(70)
+    tape = Tape(7)
+    x = tape.graph.tensor("hidden", "C", 12)
+    tape._copy(tape.fixed("given", hidden), x, hidden.size)
+    result = tape.fixed("logits", np.zeros((7, 70)))
+    of = Linear(frozen(tape, head, TWO_SEGMENTS), tape.fixed("bias", bias))
+    head_logits(tape.graph, x, of, result, softcap)
+    tape.window("logits", result, (7, 70))
+    want = oracles.capped(hidden @ head.T + bias, softcap)[0]
+    compare("logits", tape.run(device, trained=7)["logits"], want, 1e-6)
 
 
 def test_a_wrong_operation_is_seen(device: Device) -> None:

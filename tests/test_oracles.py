@@ -152,49 +152,52 @@ def test_dropout_is_its_own_gradient() -> None:
     check_gradient(lambda x: oracles.dropout(x, **settings)["y"], x, dy, back)
 
 
-def true_loss(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+def true_loss(logits: np.ndarray, targets: np.ndarray, cap: float = 0.0) -> np.ndarray:
     """Cross-entropy of each row, written plainly."""
+    logits = cap * np.tanh(logits / cap) if cap else logits
     return np.log(np.exp(logits).sum(1)) - logits[np.arange(len(logits)), targets]
 
 
 def walk_chunks(
-    logits: np.ndarray, targets: np.ndarray, columns: int
+    logits: np.ndarray, targets: np.ndarray, columns: int, cap: float = 0.0
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     """(final running values, [running values after each chunk]) over chunks of so many columns."""
     running, kept = None, []
     for first in range(0, logits.shape[1], columns):
         chunk = logits[:, first : first + columns]
-        result = oracles.cross_entropy_chunk(targets, chunk, first, chunk.shape[1], running)
+        result = oracles.cross_entropy_chunk(targets, chunk, first, chunk.shape[1], running, cap)
         running = result["running"]
         kept.append(running)
     assert running is not None
     return running, kept
 
 
+@pytest.mark.parametrize("cap", [0.0, 1.5])
 @pytest.mark.parametrize("columns", [3, 4, 11])
-def test_cross_entropy_loss_and_logit_gradient(columns: int) -> None:
+def test_cross_entropy_loss_and_logit_gradient(columns: int, cap: float) -> None:
     logits, targets = normal(4, 11) * 2, np.array([0, 10, 3, 7])
-    running, _ = walk_chunks(logits, targets, columns)
+    running, _ = walk_chunks(logits, targets, columns, cap)
     totals = np.array([(1.5, 2)], [("loss", "f8"), ("count", "i8")])
     result = oracles.loss_sum(running, totals)["totals"][0]
-    np.testing.assert_allclose(result["loss"], 1.5 + true_loss(logits, targets).sum())
+    np.testing.assert_allclose(result["loss"], 1.5 + true_loss(logits, targets, cap).sum())
     assert result["count"] == 6
     pieces = [
-        oracles.cross_entropy_grad(targets, running, logits[:, first : first + columns], first)
+        oracles.cross_entropy_grad(targets, running, logits[:, first : first + columns], first, cap)
         for first in range(0, 11, columns)
     ]
     gradient = np.concatenate([piece["logits"] for piece in pieces], 1)
-    check_gradient(lambda l: true_loss(l, targets), logits, np.ones(4), gradient)
+    check_gradient(lambda l: true_loss(l, targets, cap), logits, np.ones(4), gradient)
 
 
+@pytest.mark.parametrize("cap", [0.0, 1.5])
 @pytest.mark.parametrize("split", [11, 6])
-def test_cross_entropy_hidden_gradient(split: int) -> None:
+def test_cross_entropy_hidden_gradient(split: int, cap: float) -> None:
     """Chunks of four with rescaled sums, then one or two segments of the head to finish with."""
     weight, hidden, targets = normal(11, 5), normal(4, 5), np.array([0, 10, 5, 6])
     logits, gradient, running = hidden @ weight.T, np.zeros((4, 5)), None
     for first in range(0, 11, 4):
         chunk = logits[:, first : first + 4]
-        result = oracles.cross_entropy_chunk(targets, chunk, first, chunk.shape[1], running)
+        result = oracles.cross_entropy_chunk(targets, chunk, first, chunk.shape[1], running, cap)
         running = result["running"]
         gradient = oracles.scale_rows(running, gradient)["y"]
         n = chunk.shape[1]
@@ -205,9 +208,9 @@ def test_cross_entropy_hidden_gradient(split: int) -> None:
         if start < end:
             part = weight[start:end]
             gradient = oracles.cross_entropy_finish(
-                targets, running, part, gradient, start, end - start, DIVIDE=start == 0
+                targets, running, part, gradient, start, end - start, DIVIDE=start == 0, CAP=cap
             )["dx"]
-    check_gradient(lambda h: true_loss(h @ weight.T, targets), hidden, np.ones(4), gradient)
+    check_gradient(lambda h: true_loss(h @ weight.T, targets, cap), hidden, np.ones(4), gradient)
 
 
 def test_matmuls_differentiate_each_other() -> None:

@@ -1,4 +1,4 @@
-// Running values of one trained token's softmax over vocabulary chunks.
+// Running values of one trained token's softmax over vocabulary chunks; its logits are scores (score_*.wgsl).
 struct Running {
   highest: f32, // largest logit so far
   total: f32, // sum of exp(logit - highest)

@@ -1,4 +1,4 @@
-// The score that softmax sees of scale Q . K: itself.
+// The score that softmax sees of scale Q . K, or of a logit: itself.
 // Every score_*.wgsl gives the same, for one score and for four: `to_score` makes it, and `score_back` takes
 // a gradient d of the score s back to scale Q . K.
 fn to_score(product: f32) -> f32 {

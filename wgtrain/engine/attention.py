@@ -70,11 +70,8 @@ def attention(
     """
     head_size = q.cols // heads
     params = {"rows": q.rows, "heads": heads, "kv_heads": kv_heads, "scale": scale}
-    constants: dict[str, float] = {"E4": head_size // 4}
-    libraries = {}
-    if softcap:
-        constants["CAP"] = softcap
-        libraries["score"] = "score_capped"
+    cap, libraries = score(softcap)
+    constants = {"E4": head_size // 4, **cap}
     o = g.tensor("attention", q.rows, q.cols, trains=q.trains or k.trains or v.trains)
     stats = g.tensor("attention.stats", q.rows, 2 * heads)
     operands = {"q": q, "k": k, "v": v, "key_range": ranges.keys, "o": o, "stats": stats}
@@ -104,6 +101,13 @@ def attention(
 
     g.on_backward(o, vjp)
     return o
+
+
+def score(softcap: float) -> tuple[dict[str, float], dict[str, str]]:
+    """The constants and libraries of kernels whose scores or logits s become
+    softcap tanh(s / softcap); none for 0.
+    """
+    return ({"CAP": softcap}, {"score": "score_capped"}) if softcap else ({}, {})
 
 
 def default_attention_scale(head_size: int) -> float:

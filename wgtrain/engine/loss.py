@@ -8,6 +8,7 @@ need the final maximum and sum before their gradients, hence one more pass.
 
 from collections.abc import Iterator
 
+from wgtrain.engine.attention import score
 from wgtrain.engine.graph import Graph, Tensor, Window, padded
 from wgtrain.engine.linear import Applied, Linear
 from wgtrain.engine.ops import Inputs
@@ -30,9 +31,18 @@ def chunk_columns(vocabulary: int, max_rows: int) -> int:
 
 
 def cross_entropy(
-    g: Graph, hidden: Tensor, head: Linear, inputs: Inputs, totals: Window, columns: int
+    g: Graph,
+    hidden: Tensor,
+    head: Linear,
+    inputs: Inputs,
+    totals: Window,
+    columns: int,
+    softcap: float = 0.0,
 ) -> None:
-    """Adds the loss of hidden (C, D) to `totals` and begins the backward pass with its gradient."""
+    """Adds the loss of hidden (C, D) to `totals` and begins the backward pass with its gradient.
+
+    Logits l become softcap tanh(l / softcap) where `softcap` is not 0.
+    """
     running = g.tensor("running", "C", 4)
     # What adapters add has to be multiplied by final gradients of the logits.
     second_pass = g.training and bool(head.adapters)
@@ -45,6 +55,7 @@ def cross_entropy(
             "cross_entropy_chunk",
             {"targets": inputs.targets, "logits": logits, "running": running},
             _chunk_params(rows),
+            *score(softcap),
         )
         if wants_gradient:
             assert gradient is not None
@@ -56,9 +67,9 @@ def cross_entropy(
     g.launch("loss_sum", {"running": running, "totals": totals}, {"rows": "C"})
     if wants_gradient:
         assert gradient is not None
-        _subtract_target(g, head.weight, inputs, running, gradient)
+        _subtract_target(g, head.weight, inputs, running, gradient, softcap)
     elif second_pass:
-        _second_pass(g, applied, inputs, running, gradient, columns)
+        _second_pass(g, applied, inputs, running, gradient, columns, softcap)
 
 
 def _chunks(head: Weight, columns: int) -> Iterator[Rows]:
@@ -79,14 +90,22 @@ def _chunk_params(rows: Rows) -> dict[str, int | str]:
     return {"rows": "C", "first": rows.first, "columns": rows.count, "stride": stride}
 
 
-def head_logits(g: Graph, hidden: Tensor, head: Linear, result: Window) -> None:
-    """All logits of hidden (C, D) into `result` (C, V), rows padded; for inference."""
+def head_logits(
+    g: Graph, hidden: Tensor, head: Linear, result: Window, softcap: float = 0.0
+) -> None:
+    """All logits of hidden (C, D) into `result` (C, V), rows padded; for inference. `softcap` as in
+    `cross_entropy`.
+    """
     head.apply(g, hidden, "head").forward(g, result, head.rows)
+    if softcap:
+        params = {"rows": "C", "d4": padded(head.rows.count) // 4}
+        g.launch("soft_cap", {"y": result}, params, *score(softcap))
 
 
 def _subtract_target(
-    g: Graph, head: Weight, inputs: Inputs, running: Tensor, gradient: Tensor
+    g: Graph, head: Weight, inputs: Inputs, running: Tensor, gradient: Tensor, softcap: float
 ) -> None:
+    constants, libraries = score(softcap)
     for segment in head.segments:
         g.launch(
             "cross_entropy_finish",
@@ -103,8 +122,8 @@ def _subtract_target(
                 "row_count": segment.rows,
                 **head.strides(),
             },
-            constants={"DIVIDE": segment.first == 0},
-            libraries=head.libraries,
+            constants={"DIVIDE": segment.first == 0, **constants},
+            libraries={**head.libraries, **libraries},
         )
 
 
@@ -115,13 +134,14 @@ def _second_pass(
     running: Tensor,
     gradient: Tensor | None,
     columns: int,
+    softcap: float,
 ) -> None:
     """Per chunk d logits again, then dx += dl W and what adapters gather; at the end their dx."""
     weight = head.linear.weight
     for rows in _chunks(weight, columns):
         logits = _logits(g, head, rows)
         operands = {"targets": inputs.targets, "running": running, "logits": logits}
-        g.launch("cross_entropy_grad", operands, _chunk_params(rows))
+        g.launch("cross_entropy_grad", operands, _chunk_params(rows), *score(softcap))
         dl = head.receive(g, logits, rows)
         if gradient is not None:
             product_backward(g, dl, weight, rows, gradient, add=rows.first > 0)
