@@ -176,6 +176,23 @@ def bench(arguments: tuple[str, ...]) -> None:
 
 
 @cli.command()
+@click.argument("source", metavar="FOLDER")
+@click.option("--out", metavar="FILE", required=True, help="The GGUF to write.")
+@click.option(
+    "--type",
+    "kind",
+    metavar="f32|f16|bf16",
+    help="The type of its matrices; norms and biases are f32.  [default: that of the folder]",
+)
+@click.option("--force", is_flag=True, help="Replace a file that is there.")
+def convert(source: str, out: str, kind: str | None, force: bool) -> None:
+    """Make a GGUF of a Hugging Face folder, with its tokenizer and chat template."""
+    from wgtrain.cli import convert
+
+    convert.convert(source, out, kind, force, _say)
+
+
+@cli.command()
 @click.argument("folder", default="dist/web")
 @click.option("--port", default=8000, help="Port on loopback, 0 = any.  [default: 8000]")
 def web(folder: str, port: int) -> int:

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
+from wgtrain.files.floats import FLOATS, as_float32
 from wgtrain.files.names import permute_rows
 from wgtrain.files.source import Data, Source, read_range
 
@@ -72,19 +73,11 @@ class Shifted:
 
     async def read(self, offset: int, n: int) -> Data:
         """`n` bytes from `offset` in the part; whole numbers are read."""
-        size = 4 if self.type == "F32" else 2
+        size = FLOATS[self.type]
         first, last = offset // 4, -(-(offset + n) // 4)
         data = await read_range(self.source, self.begin + size * first, size * (last - first))
         shifted = as_float32(data, self.type) + np.float32(1)
         return shifted.view(np.uint8)[offset - 4 * first :][:n].data
-
-
-def as_float32(data: Data, kind: str) -> np.ndarray:
-    """Numbers of type F32, F16 or BF16, exactly."""
-    if kind == "BF16":
-        wide = np.frombuffer(data, "<u2").astype("<u4") << np.uint32(16)
-        return wide.view("<f4")
-    return np.frombuffer(data, "<f4" if kind == "F32" else "<f2").astype("<f4")
 
 
 class FolderSource:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from wgtrain.files.architecture import Architecture
+from wgtrain.files.floats import FLOATS
 from wgtrain.files.gguf_parser import TensorInfo
 from wgtrain.files.hf_config import Settings
 from wgtrain.files.hf_source import Part, Permuted, Plain, Shifted
@@ -17,7 +18,6 @@ from wgtrain.files.source import BytesSource, Source, read_range, shown
 Files = Mapping[str, Source]  # by file name
 Entries = dict[str, tuple[str, Entry]]  # tensor -> its file, and where in it
 
-TYPES = ("F32", "F16", "BF16")
 # What stands before the text model's names in folders of models for more than text.
 PREFIXES = ("model.language_model.", "language_model.model.", "model.text_model.")
 _HEADS = ("language_model.lm_head.weight",)
@@ -99,7 +99,7 @@ def place(files: Files, entries: Entries, row: Architecture, s: Settings, placed
     for key, (file, entry) in entries.items():
         if match := _BY_HEAD.match(key):
             name = row.gguf_tensor(f"{match[1]}.weight") if key.endswith(".weight") else None
-            if name is not None and len(entry.shape) == 1 and entry.dtype in TYPES:
+            if name is not None and len(entry.shape) == 1 and entry.dtype in FLOATS:
                 stacks.setdefault(name, {})[int(match[2])] = file, entry
                 continue
         name = row.gguf_tensor(key)
@@ -110,7 +110,7 @@ def place(files: Files, entries: Entries, row: Architecture, s: Settings, placed
             placed.problems.append(
                 f"tensor {key} has shape {entry.shape}, vocab_size {shown(s['vocab_size'])}"
             )
-        if entry.dtype not in TYPES:
+        if entry.dtype not in FLOATS:
             placed.problems.append(
                 f"tensor {key} of {file} has type {entry.dtype}; F32, F16 and BF16 are read"
             )

@@ -1,0 +1,61 @@
+"""`wgtrain convert`: one form of a model or an adapter -> another, told by what the input is."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from wgtrain.api import folder_sources
+from wgtrain.errors import FileError
+from wgtrain.files.adapters import CONFIG_FILE
+from wgtrain.files.gguf_writer import gguf_chunks, planned_nbytes
+from wgtrain.files.huggingface import CONFIG
+from wgtrain.gpu import run
+from wgtrain.model.convert import plan_conversion
+from wgtrain.runs.output import check_output, write_output
+from wgtrain.runs.paths import check_path
+
+Say = Callable[[str], None]
+
+
+def convert(source: str, out: str, kind: str | None, force: bool, say: Say) -> None:
+    """Converts what is at `source`; FileError or OptionError for what cannot be."""
+    path = Path(source)
+    check_path(path)
+    if path.is_dir():
+        if (path / CONFIG).is_file():
+            return convert_folder(path, Path(out), kind, force, say)
+        if (path / CONFIG_FILE).is_file():
+            raise FileError(f"{path}: PEFT adapters are not converted yet")
+    raise FileError(f"{path}: a folder with {CONFIG} is needed")
+
+
+def convert_folder(path: Path, out: Path, kind: str | None, force: bool, say: Say) -> None:
+    """Writes the GGUF of a Hugging Face folder."""
+    check_output(out, force)
+    with folder_sources(path) as files:
+        made = run(plan_conversion(files, str(path), kind))
+        total = planned_nbytes(made.metadata, made.tensors)
+        for note in made.notes:
+            say(note)
+        chunks = gguf_chunks(made.metadata, made.tensors)
+        with progress(total) as shown:
+            write_output(out, chunks, force, shown)
+    size = f"{total / 2**20:,.1f} MiB"
+    say(f"{out}: {made.metadata['general.architecture']}, {made.type}, {size}")
+
+
+@contextmanager
+def progress(total: int) -> Iterator[Callable[[int], None]]:
+    """Shows how many bytes of `total` are written, on standard error if it is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda written: None
+        return
+    with contextlib.ExitStack() as stack:
+        bar = stack.enter_context(
+            click.progressbar(length=total, file=sys.stderr, label="writing", update_min_steps=1)
+        )
+        yield lambda written: bar.update(written - bar.pos)
