@@ -8,6 +8,7 @@ import numpy as np
 from wgtrain.engine.weight import BLOCK, NESTED, Segment, Weight, nested_tail
 from wgtrain.errors import FileError, OptionError
 from wgtrain.files import GGUF, TensorInfo, read_range
+from wgtrain.files.floats import FLOATS, as_float32
 from wgtrain.files.quantise_base import Nested, dynamic_map, encode_affine, encode_nf4, nest
 from wgtrain.files.source import Source, source_name
 from wgtrain.gpu import Device
@@ -15,7 +16,6 @@ from wgtrain.model.config import ModelConfig
 
 # As people write them -> formats of `engine.weight.QUANTISED`.
 QUANTIZE_BASE = {"nf4": "NF4", "nf4-double": "NF4_DOUBLE", "int4": "INT4", "int8": "INT8"}
-FLOATS = ("F32", "F16", "BF16")
 _SLICE = 4 << 20  # bytes of f32 values in memory at a time; a longer row makes it larger
 
 
@@ -38,13 +38,6 @@ def quantised_types(gguf: GGUF, config: ModelConfig, quantize_base: str) -> dict
     return dict.fromkeys(config.linears(), QUANTIZE_BASE[quantize_base])
 
 
-def floats(raw: np.ndarray, type_: str) -> np.ndarray:
-    """The values of a tensor of `FLOATS` from its bytes, float32."""
-    if type_ == "BF16":
-        return (raw.view("<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
-    return raw.view("<f4" if type_ == "F32" else "<f2").astype(np.float32)
-
-
 async def load_quantised(
     device: Device, source: Source, weight: Weight, tensor: TensorInfo
 ) -> None:
@@ -56,8 +49,8 @@ async def load_quantised(
         for first in range(0, segment.rows, rows_at_once):
             rows = min(rows_at_once, segment.rows - first)
             at = tensor.offset + (segment.first + first) * row
-            raw = np.frombuffer(await read_range(source, at, rows * row), np.uint8)
-            values = floats(raw, tensor.type)
+            raw = await read_range(source, at, rows * row)
+            values = as_float32(raw, tensor.type)
             if not np.isfinite(values).all():
                 file = source_name(source)
                 raise FileError(f"{file}: {weight.name}: values that are infinite or NaN")

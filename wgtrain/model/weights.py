@@ -15,10 +15,11 @@ from wgtrain.engine.kernel import Kernel, load_kernel
 from wgtrain.engine.weight import FORMATS, QUANTISED, Segment, Weight, plan_weight
 from wgtrain.errors import DeviceError, FileError, OptionError, OutOfMemoryError
 from wgtrain.files import GGUF, TensorInfo, read_range
+from wgtrain.files.floats import as_float32
 from wgtrain.files.source import Source, source_name
 from wgtrain.gpu import Buffer, Device, Limits
 from wgtrain.model.config import ModelConfig
-from wgtrain.model.quantised import floats, load_quantised, quantised_types
+from wgtrain.model.quantised import load_quantised, quantised_types
 
 STAGING = 2 << 20  # bytes; a longer row makes it larger
 _MARK = 256  # bytes between the marks of two tensors
@@ -159,9 +160,9 @@ def _row(tensor: TensorInfo) -> int:
 async def _load_vectors(device: Device, source: Source, gguf: GGUF, weights: Weights) -> None:
     for name, window in weights.vectors.items():
         tensor = gguf.tensors[name]
-        raw = np.frombuffer(await read_range(source, tensor.offset, tensor.nbytes), np.uint8)
+        raw = await read_range(source, tensor.offset, tensor.nbytes)
         values = np.zeros(window.size // 4, np.float32)
-        values[: tensor.shape[0]] = floats(raw, tensor.type)
+        values[: tensor.shape[0]] = as_float32(raw, tensor.type)
         if len(wrong := np.flatnonzero(~np.isfinite(values))):
             at = int(wrong[0])
             raise FileError(f"{source_name(source)}: tensor {name}[{at}] is {values[at]}")
