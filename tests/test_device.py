@@ -15,7 +15,8 @@ import pytest
 
 from wgtrain import gpu
 from wgtrain.errors import DeviceError, DeviceLostError, OptionError, OutOfMemoryError
-from wgtrain.gpu import native, native_library
+from wgtrain.gpu import base, native, native_library
+from wgtrain.gpu.memory import Memory
 
 pytestmark = pytest.mark.gpu
 VARIABLE = "WGTRAIN_ADAPTER_INDEX"
@@ -259,12 +260,30 @@ def test_all_that_the_adapter_has_is_asked_for_large_models() -> None:
         device.close()
 
 
-def test_a_software_adapter_has_the_memory_of_the_machine() -> None:
+def test_a_software_adapter_has_the_free_memory_of_the_machine() -> None:
     device = gpu.run(gpu.open_device(limits="default"))
     try:
-        physical = native._physical_memory()
-        assert device.budget == (physical if device.info.type == "CPU" else None)
-        assert physical and physical > 1 << 30
+        if device.info.type != "CPU":
+            assert device.budget is None
+        else:
+            assert device.budget and device.budget > 100 << 20
+            assert device.find_budget() == "free main memory"
+    finally:
+        device.close()
+
+
+def test_memory_is_asked_for_once_and_counts_what_is_in_use(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    device = gpu.run(gpu.open_device(limits="default", budget=5 << 20))
+    asked: list[object] = []
+    monkeypatch.setattr(base, "find_memory", lambda info: asked.append(info) or Memory(1000, "it"))
+    try:
+        assert device.find_budget() == "as given" and device.budget == 5 << 20 and not asked
+        device.create_buffer(512, "used")
+        device.budget, device._budget_origin = None, ""  # as of a GPU of which nobody said a word
+        assert [device.find_budget(), device.find_budget()] == ["it", "it"]
+        assert device.budget == 1512 and len(asked) == 1
     finally:
         device.close()
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Coroutine, Iterable
 from typing import Any
 
+from wgtrain.gpu.memory import Memory, find_memory, read_size
 from wgtrain.gpu.protocol import (
     INDEX_VARIABLE,
     AdapterInfo,
@@ -17,8 +18,10 @@ from wgtrain.gpu.protocol import (
     Device,
     Dispatch,
     Limits,
+    Room,
     Slot,
     features_of,
+    granted_limits,
 )
 
 __all__ = [
@@ -29,11 +32,16 @@ __all__ = [
     "Device",
     "Dispatch",
     "Limits",
+    "Memory",
+    "Room",
     "Slot",
     "features_of",
     "find_adapters",
+    "find_memory",
+    "granted_limits",
     "list_adapters",
     "open_device",
+    "read_size",
     "run",
     "together",
 ]
@@ -83,7 +91,7 @@ async def open_device(
 
     `limits="default"` grants only what every WebGPU adapter has; None asks for what large models
     need, and for subgroups and f16 where the adapter has them. `budget`: bytes that may
-    be allocated; None = physical memory for a software adapter, else no limit of ours. The
+    be allocated; None = free main memory for a software adapter, else no limit of ours. The
     environment variable WGTRAIN_ADAPTER_INDEX stands in for a missing `adapter_index`. A page is
     given one adapter, and knows no physical memory.
     """

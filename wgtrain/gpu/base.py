@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 from wgtrain.errors import DeviceError, DeviceLostError, OutOfMemoryError, ShaderError
+from wgtrain.gpu.memory import GIVEN, find_memory
 from wgtrain.gpu.protocol import AdapterInfo, Buffer, Dispatch, Limits, Slot, features_of
 
 # Kept by a device, the last used ones: a software driver takes about 1.5 MB of memory for each, a
@@ -47,6 +48,7 @@ class DeviceBase(ABC):
         features: Iterable[str],
     ):
         self.info, self.limits, self.budget = info, limits, budget
+        self._budget_origin = "" if budget is None else GIVEN
         self.features = frozenset(features)
         self.subgroup_size = 0
         self.allocated = 0
@@ -54,6 +56,14 @@ class DeviceBase(ABC):
         self._pipelines: dict[tuple[str, tuple[Slot, ...]], Any] = {}
         self._frees = 0
         self._gone = ""  # why nothing can be done any more
+
+    def find_budget(self) -> str:
+        if not self._budget_origin:
+            memory = find_memory(self.info)
+            self._budget_origin = memory.origin
+            if memory.nbytes is not None:
+                self.budget = self.allocated + memory.nbytes
+        return self._budget_origin
 
     @abstractmethod
     def _errors(self, doing: str) -> AbstractContextManager[None]:

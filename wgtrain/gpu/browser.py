@@ -33,6 +33,7 @@ from wgtrain.gpu.protocol import (
     Dispatch,
     Limits,
     Slot,
+    granted_limits,
     wanted_features,
 )
 
@@ -86,12 +87,12 @@ async def open_device(
     if limits not in (None, "default"):
         raise OptionError(f"limits = {limits!r}: allowed is 'default' or None")
     info, adapter = await _find()
-    granted, wanted = Limits(), {}
+    granted, wanted = granted_limits(info, limits), {}
     if limits != "default":
-        binding = info.limits["max-storage-buffer-binding-size"] & ~255
-        buffer = info.limits["max-buffer-size"] & ~255
-        granted = Limits(binding=binding, buffer=buffer)
-        wanted = {"maxStorageBufferBindingSize": binding, "maxBufferSize": buffer}
+        wanted = {
+            "maxStorageBufferBindingSize": granted.binding,
+            "maxBufferSize": granted.buffer,
+        }
     features = wanted_features(info, limits)
     try:
         device = await _javascript().open(adapter, _object(wanted), " ".join(features.values()))

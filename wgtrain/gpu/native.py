@@ -28,8 +28,8 @@ from wgtrain.gpu.protocol import (
     Buffer,
     Data,
     Dispatch,
-    Limits,
     Slot,
+    granted_limits,
     wanted_features,
 )
 from wgtrain.turn import Turn
@@ -139,17 +139,10 @@ class NativeDevice(DeviceBase):
     """
 
     def __init__(self, info: AdapterInfo, adapter: Any, limits: str | None, budget: int | None):
-        have = info.limits
-        granted = Limits()
-        if limits != "default":
-            granted = Limits(
-                binding=have["max-storage-buffer-binding-size"] & ~255,
-                buffer=have["max-buffer-size"] & ~255,
-            )
-        if budget is None and info.type == "CPU":
-            budget = _physical_memory()
         features = wanted_features(info, limits)
-        super().__init__(info, granted, budget, features)
+        super().__init__(info, granted_limits(info, limits), budget, features)
+        if info.type == "CPU":
+            self.find_budget()
         self._checks = native_library.checks()
         wanted = {
             "max-storage-buffer-binding-size": self.limits.binding,
@@ -379,10 +372,3 @@ class NativeDevice(DeviceBase):
         self._device.destroy()
         del self._device, self._queue
         gc.collect()
-
-
-def _physical_memory() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None

@@ -89,6 +89,14 @@ class Dispatch(NamedTuple):
     grid: int
 
 
+class Room(Protocol):
+    """What memory there is: all that a plan asks of a device before it is built."""
+
+    limits: Limits
+    allocated: int
+    budget: int | None
+
+
 class Device(Protocol):
     """A GPU opened for work."""
 
@@ -98,6 +106,9 @@ class Device(Protocol):
     subgroup_size: int  # invocations of a subgroup as measured; 0 = no subgroups
     allocated: int  # bytes of all live buffers
     budget: int | None  # bytes that may be allocated, None = no limit of ours
+
+    def find_budget(self) -> str:
+        """Sets `budget` where it is None and something says how much there is; who, in words."""
 
     def create_buffer(self, size: int, label: str, *, uniform: bool = False) -> Buffer:
         """A zeroed buffer of `size` bytes (rounded up to 4); OutOfMemoryError when it does not
@@ -161,6 +172,16 @@ class Device(Protocol):
 
     def close(self) -> None:
         """Frees every buffer and the device; later calls raise DeviceLostError."""
+
+
+def granted_limits(info: AdapterInfo, limits: str | None = None) -> Limits:
+    """The limits of a device opened with `limits`, see `open_device`."""
+    if limits == "default":
+        return Limits()
+    return Limits(
+        binding=info.limits["max-storage-buffer-binding-size"] & ~255,
+        buffer=info.limits["max-buffer-size"] & ~255,
+    )
 
 
 def features_of(code: str) -> frozenset[str]:
