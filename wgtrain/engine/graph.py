@@ -122,6 +122,7 @@ class Graph:
     capture: str = "f32"
     tuning: Tuning = DEFAULT_CPU
     launches: list[Launch] = field(default_factory=list)
+    forward: frozenset[Launch] = frozenset()  # those before the backward pass, if it has one
     _scope: str = ""
     _discarding: bool = False
     _tape: list[tuple[Tensor, Callable[[Tensor], None]]] = field(default_factory=list)
@@ -218,6 +219,7 @@ class Graph:
 
     def backward(self) -> None:
         """Walks the tape once, newest first, from the gradients known so far."""
+        self.forward = self.forward or frozenset(self.launches)
         tape, self._tape = self._tape, []
         for output, vjp in reversed(tape):
             if output in self._gradients:

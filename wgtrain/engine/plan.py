@@ -16,10 +16,10 @@ import numpy as np
 from wgtrain.engine.graph import Graph, Launch, Storage, Tensor, Window
 from wgtrain.engine.structs import STEP
 from wgtrain.errors import DeviceLostError, OutOfMemoryError
-from wgtrain.gpu import Binding, Buffer, Device, Dispatch, together
+from wgtrain.gpu import Binding, Buffer, Device, Dispatch, Room, together
 
-_PURPOSE = "activations"
 _SMALLER = "fewer tokens at once are needed (in training: batch_size, seq_len)"
+_KEPT, _SCRATCH = "activations", "scratch"
 FIRST_SUBMIT = 2e8  # operand values and multiply-adds of a submit before anything was measured
 
 
@@ -65,8 +65,9 @@ class Plan:
         self.launches = {name: _live(graph.launches) for name, graph in graphs.items()}
         self._slot_of: dict[Tensor, int] = {}
         self.slot_sizes: list[int] = []
-        for launches in self.launches.values():
-            self._assign(launches)
+        self._kept_slots: set[int] = set()  # that hold what a backward pass reads of the forward one
+        for name, launches in self.launches.items():
+            self._assign(launches, sum(launch in graphs[name].forward for launch in launches))
         for launches in self.launches.values():
             for launch in launches:
                 self._check_aliasing(launch)
@@ -82,8 +83,12 @@ class Plan:
         return sum(self.by_purpose().values())
 
     def by_purpose(self) -> dict[str, int]:
-        """Bytes by purpose, largest first."""
-        sizes: dict[str, int] = {_PURPOSE: sum(self.slot_sizes)}
+        """Bytes by purpose, largest first. "activations" are the buffers in which something stays
+        from the forward pass for the backward one, "scratch" those of other temporaries.
+        """
+        sizes: dict[str, int] = {_KEPT: 0, _SCRATCH: 0}
+        for slot, nbytes in enumerate(self.slot_sizes):
+            sizes[_KEPT if slot in self._kept_slots else _SCRATCH] += nbytes
         for storage in self.storages:
             sizes[storage.purpose] = sizes.get(storage.purpose, 0) + max(
                 -(-storage.size // 4) * 4, 4
@@ -91,8 +96,22 @@ class Plan:
         sizes["parameters of kernels"] = len(self._uniforms) + STEP.itemsize
         return dict(sorted(sizes.items(), key=lambda item: -item[1]))
 
-    def _assign(self, launches: list[Launch]) -> None:
-        """Largest tensors first, each into the smallest buffer that is free while it lives."""
+    def largest(self) -> tuple[str, int]:
+        """The name and the bytes of the largest part of a buffer that kernels bind at once."""
+        operands = {operand for launch in self._all() for operand in launch.operands.values()}
+        sizes = [
+            (o.nbytes(self.max_tokens), o.name)
+            if isinstance(o, Tensor)
+            else (o.size, o.storage.name)
+            for o in operands
+        ]
+        size, name = max(sizes)
+        return name, size
+
+    def _assign(self, launches: list[Launch], forward: int) -> None:
+        """Largest tensors first, each into the smallest buffer that is free while it lives;
+        `forward` launches come before the backward pass.
+        """
         first, last = _lifetimes(launches)
         sizes: list[int] = []
         taken: list[list[tuple[int, int]]] = []  # sorted (first, last) launches of each buffer
@@ -114,6 +133,9 @@ class Plan:
         order = sorted(range(len(sizes)), key=lambda s: -sizes[s])
         rank = {slot: k for k, slot in enumerate(order)}
         self._slot_of.update({tensor: rank[slot] for tensor, slot in slots.items()})
+        self._kept_slots |= {
+            rank[slot] for tensor, slot in slots.items() if first[tensor] < forward <= last[tensor]
+        }
         ranked = [sizes[slot] for slot in order]
         shared = max(len(ranked), len(self.slot_sizes))
         self.slot_sizes = [
@@ -152,7 +174,7 @@ class Plan:
         for launches in self.launches.values():
             yield from launches
 
-    def check(self, device: Device) -> None:
+    def check(self, device: Room) -> None:
         """Raises OutOfMemoryError where the plan does not fit; nothing is allocated yet."""
         limit = min(device.limits.buffer, device.limits.binding)
         sizes = [(f"activation '{t.name}'", t.nbytes(self.max_tokens)) for t in self._slot_of]
@@ -170,9 +192,11 @@ class Plan:
             )
         if device.budget is not None and device.allocated + self.nbytes > device.budget:
             parts = ", ".join(f"{size:,} of {name}" for name, size in self.by_purpose().items())
+            over = device.allocated + self.nbytes - device.budget
             raise OutOfMemoryError(
                 f"steps of {self.max_tokens:,} tokens need {self.nbytes:,} bytes ({parts}) beside "
-                f"{device.allocated:,} in use; {device.budget:,} are allowed in all: {_SMALLER}"
+                f"{device.allocated:,} in use; {device.budget:,} are allowed in all, {over:,} too "
+                f"few: {_SMALLER}"
             )
 
     def _largest_grids(self) -> Iterable[tuple[int, ...]]:
@@ -204,7 +228,7 @@ class Plan:
 
         for storage in self.storages:
             storage.buffer = create(storage.size, storage.name)
-        self._slots = [create(size, f"{_PURPOSE} {i}") for i, size in enumerate(self.slot_sizes)]
+        self._slots = [create(size, f"{_KEPT} {i}") for i, size in enumerate(self.slot_sizes)]
         self._small = {"step": create(STEP.itemsize, "step", uniform=True)}
         if self._uniforms:
             self._small["params"] = create(len(self._uniforms), "parameters", uniform=True)
