@@ -53,7 +53,7 @@ fn main(
       for (var l = 0u; l < LANES; l++) {
         total += partial[e * LANES + l];
       }
-      out[row * params.n4 + col] += total * params.scale;
+      out[(params.out_row + row) * params.n4 + col] += total * params.scale;
     }
   }
 }

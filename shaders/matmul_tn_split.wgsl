@@ -59,7 +59,7 @@ fn main(
     let row = 4u * to_row4 + i % 4u;
     let col = col0 + e % LANE_COLS + t % TILE_COLS4 * LANE_COLS;
     if (row < params.m && col < params.n4) {
-      out[row * params.n4 + col] += params.scale * partial[t * LANES + e % PLACES];
+      out[(params.out_row + row) * params.n4 + col] += params.scale * partial[t * LANES + e % PLACES];
     }
   }
 }

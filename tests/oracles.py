@@ -48,8 +48,9 @@ def copy(x: np.ndarray) -> Outputs:
     return {"y": x}
 
 
-def add_bias(bias: np.ndarray, y: np.ndarray) -> Outputs:
-    return {"y": y + bias}
+def add_bias(bias: np.ndarray, y: np.ndarray, first: int) -> Outputs:
+    """`first` in vec4s."""
+    return {"y": y + bias[4 * first : 4 * first + y.shape[1]]}
 
 
 def gather_rows(x: np.ndarray, index: np.ndarray) -> Outputs:
@@ -359,8 +360,14 @@ def matmul_nn(
     return {"dx": product + dx if add else product}
 
 
-def matmul_tn(a: np.ndarray, b: np.ndarray, scale: float, out: np.ndarray | float = 0.0) -> Outputs:
-    return {"out": out + scale * a.T @ b}
+def matmul_tn(
+    a: np.ndarray, b: np.ndarray, scale: float, out: np.ndarray | float = 0.0, out_row: int = 0
+) -> Outputs:
+    """Of out, a.shape[1] rows from `out_row` on are added to."""
+    product = scale * a.T @ b
+    whole = np.zeros_like(product) if isinstance(out, float) else out.copy()
+    whole[out_row : out_row + len(product)] += product
+    return {"out": whole}
 
 
 # Variants for other adapters compute the same.

@@ -72,7 +72,9 @@ def test_elementwise(check: Any, rows: int, d: int) -> None:
     scaled = {**elementwise(d), "factor": 0.3}
     check("add_scaled", {"a": a, "b": b}, scaled, rows=rows)
     check("scale", {"x": a}, scaled, rows=rows)
-    check("add_bias", {"bias": b[0], "y": a}, elementwise(d), rows=rows)
+    check("add_bias", {"bias": b[0], "y": a}, {**elementwise(d), "first": 0}, rows=rows)
+    bias = {"bias": normal(12 + d), "y": a}
+    check("add_bias", bias, {**elementwise(d), "first": 3}, rows=rows)
     check_activations(check, 5 * a, b, c)
     check("scale_rows", {"running": normal(rows, 4), "y": a}, elementwise(d, "C"), rows=rows)
 
@@ -317,15 +319,17 @@ def test_matmuls_that_add(check: Any, rows: int, n: int, k: int) -> None:
 )
 def test_matmul_tn(check: Any, rows: int, m: int, n: int) -> None:
     arrays = {"a": normal(rows, m), "b": normal(rows, n), "out": normal(m, n)}
-    params = {"rows": "T", "m": m, "n4": padded(n) // 4, "scale": 0.5}
+    params = {"rows": "T", "m": m, "n4": padded(n) // 4, "scale": 0.5, "out_row": 0}
     check("matmul_tn", arrays, params, rows=rows)
     for constants in tiles(tn_small(m, n)):
         check("matmul_tn", arrays, params, rows=rows, constants=constants)
+    arrays["out"], params["out_row"] = normal(m + 9, n), 4
+    check("matmul_tn", arrays, params, rows=rows)
 
 
 def test_matmul_tn_of_no_rows_changes_nothing(check: Any) -> None:
     arrays = {"a": normal(1, 5), "b": normal(1, 6), "out": normal(5, 6)}
-    params = {"rows": "C", "m": 5, "n4": 2, "scale": 0.5}
+    params = {"rows": "C", "m": 5, "n4": 2, "scale": 0.5, "out_row": 0}
     got = check("matmul_tn", {**arrays, "a": arrays["a"][:0], "b": arrays["b"][:0]}, params, rows=0)
     np.testing.assert_array_equal(got["out"][:, :6], arrays["out"].astype(np.float32))
 

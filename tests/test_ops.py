@@ -14,7 +14,7 @@ from wgtrain.engine.attention import Ranges, attention, rope
 from wgtrain.engine.graph import padded
 from wgtrain.engine.inputs import visible
 from wgtrain.engine.kernel import load_kernel
-from wgtrain.engine.linear import Linear, linear
+from wgtrain.engine.linear import Linear, linear, linear_rows
 from wgtrain.engine.lora import Lora
 from wgtrain.engine.loss import cross_entropy, head_logits
 from wgtrain.engine.structs import TOTALS
@@ -247,6 +247,26 @@ def test_linear(device: Device, t: int, case: str) -> None:
         return y
 
     check_op(device, operation, oracle, {"x": normal(t, k)}, parameters=parameters, dropout_key=key)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3])
+def test_linear_rows(device: Device, p: float) -> None:
+    """Gate and up of one weight with one adapter; what they pass back adds up in x."""
+    k, f, rank, scale, key = 11, 12, 5, 0.7, random.key(1, "dropout", 5)
+    weight, bias = normal(2 * f, k), normal(2 * f)
+
+    def operation(tape: Tape, x: Any) -> Any:
+        of = Linear(frozen(tape, weight), tape.fixed("bias", bias), (Lora(x.a, x.b, scale, p, 3),))
+        parts = linear_rows(tape.graph, x.x, of, [(0, f), (f, f)], ["gate", "up"])
+        return ops.swiglu(tape.graph, *parts)
+
+    def oracle(x: Any) -> np.ndarray:
+        y = x.x @ weight.astype(np.float32).astype(np.float64).T + bias.astype(np.float32)
+        y += np.float32(scale) * (dropped(x.x, p, key, 3) @ x.a.T) @ x.b.T
+        return oracles.glu(y[:, :f], y[:, f:])["y"]
+
+    values = {"a": normal(rank, k), "b": normal(2 * f, rank)}
+    check_op(device, operation, oracle, {"x": normal(7, k)}, parameters=values, dropout_key=key)
 
 
 def dropped(x: np.ndarray, p: float, key: int, site: int) -> np.ndarray:

@@ -166,7 +166,9 @@ def test_nn_with_an_adapter(checkers: tuple[Checker, Checker], kernel: str, rank
 def test_tn(checker: Checker, constants: dict[str, Any]) -> None:
     for rows, m, n in [(1, 1, 1), (3, 7, 5), (7, 8, 16), (9, 9, 17), (33, 33, 31), (65, 4, 70)]:
         arrays = {"a": normal(rows, m), "b": normal(rows, n), "out": normal(m, n)}
-        params = {"rows": "T", "m": m, "n4": padded(n) // 4, "scale": 0.5}
+        params = {"rows": "T", "m": m, "n4": padded(n) // 4, "scale": 0.5, "out_row": 0}
+        checker.check("matmul_tn_split", arrays, params, rows=rows, constants=constants)
+        arrays["out"], params["out_row"] = normal(m + 9, n), 4
         checker.check("matmul_tn_split", arrays, params, rows=rows, constants=constants)
 
 
@@ -182,13 +184,13 @@ def test_with_the_constants_as_they_are(checkers: tuple[Checker, Checker], kerne
 
 def test_tn_with_the_constants_as_they_are(checker: Checker) -> None:
     arrays = {"a": normal(65, 8), "b": normal(65, 66), "out": normal(8, 66)}
-    params = {"rows": "T", "m": 8, "n4": 17, "scale": 0.5}
+    params = {"rows": "T", "m": 8, "n4": 17, "scale": 0.5, "out_row": 0}
     checker.check("matmul_tn_split", arrays, params, rows=65)
 
 
 def test_no_rows_change_nothing(checker: Checker) -> None:
     arrays = {"a": normal(0, 5), "b": normal(0, 6), "out": normal(5, 6)}
-    params = {"rows": "C", "m": 5, "n4": 2, "scale": 0.5}
+    params = {"rows": "C", "m": 5, "n4": 2, "scale": 0.5, "out_row": 0}
     got = checker.check("matmul_tn_split", arrays, params, rows=0)
     np.testing.assert_array_equal(got["out"][:, :6], arrays["out"].astype(np.float32))
 
@@ -200,7 +202,7 @@ def test_same_bits_every_time(checker: Checker, kernel: str) -> None:
     if kernel == "matmul_tn_split":
         arrays: dict[str, Any] = {"a": normal(rows, n), "b": normal(rows, k)}
         arrays["out"] = normal(n, k)
-        params = {"rows": "T", "m": n, "n4": k // 4, "scale": 0.5}
+        params = {"rows": "T", "m": n, "n4": k // 4, "scale": 0.5, "out_row": 0}
         output, like = "out", np.zeros((n, k))
     else:
         nt = kernel == "matmul_nt_tiled"

@@ -5,7 +5,7 @@ which each replay gives a number; a row of `cols` values is stored with its leng
 multiple of four, and the padding is always zero.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -125,7 +125,7 @@ class Graph:
     forward: frozenset[Launch] = frozenset()  # those before the backward pass, if it has one
     _scope: str = ""
     _discarding: bool = False
-    _tape: list[tuple[Tensor, Callable[[Tensor], None]]] = field(default_factory=list)
+    _tape: list[tuple[Sequence[Tensor], Callable[..., None]]] = field(default_factory=list)
     _gradients: dict[Tensor, Tensor] = field(default_factory=dict)
     _packed: dict[Tensor, Tensor] = field(default_factory=dict)
     _restored: dict[Tensor, Tensor] = field(default_factory=dict)
@@ -191,10 +191,13 @@ class Graph:
         label = self._scope.rstrip(".")
         self.launches.append(Launch(kernel, ordered, dict(params), label, tuned))
 
-    def on_backward(self, output: Tensor, vjp: Callable[[Tensor], None]) -> None:
-        """Registers how the gradient of `output` flows on; `vjp(d_output)` records the launches."""
-        if output.trains and not self._discarding:
-            self._tape.append((output, vjp))
+    def on_backward(self, output: Tensor | Sequence[Tensor], vjp: Callable[..., None]) -> None:
+        """Registers how the gradient of `output`, or of several at once, flows on;
+        `vjp(d_output, ...)` records the launches.
+        """
+        outputs = (output,) if isinstance(output, Tensor) else output
+        if outputs[0].trains and not self._discarding:
+            self._tape.append((outputs, vjp))
 
     def gradient(self, tensor: Tensor) -> tuple[Tensor, bool]:
         """Where a vjp writes the gradient of `tensor`, and whether to add to what is there."""
@@ -221,9 +224,11 @@ class Graph:
         """Walks the tape once, newest first, from the gradients known so far."""
         self.forward = self.forward or frozenset(self.launches)
         tape, self._tape = self._tape, []
-        for output, vjp in reversed(tape):
-            if output in self._gradients:
-                vjp(self._gradients.pop(output))
+        for outputs, vjp in reversed(tape):
+            missing = [output.name for output in outputs if output not in self._gradients]
+            if len(missing) < len(outputs):
+                assert not missing, f"nothing reads {missing}, but what was made with them"
+                vjp(*[self._gradients.pop(output) for output in outputs])
 
     def save(self, tensor: Tensor) -> Callable[[], Tensor]:
         """Keeps an activation for the backward pass; the returned function gives it back there."""

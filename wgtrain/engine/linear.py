@@ -4,6 +4,7 @@ rows, chunks of the head.
 T tokens, N outputs, K inputs.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -94,9 +95,8 @@ class Applied:
         taken, fused = self._taken([adapter.fused() for adapter in self.adapters])
         product(g, self.x, weight, rows, y, fused)
         if bias is not None:
-            d4 = padded(rows.count) // 4
-            part = bias.storage.window(bias.offset + 4 * rows.first, 16 * d4)
-            g.launch("add_bias", {"bias": part, "y": y}, {"rows": self.x.rows, "d4": d4})
+            params = {"rows": self.x.rows, "d4": padded(rows.count) // 4, "first": rows.first // 4}
+            g.launch("add_bias", {"bias": bias, "y": y}, params)
         for number, adapter in enumerate(self.adapters):
             adapter.add(g, y, rows, number == taken)
 
@@ -106,10 +106,14 @@ class Applied:
             dy = adapter.receive(g, dy, rows)
         return dy
 
-    def input_gradient(self, g: Graph, dy: Tensor, dx: Tensor, add: bool) -> None:
-        """dx (+)= dy W + what the adapters add, once all rows were received."""
+    def input_gradient(
+        self, g: Graph, received: Iterable[tuple[Rows, Tensor]], dx: Tensor, add: bool
+    ) -> None:
+        """dx (+)= dy W, dy of each range of rows, + what the adapters add, once all are there."""
         taken, fused = self._taken([adapter.fused_input() for adapter in self.adapters])
-        product_backward(g, dy, self.linear.weight, self.linear.rows, dx, add, fused)
+        for rows, dy in received:
+            product_backward(g, dy, self.linear.weight, rows, dx, add, fused)
+            add, fused = True, None
         self.add_inputs(g, dx, taken)
 
     def add_inputs(self, g: Graph, dx: Tensor, taken: int = -1) -> None:
@@ -141,19 +145,42 @@ class Applied:
 
 def linear(g: Graph, x: Tensor, of: Linear, name: str = "linear") -> Tensor:
     """x W^T + b + what adapters add; (T, K) -> (T, N)."""
-    y = g.tensor(name, x.rows, of.weight.rows, trains=x.trains or of.trains)
-    applied = of.apply(g, x, name)
-    applied.forward(g, y, of.rows)
+    (y,) = linear_rows(g, x, of, [(0, of.weight.rows)], [name])
+    return y
+
+
+def linear_rows(
+    g: Graph,
+    x: Tensor,
+    of: Linear,
+    ranges: Sequence[tuple[int, int]],
+    names: Sequence[str],
+) -> list[Tensor]:
+    """The outputs of a linear as a tensor (T, rows) for each of `ranges` (first, rows), which
+    follow each other from 0 to N, each but the last a multiple of 4 long: several linears of one
+    weight, beside which adapters are one.
+    """
+    parts = [Rows(first, count) for first, count in ranges]
+    ends = [rows.first + rows.count for rows in parts]
+    assert [rows.first for rows in parts] == [0, *ends[:-1]] and ends[-1] == of.weight.rows, ranges
+    trains = x.trains or of.trains
+    pairs = zip(parts, names, strict=True)
+    made = [g.tensor(name, x.rows, rows.count, trains=trains) for rows, name in pairs]
+    applied = of.apply(g, x, "+".join(names))
+    for rows, y in zip(parts, made, strict=True):
+        applied.forward(g, y, rows)
     saved = g.save(x) if of.trains else None
 
-    def vjp(dy: Tensor) -> None:
-        dy = applied.receive(g, dy, of.rows)
+    def vjp(*gradients: Tensor) -> None:
+        pairs = zip(parts, gradients, strict=True)
+        received = [(rows, applied.receive(g, dy, rows)) for rows, dy in pairs]
         if x.trains:
-            applied.input_gradient(g, dy, *g.gradient(x))
+            applied.input_gradient(g, received, *g.gradient(x))
         if saved:
             kept = saved()
-            applied.gradient_rows(g, kept, dy, of.rows)
+            for rows, dy in received:
+                applied.gradient_rows(g, kept, dy, rows)
             applied.gradient_rest(g, kept)
 
-    g.on_backward(y, vjp)
-    return y
+    g.on_backward(made, vjp)
+    return made

@@ -82,8 +82,8 @@ class AppliedLora:
 
     def gradient_rows(self, g: Graph, x: Tensor, dy: Tensor, rows: Rows) -> None:
         """dB += s dy^T z."""
-        part = self.lora.b.gradient_rows(rows.first, rows.count)
-        accumulate(g, dy, self.z, part, self.lora.scale)
+        assert self.lora.b.gradient is not None
+        accumulate(g, dy, self.z, self.lora.b.gradient, self.lora.scale, rows.first)
 
     def gradient_rest(self, g: Graph, x: Tensor) -> None:
         """dA += s u^T dropout(x)."""

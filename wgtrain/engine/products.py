@@ -12,7 +12,7 @@ from wgtrain.engine.weight import Segment, Weight, dense_operands, dense_strides
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a weight that a product takes: outputs `first`, a multiple of 64, to `first +
+    """The rows of a weight that a product takes: outputs `first`, a multiple of 4, to `first +
     count`.
     """
 
@@ -20,7 +20,7 @@ class Rows:
     count: int
 
     def __post_init__(self) -> None:
-        assert self.first % 64 == 0, "its part of a bias or of a gradient could not be bound"
+        assert self.first % 4 == 0, "its columns of y would not begin at a vec4"
 
     def within(self, weight: Weight) -> Iterator[tuple[Segment, int, int]]:
         """(segment, row within it, rows) of each part; none crosses a segment."""
@@ -177,7 +177,10 @@ def small_nn(
     g.launch_tuned(nn_small(dx.cols), operands, params)
 
 
-def accumulate(g: Graph, a: Tensor, b: Tensor, gradient: Window, scale: float) -> None:
-    """gradient (a.cols, b.cols) += scale a^T b, summed over rows."""
+def accumulate(
+    g: Graph, a: Tensor, b: Tensor, gradient: Window, scale: float, first: int = 0
+) -> None:
+    """gradient (rows, b.cols), a.cols of its rows from `first` on, += scale a^T b."""
     params = {"rows": a.rows, "m": a.cols, "n4": padded(b.cols) // 4, "scale": scale}
+    params["out_row"] = first
     g.launch_tuned(tn_small(a.cols, b.cols), {"a": a, "b": b, "out": gradient}, params)

@@ -28,13 +28,6 @@ class Parameter:
     value: Window
     gradient: Window | None
 
-    def gradient_rows(self, first: int, count: int) -> Window:
-        """The gradient of some rows; `first` a multiple of 64, so that it can be bound."""
-        assert self.gradient is not None, f"{self.name} is frozen"
-        storage, offset, _ = self.gradient
-        row = padded(self.columns) * 4
-        return storage.window(offset + first * row, count * row)
-
 
 class Layout:
     """Where each parameter lies: `shapes` name -> (rows, columns), packed in order into segments
