@@ -65,7 +65,7 @@ class Plan:
         self.launches = {name: _live(graph.launches) for name, graph in graphs.items()}
         self._slot_of: dict[Tensor, int] = {}
         self.slot_sizes: list[int] = []
-        self._kept_slots: set[int] = set()  # that hold what a backward pass reads of the forward one
+        self._kept_slots: set[int] = set()  # that hold what a backward pass reads
         for name, launches in self.launches.items():
             self._assign(launches, sum(launch in graphs[name].forward for launch in launches))
         for launches in self.launches.values():
