@@ -25,7 +25,7 @@ from wgtrain.bench.weights import RandomWeights
 from wgtrain.engine import tuning
 from wgtrain.engine.tuning import Choice
 from wgtrain.errors import FileError, OptionError, WgtrainError
-from wgtrain.files import read_gguf
+from wgtrain.files import BLOCKS, read_gguf
 from wgtrain.gpu import protocol
 from wgtrain.model.config import read_config
 from wgtrain.runs import parts
@@ -65,7 +65,10 @@ def record_of(capsys: Any, *arguments: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("type_", TYPES)
 def test_weights_are_a_model_file(type_: str) -> None:
-    shape = find_shape("tiny", type=type_)
+    wider = (
+        {"width": 256, "feed_forward": 512, "head_size": 64} if BLOCKS[type_].size == 256 else {}
+    )
+    shape = find_shape("tiny", type=type_, **wider)
     source = RandomWeights(shape)
     whole = source.read_range(0, source.size)
     assert len(whole) == source.size
@@ -104,7 +107,7 @@ def test_a_shape_is_the_same_everywhere() -> None:
     ("name", "changed", "says"),
     [
         ("storys15M", {}, r"shape = 'storys15M' \(did you mean 'stories15M'\?\): allowed are tiny"),
-        ("tiny", {"type": "Q4_K"}, "type = 'Q4_K': allowed are F32, F16, BF16, Q8_0, Q4_0"),
+        ("tiny", {"type": "IQ1_S"}, "type = 'IQ1_S': allowed are F32, F16, BF16, Q4_0, Q4_1"),
         ("tiny", {"rows": 0}, "rows = 0: a number above 0 is needed"),
         ("tiny", {"rank": -1}, "rank = -1: a number above 0"),
         ("stories260K", {"type": "Q8_0"}, "rows of 172 values, .* no whole blocks of 32"),
@@ -302,6 +305,10 @@ def test_kernels(quick: None, capsys: Any, tmp_path: Path) -> None:
         assert row["ceiling"] == ("copy" if row["unit"] == "B" else row["type"] or "F32")
     typed = [(row["group"], row["what"]) for row in rows if row["type"] == "Q4_0"]
     assert typed == [(row["group"], row["what"]) for row in rows if row["type"] == "F32"]
+    for row in rows:
+        pair = row.get("rate_of_f32")
+        assert (pair is not None) == bool(row["type"])
+        assert not pair or row["type"] != "F32" or pair["median"] == 1.0
     (forward,) = [r for r in rows if r["group"] == "forward" and r["type"] == "F32"
                   and r["what"].startswith("ffn_gate")]  # fmt: skip
     assert forward["work"] == 2 * 32 * 64 * 32

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from wgtrain.bench import cases
 from wgtrain.bench.ceiling import copy_ceiling, facts, product_ceilings
-from wgtrain.bench.measure import Record, record, spread
+from wgtrain.bench.measure import Record, ratios, record, spread
 from wgtrain.bench.runner import interleaved
 from wgtrain.bench.shapes import TYPES, Shape, find_shape
 from wgtrain.bench.tuned import AUTO, open_device, tuning_of
@@ -97,8 +97,13 @@ def _shape_rows(
         times = dict(zip(references, taken, strict=False))
         for name in references:
             ceilings[name] += times[name]
-        for case, name, seconds in zip(group, beside, taken[len(references) :], strict=True):
-            rows.append(_row(shape, case, name, seconds, best[name], times[name]))
+        own = taken[len(references) :]
+        plain = [seconds for case, seconds in zip(group, own, strict=True) if case.type == "F32"]
+        for case, name, seconds in zip(group, beside, own, strict=True):
+            row = _row(shape, case, name, seconds, best[name], times[name])
+            if plain and len(types) > 1 and case.type:
+                row["rate_of_f32"] = ratios(plain[0], seconds)
+            rows.append(row)
     return rows
 
 

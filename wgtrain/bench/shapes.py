@@ -11,10 +11,11 @@ import numpy as np
 
 from wgtrain.bench.random_model import RandomModel
 from wgtrain.data import Batch, Row, make_batch
+from wgtrain.engine.weight import MATRIX_TYPES
 from wgtrain.errors import OptionError
 from wgtrain.files import BLOCKS
 
-TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0")  # that `weights.py` can make
+TYPES = MATRIX_TYPES  # that `weights.py` can make
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,8 @@ SHAPES = {
         Shape("stories15M", "llama", 288, 6, 6, 6, 48, 768, 32_000, rows=4),
         _SMOLLM2,
         replace(_SMOLLM2, name="SmolLM2-135M-4x512", rows=4, length=512),
+        # Products alone, by which weight types are compared: 512 x 2048 x 2048.
+        Shape("square", "llama", 2048, 1, 16, 16, 128, 2048, 32, length=512),
         *(_qwen(name, t) for name in ("Qwen2.5-0.5B", "Qwen3-1.7B") for t in ("Q8_0", "Q4_0")),
     )
 }
@@ -121,7 +124,8 @@ def find_shape(name: str, **changed: Any) -> Shape:
             raise OptionError(f"{field} = {given[field]}: a number above 0 is needed")
     shape = replace(SHAPES[name], **given)
     block = BLOCKS[shape.type].size
-    wrong = [n for n in (shape.width, shape.feed_forward) if n % block]
+    lengths = (shape.width, shape.feed_forward, shape.heads * shape.head_size)
+    wrong = [n for n in lengths if n % block]
     if wrong:
         raise OptionError(
             f"type = {shape.type!r}: rows of {wrong[0]} values, as {name} has them, are no whole "

@@ -168,9 +168,11 @@ def _kernel_tables(record: Record) -> Iterator[Table]:
     for shape in dict.fromkeys(row["shape"] for row in record["kernels"]):
         found = [row for row in record["kernels"] if row["shape"] == shape]
         precision = "" if record["precision"] == "f32" else f", {record['precision']}"
+        compared = any("rate_of_f32" in row for row in found)
+        columns = ("kernel", "size", "weight", "rate", "unit", "of the ceiling")
         yield Table(
             f"{shape}{precision}",
-            ("kernel", "size", "weight", "rate", "unit", "of the ceiling"),
+            (*columns, "of F32's rate") if compared else columns,
             [
                 (
                     x["group"],
@@ -179,10 +181,15 @@ def _kernel_tables(record: Record) -> Iterator[Table]:
                     number(x["per_second"] / 1e9),
                     f"G{x['unit']}/s",
                     percent(x["share_of_ceiling"]),
+                    *([_rate_of_f32(x)] if compared else []),
                 )
                 for x in found
             ],
         )
+
+
+def _rate_of_f32(row: Record) -> str:
+    return percent(row["rate_of_f32"]["median"]) if "rate_of_f32" in row else ""
 
 
 def _scaling_tables(record: Record) -> Iterator[Table]:

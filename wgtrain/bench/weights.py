@@ -9,6 +9,7 @@ from functools import cache
 
 import numpy as np
 
+from wgtrain.bench.blocks import random_blocks
 from wgtrain.bench.random_model import RandomModel
 from wgtrain.files import BLOCKS, gguf_head
 from wgtrain.random import key
@@ -21,9 +22,11 @@ def _pool(type_: str, deviation: float, mean: float) -> bytes:
     """Encoded random blocks, their values normal about `mean`."""
     rng = np.random.default_rng(0)
     size = BLOCKS[type_].size
-    normal = rng.standard_normal((_POOL, size), np.float32)
+    normal = rng.standard_normal((_POOL, min(size, 32)), np.float32)
     if type_ in ("Q8_0", "Q4_0"):
         return _quantised(normal, type_, deviation)
+    if size > 1:
+        return random_blocks(rng, type_, _POOL, size, deviation).tobytes()
     values = np.float32(mean) + np.float32(deviation) * normal
     if type_ == "F16":
         return values.astype("<f2").tobytes()
@@ -107,6 +110,10 @@ def _decoded(raw: np.ndarray, type_: str) -> np.ndarray:
         return raw.view("<f2").astype(np.float32)
     if type_ == "BF16":
         return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
+    if type_ not in ("Q8_0", "Q4_0"):
+        import gguf
+
+        return gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[type_])
     blocks = raw.reshape(-1, BLOCKS[type_].nbytes)
     scales = np.ascontiguousarray(blocks[:, :2]).view("<f2").astype(np.float32)
     stored = np.ascontiguousarray(blocks[:, 2:])
