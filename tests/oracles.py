@@ -203,6 +203,10 @@ def rope(
     return {"y": y.reshape(x.shape)}
 
 
+def scale_positions(x: np.ndarray, positions: np.ndarray, table: np.ndarray) -> Outputs:
+    return {"y": table[positions][:, None] * x}
+
+
 def within(ranges: np.ndarray) -> np.ndarray:
     """(T, T) bool: does `ranges` (first, after) of each row hold the column."""
     at = np.arange(len(ranges))

@@ -84,6 +84,13 @@ def test_copy(check: Any, n: int, groups: int) -> None:
     check("copy", {"x": normal(n)}, {"n4": n // 4}, constants={"GROUPS": groups}, tolerance=0.0)
 
 
+@pytest.mark.parametrize(("rows", "d"), SIZES)
+def test_scale_positions(check: Any, rows: int, d: int) -> None:
+    positions = np.random.permutation(rows).astype(np.uint32)
+    arrays = {"x": normal(rows, d), "positions": positions, "table": normal(rows + 3)}
+    check("scale_positions", arrays, elementwise(d), rows=rows)
+
+
 def check_activations(check: Any, x: np.ndarray, up: np.ndarray, dy: np.ndarray) -> None:
     """Each alone and as a gate, forward and backward."""
     rows, d = x.shape

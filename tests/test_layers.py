@@ -14,6 +14,7 @@ from wgtrain.engine.inputs import InputBuffer, visible
 from wgtrain.infer.model import Model
 from wgtrain.infer.session import Session
 from wgtrain.model.layers import Layer, Rope, RopeTables
+from wgtrain.model.rope import LongRope
 
 SLOW, FAST = Rope(1e6, 12, interleaved=False), Rope(100.0, 8, interleaved=False)
 LAYERS = (Layer(SLOW), Layer(FAST, window=3, softcap=2.0), Layer(SLOW, window=7))
@@ -41,26 +42,32 @@ def logits(model: Model, rows: list[list[int]], layers: tuple[Layer, ...]) -> np
         session.close()
 
 
-def expected_logits(tokens: np.ndarray) -> np.ndarray:
+def expected_logits(
+    tokens: np.ndarray, layers: tuple[Layer, ...] = LAYERS, lengths: tuple[int, ...] = LENGTHS
+) -> np.ndarray:
     """What the model computes, from the kernels' oracles in float64."""
     w = {name: rm.decode(x).astype(np.float64) for name, x in rm.tensors(SHAPE).items()}
-    positions, heads, kv_heads = make_positions(*LENGTHS), SHAPE.heads, SHAPE.kv_heads
+    positions, heads, kv_heads = make_positions(*lengths), SHAPE.heads, SHAPE.kv_heads
     sizes = {"heads": heads, "kv_heads": kv_heads, "scale": SHAPE.head_size**-0.5}
 
     def norm(x: np.ndarray, name: str) -> np.ndarray:
         return oracles.rms_norm(x, w[name], 1, 1e-5)["y"]
 
     x = w["token_embd.weight"][tokens]
-    for number, layer in enumerate(LAYERS):
+    for number, layer in enumerate(layers):
         blk, rope = f"blk.{number}.", layer.rope
         h = norm(x, f"{blk}attn_norm.weight")
         q, k, v = (h @ w[f"{blk}attn_{n}.weight"].T + w[f"{blk}attn_{n}.bias"] for n in "qkv")
-        pairs = np.arange(rope.rotary // 2)
-        angles = np.arange(max(LENGTHS))[:, None] * rope.theta ** (-2 * pairs / rope.rotary)
-        table = np.stack([np.cos(angles), np.sin(angles)], -1)
-        q = oracles.rope(q, positions, table, heads, rope.rotary)["y"]
-        k = oracles.rope(k, positions, table, kv_heads, rope.rotary)["y"]
-        sees = make_ranges(who_sees(*LENGTHS, window=layer.window))["key_range"]
+        if rope:
+            pairs, divisors = np.arange(rope.rotary // 2), np.ones(rope.rotary // 2)
+            if isinstance(rope.scaling, LongRope):
+                divisors *= rope.scaling.long if max(lengths) > 8 else rope.scaling.short
+            turned = rope.theta ** (-2 * pairs / rope.rotary) / divisors
+            angles = np.arange(max(lengths))[:, None] * turned
+            table = np.stack([np.cos(angles), np.sin(angles)], -1)
+            q = oracles.rope(q, positions, table, heads, rope.rotary)["y"]
+            k = oracles.rope(k, positions, table, kv_heads, rope.rotary)["y"]
+        sees = make_ranges(who_sees(*lengths, window=layer.window))["key_range"]
         o = oracles.attention(q, k, v, sees, **sizes, CAP=layer.softcap)["o"]
         x = x + o @ w[f"{blk}attn_output.weight"].T
         h = norm(x, f"{blk}ffn_norm.weight")
@@ -76,6 +83,26 @@ def test_each_layer_has_its_own_range_score_and_turn(model: Model) -> None:
     expected = expected_logits(np.concatenate(rows))
     assert rm.difference(logits(model, rows, LAYERS), expected) < 2e-6
     assert rm.difference(logits(model, rows, LAYERS[::-1]), expected) > 1e-2
+
+
+@pytest.mark.gpu
+def test_layers_without_positions_and_lists_by_length(model: Model) -> None:
+    """A session's rows take the lists of their own length, whatever came before them."""
+    lists = LongRope((1.0, 1.5, 2.0), (2.0, 4.0, 8.0), 8)
+    rope = Rope(1e4, 6, interleaved=False, scaling=lists)
+    layers = (Layer(rope), Layer(None), Layer(rope, window=7))
+    rng = np.random.default_rng(4)
+    base = replace(model.base, config=replace(model.config, layers=layers))
+    session = Session(model.device, base, [], 20)
+    try:
+        gpu.run(session.open())
+        for lengths in ((3, 8), (3, 9), (8,), LENGTHS):
+            rows = [rng.integers(0, SHAPE.vocabulary, n).tolist() for n in lengths]
+            found = gpu.run(session.logits(rows))
+            expected = expected_logits(np.concatenate(rows), layers, lengths)
+            assert rm.difference(found, expected) < 2e-6, lengths
+    finally:
+        session.close()
 
 
 @pytest.mark.parametrize("window", [0, 1, 2, 5, 11, 100])

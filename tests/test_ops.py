@@ -10,7 +10,7 @@ from op_check import Tape, check_op, compare, finite_differences
 
 from wgtrain import random
 from wgtrain.engine import ops
-from wgtrain.engine.attention import Ranges, attention, rope
+from wgtrain.engine.attention import Ranges, attention, rope, scale_positions
 from wgtrain.engine.graph import padded
 from wgtrain.engine.inputs import visible
 from wgtrain.engine.kernel import load_kernel
@@ -145,10 +145,11 @@ def test_gather(device: Device, t: int, d: int) -> None:
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
-@pytest.mark.parametrize("rotary", [4, 8])
-def test_rope(device: Device, rotary: int, interleaved: bool) -> None:
-    heads, size, positions = 3, 8, np.array([0, 1, 2, 0, 1, 0, 3], np.uint32)
-    table = normal(4, rotary)
+@pytest.mark.parametrize(("rotary", "size"), [(4, 8), (8, 8), (14, 28), (30, 40)])
+def test_rope(device: Device, rotary: int, size: int, interleaved: bool) -> None:
+    """Of whole heads, and of the first values of heads."""
+    heads, positions = 3, np.array([0, 1, 2, 0, 1, 0, 3], np.uint32)
+    table = normal(4 * rotary)
     constants = {"INTERLEAVED": interleaved}
     check_op(
         device,
@@ -160,6 +161,18 @@ def test_rope(device: Device, rotary: int, interleaved: bool) -> None:
         )["y"],
         {"x": normal(len(positions), heads * size)},
         fixed={"positions": positions, "table": table},
+    )
+
+
+@pytest.mark.parametrize(("t", "d"), SIZES)
+def test_scale_positions(device: Device, t: int, d: int) -> None:
+    positions = np.arange(t, dtype=np.uint32) % 5
+    check_op(
+        device,
+        lambda tape, x: scale_positions(tape.graph, x.x, x.positions, x.table, "scaled"),
+        lambda x: x.x * x.table[positions][:, None],
+        {"x": normal(t, d)},
+        fixed={"positions": positions, "table": 1 + normal(5)},
     )
 
 

@@ -190,6 +190,7 @@ def stream_cases(s: Setting) -> list[Case]:
     query = config.n_head * config.head_size
     norm = Storage("norm", "norms", padded(width) * 4).window()
     turned = config.layers[0].rope
+    assert turned, "a shape's layers have rotary embeddings"
     table = turned.table(s.shape.length)
     rotary = Storage("rotary table", "inputs", table.nbytes)
     x, up = s.input(width), s.input(inner, "up")

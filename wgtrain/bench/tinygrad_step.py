@@ -31,7 +31,9 @@ class TinygradStep:
             name: tuple(Tensor(x).realize().is_param_() for x in pair)
             for name, pair in shape.adapter().items()
         }
-        table = shape.config.layers[0].rope.table(shape.length)
+        turned = shape.config.layers[0].rope
+        assert turned, "a shape's layers have rotary embeddings"
+        table = turned.table(shape.length)
         self._rope = self._frozen(np.ascontiguousarray(table[None, :, None]))
         stream = shape.stream()
         self._tokens = self._frozen(np.ascontiguousarray(stream[:, :-1]))

@@ -6,7 +6,7 @@ T tokens, H heads, K key-value heads, E head size.
 import math
 from dataclasses import dataclass
 
-from wgtrain.engine.graph import Graph, Tensor, Window
+from wgtrain.engine.graph import Graph, Tensor, Window, padded
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,22 @@ def rope(
     def vjp(dy: Tensor) -> None:
         dx = g.tensor(f"d.{name}", x.rows, x.cols)
         rotate(dy, dx, True)
+        g.pass_gradient(x, dx)
+
+    g.on_backward(y, vjp)
+    return y
+
+
+def scale_positions(g: Graph, x: Tensor, positions: Window, table: Window, name: str) -> Tensor:
+    """x (T, D), each row times what `table` (position,) has for its position."""
+    params = {"rows": x.rows, "d4": padded(x.cols) // 4}
+    y = g.tensor(name, x.rows, x.cols, trains=x.trains)
+    g.launch("scale_positions", {"x": x, "positions": positions, "table": table, "y": y}, params)
+
+    def vjp(dy: Tensor) -> None:
+        dx = g.tensor(f"d.{name}", x.rows, x.cols)
+        operands = {"x": dy, "positions": positions, "table": table, "y": dx}
+        g.launch("scale_positions", operands, params)
         g.pass_gradient(x, dx)
 
     g.on_backward(y, vjp)

@@ -96,6 +96,7 @@ class Session:
         tokens = np.concatenate([np.asarray(row, np.uint32) for row in rows])
         wanted = np.arange(len(tokens)) if positions is None else np.asarray(positions)
         self._inputs.write(self._device, tokens, starts, ends, np.full(len(tokens), -1))
+        self._ropes.follow(self._device, int(lengths.max()))
         self.plan.run("body", step_bytes(len(tokens)), len(tokens), 0)
         parts = []
         index, logits = self._inputs.inputs.trained, self._logits.live

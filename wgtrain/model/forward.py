@@ -9,7 +9,7 @@ from wgtrain.engine.graph import Graph, Tensor, Window
 from wgtrain.engine.linear import Adapter, Linear, linear
 from wgtrain.engine.ops import Inputs
 from wgtrain.model.config import ModelConfig
-from wgtrain.model.layers import Layer, Rope
+from wgtrain.model.layers import Layer, QueryScale, Rope
 from wgtrain.model.weights import Weights
 
 Trained = Adapter  # what can train at a tensor of a network
@@ -24,7 +24,7 @@ class Network:
     config: ModelConfig
     weights: Weights
     trained: Mapping[str, tuple[Trained, ...]]
-    ropes: Mapping[Rope, Window]
+    ropes: Mapping[Rope | QueryScale, Window]
 
     def linear(self, name: str) -> Linear:
         """The linear of the weight `name`."""
@@ -95,12 +95,14 @@ def _rotated(
     prefix: str,
     name: str,
     heads: int,
-    kind: Rope,
+    kind: Rope | None,
 ) -> Tensor:
     """A query or key projection, normalised per head where the model does so, then rotated."""
     x = _linear(g, net, h, prefix, name)
     norm = f"{prefix}{name}_norm.weight"
     if norm in net.weights.vectors:
         x = ops.rms_norm(g, x, net.vector(norm), net.config.norm_eps, heads, f"{name}_norm")
+    if kind is None:
+        return x
     how = heads, kind.rotary, kind.interleaved
     return rope(g, x, inputs.positions, net.ropes[kind], *how, f"{name}_rope")

@@ -9,56 +9,74 @@ import numpy as np
 
 from wgtrain.engine.graph import Storage, Window
 from wgtrain.gpu import Device
+from wgtrain.model.rope import LongRope, QueryScale, Rope
 
+__all__ = ["Layer", "QueryScale", "Rope", "RopeTables"]
 
-@dataclass(frozen=True)
-class Rope:
-    """A rotary embedding: the first `rotary` values of a head turn in pairs, by angles
-    position * theta^(-2 pair / rotary). `interleaved`: pairs are neighbours, else half of
-    `rotary` apart.
-    """
-
-    theta: float
-    rotary: int
-    interleaved: bool
-
-    def table(self, positions: int) -> np.ndarray:
-        """cos and sin of every angle, float32 (positions, rotary / 2, 2), computed in float64."""
-        frequency = self.theta ** (-np.arange(0, self.rotary, 2) / self.rotary)
-        angle = np.arange(positions)[:, None] * frequency
-        return np.stack([np.cos(angle), np.sin(angle)], -1).astype(np.float32)
+_APART = 256  # bytes; where bindings may begin
 
 
 @dataclass(frozen=True)
 class Layer:
     """One block. A token sees itself and what lies before it in its row, `window` tokens in all
-    (0 = the whole row); scores s become softcap tanh(s / softcap) (0 = they stay).
+    (0 = the whole row); scores s become softcap tanh(s / softcap) (0 = they stay). `rope` None:
+    positions turn nothing.
     """
 
-    rope: Rope
+    rope: Rope | None
     window: int = 0
     softcap: float = 0.0
+    query_scale: QueryScale | None = None
 
 
 class RopeTables:
-    """The rotary tables of a model's layers for rows of up to `positions` tokens, in one storage;
-    equal ones are there once. `windows`: where each of them lies.
+    """The tables by position of a model's layers for rows of up to `positions` tokens, in one
+    storage; equal ones are there once. `windows`: where each of them lies; a scale of queries that
+    is 1 at all of these positions has none.
     """
 
     def __init__(self, layers: Iterable[Layer], positions: int):
-        parts, end = [], 0
-        windows = {}
-        for rope in dict.fromkeys(layer.rope for layer in layers):
-            table = rope.table(positions)
-            parts.append(np.pad(table.ravel(), (0, -table.size % 64)))
-            windows[rope] = end, table.nbytes
-            end += parts[-1].nbytes
-        self._content = np.concatenate(parts)
-        self.storage = Storage("rotary tables", "inputs", end)
-        self.windows: Mapping[Rope, Window] = {
-            rope: self.storage.window(*place) for rope, place in windows.items()
+        self._positions, layers, end = positions, list(layers), 0
+        ropes = [layer.rope for layer in layers]
+        scales = [layer.query_scale for layer in layers]
+        kinds = [kind for kind in (*ropes, *scales) if kind]
+        self._places: dict[Rope | QueryScale, tuple[int, int]] = {}
+        for kind in dict.fromkeys(kinds):
+            if isinstance(kind, QueryScale):
+                if positions <= kind.context:
+                    continue
+                size = 4 * positions
+            else:
+                size = 4 * positions * kind.rotary
+            self._places[kind] = end, size
+            end += -(-size // _APART) * _APART
+        self.storage = Storage("rotary tables", "inputs", max(end, _APART))
+        self.windows: Mapping[Rope | QueryScale, Window] = {
+            kind: self.storage.window(*place) for kind, place in self._places.items()
         }
+        self._long: list[bool] = []
 
-    def write(self, device: Device) -> None:
-        """Queues the tables, once their buffer is there."""
-        device.write(self.storage.live, 0, self._content)
+    def write(self, device: Device, length: int = 0) -> None:
+        """Queues the tables, once their buffer is there; for rows of up to `length` tokens,
+        0 = `positions`.
+        """
+        content = np.zeros(self.storage.size, np.uint8)
+        for kind, (start, size) in self._places.items():
+            if isinstance(kind, Rope):
+                table = kind.table(self._positions, length)
+            else:
+                table = kind.table(self._positions)
+            content[start : start + size] = table.ravel().view(np.uint8)
+        self._long = self._choices(length)
+        device.write(self.storage.live, 0, content)
+
+    def follow(self, device: Device, length: int) -> None:
+        """Queues the tables again where rows of up to `length` tokens take others."""
+        if self._choices(length) != self._long:
+            self.write(device, length)
+
+    def _choices(self, length: int) -> list[bool]:
+        """Whether rows are long for each rotary embedding that asks."""
+        scalings = [kind.scaling for kind in self._places if isinstance(kind, Rope)]
+        contexts = [scaling.context for scaling in scalings if isinstance(scaling, LongRope)]
+        return [(length or self._positions) > context for context in contexts]
