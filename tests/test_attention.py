@@ -174,6 +174,38 @@ def test_capped_scores(checkers: tuple[Checker, Checker], spread: float, variant
         check_attention(checkers, lengths, 4, 2, 8, **more)
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("lengths", [(7,), (8,), (9,), (32,), (7, 8, 9, 32), (3, 4)])
+def test_caps_and_windows_together(
+    checkers: tuple[Checker, Checker], lengths: tuple[int, ...], variant: str
+) -> None:
+    """Rows around a window of 8 and of four times as many tokens, alone and packed; and two rows
+    that would both fit into one window.
+    """
+    sees = who_sees(*lengths, window=8)
+    more = {"sees": sees, "cap": 1.5, "spread": 2.0, **VARIANTS[variant]}
+    check_attention(checkers, lengths, 4, 2, 8, **more)
+
+
+@pytest.mark.parametrize("wrong", ["window 7", "window 9", "no window", "rows as one", "no cap"])
+def test_wrong_windows_and_caps_are_seen(wrong: str) -> None:
+    """Another reading differs by far more than kernels may."""
+    lengths = (9, 32)
+    seen = {
+        "window 7": who_sees(*lengths, window=7),
+        "window 9": who_sees(*lengths, window=9),
+        "no window": who_sees(*lengths),
+        "rows as one": who_sees(sum(lengths), window=8),
+    }
+    right = make_ranges(who_sees(*lengths, window=8))["key_range"]
+    read = make_ranges(seen[wrong])["key_range"] if wrong in seen else right
+    q, k, v = normal(41, 48), normal(41, 24), normal(41, 24)
+    shape = {"heads": 4, "kv_heads": 2, "scale": 12**-0.5}
+    o = oracles.attention(q, k, v, right, **shape, CAP=1.5)["o"]
+    other = oracles.attention(q, k, v, read, **shape, CAP=0.0 if wrong == "no cap" else 1.5)["o"]
+    assert np.linalg.norm(o - other) > 1e-2 * np.linalg.norm(o)
+
+
 def test_variants_take_what_attention_takes() -> None:
     """The same bindings and parameters, in the least workgroup memory an adapter has."""
     for name in ATTENTION:
