@@ -202,8 +202,10 @@ def _keep_float64(model: Any) -> None:
     """transformers computes RMS norms in float32 always; the reference must not."""
 
     def forward(norm: Any, x: torch.Tensor) -> torch.Tensor:
-        x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon)
-        return norm.weight * x
+        plain = hasattr(norm, "variance_epsilon")  # else Gemma's, which stores less by 1
+        eps = norm.variance_epsilon if plain else norm.eps
+        x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
+        return (norm.weight if plain else 1 + norm.weight) * x
 
     for module in model.modules():
         if type(module).__name__.endswith("RMSNorm"):

@@ -8,110 +8,18 @@ those of the table of architectures: a wrong one puts a weight into another plac
 
 import functools
 import tempfile
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
+from specs import BLOCK_SPECS, MORE, SPECS, Spec
 
-from wgtrain.files import ARCHITECTURES, Architecture
+from wgtrain.files import ARCHITECTURES
 
 LINEARS = dict(ARCHITECTURES["llama"].linears)  # of all that are here
 TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0")
-
-
-@dataclass(frozen=True)
-class Spec:
-    """The shape of a model; `head_dim` is no power of two and need not be dim / heads."""
-
-    architecture: str
-    dim: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    ff: int
-    layers: int
-    vocab: int
-    tied: bool
-    tokenizer: str = "bpe"  # or "spm"
-    rope_theta: float = 10000.0
-    eps: float = 1e-5
-    context: int = 128
-
-    @property
-    def row(self) -> Architecture:
-        """The row of the table of architectures."""
-        return ARCHITECTURES[self.architecture]
-
-    @property
-    def permuted(self) -> bool:
-        """Whether the file's q and k rows are reordered for interleaved rotary pairs."""
-        return bool(self.row.permuted)
-
-    def gguf_name(self, hf: str) -> str:
-        """`model.layers.0.self_attn.q_proj` -> `blk.0.attn_q`."""
-        if (stem := self.row.gguf_stem(hf)) is None:
-            raise KeyError(hf)
-        return stem
-
-    def hf_name(self, ours: str) -> str:
-        """`blk.0.attn_q` -> `model.layers.0.self_attn.q_proj`."""
-        if (module := self.row.hf_module(ours)) is None:
-            raise KeyError(ours)
-        return module
-
-    def to_file_order(self, hf: str, rows: np.ndarray) -> np.ndarray:
-        """Rows of a q or k tensor (weight, bias or B) from Hugging Face order to the GGUF's."""
-        heads = self._permuted_heads(hf)
-        if heads is None:
-            return rows
-        split = rows.reshape(heads, 2, self.head_dim // 2, *rows.shape[1:])
-        return np.ascontiguousarray(split.swapaxes(1, 2).reshape(rows.shape))
-
-    def from_file_order(self, hf: str, rows: np.ndarray) -> np.ndarray:
-        """The inverse of `to_file_order`."""
-        heads = self._permuted_heads(hf)
-        if heads is None:
-            return rows
-        split = rows.reshape(heads, self.head_dim // 2, 2, *rows.shape[1:])
-        return np.ascontiguousarray(split.swapaxes(1, 2).reshape(rows.shape))
-
-    def _permuted_heads(self, hf: str) -> int | None:
-        if not self.permuted:
-            return None
-        if ".q_proj" in hf:
-            return self.heads
-        return self.kv_heads if ".k_proj" in hf else None
-
-    def linear_shape(self, ours: str) -> tuple[int, int]:
-        """(n_out, n_in) of a linear by its GGUF name without the block."""
-        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        return {
-            "attn_q": (q, self.dim),
-            "attn_k": (kv, self.dim),
-            "attn_v": (kv, self.dim),
-            "attn_output": (self.dim, q),
-            "ffn_gate": (self.ff, self.dim),
-            "ffn_up": (self.ff, self.dim),
-            "ffn_down": (self.dim, self.ff),
-            "output": (self.vocab, self.dim),
-        }[ours.split(".")[-1]]
-
-
-# Widths for types without blocks (multiples of 4 alone), and for types in blocks of 32, whose rows
-# of 34 or 18 byte blocks are no multiples of 4 bytes.
-SPECS = {
-    "llama": Spec("llama", 60, 3, 1, 20, 100, 3, 97, tied=False, tokenizer="spm"),
-    "llama-tied": Spec("llama", 48, 4, 2, 12, 76, 3, 293, tied=True, tokenizer="spm"),
-    "qwen2": Spec("qwen2", 48, 4, 2, 12, 76, 3, 301, tied=True, rope_theta=1e6, eps=1e-6),
-    "qwen3": Spec("qwen3", 60, 4, 2, 20, 100, 3, 283, tied=False, rope_theta=1e6, eps=1e-6),
-}
-BLOCK_SPECS = {
-    name: replace(spec, dim=96, heads=8, kv_heads=2, head_dim=12, ff=160)
-    for name, spec in SPECS.items()
-}
-BLOCK_SPECS["qwen3"] = replace(BLOCK_SPECS["qwen3"], head_dim=20)  # 8 x 20 = 160, not 96
 
 
 @dataclass(frozen=True)
@@ -162,13 +70,24 @@ def hf_config(spec: Spec) -> Any:
         num_attention_heads=spec.heads,
         num_key_value_heads=spec.kv_heads,
         head_dim=spec.head_dim,
-        rms_norm_eps=spec.eps,
-        rope_parameters={"rope_type": "default", "rope_theta": spec.rope_theta},
+        **{next(key.hf for key in spec.row.keys if key.field == "norm_eps"): spec.eps},
+        rope_parameters=rope_parameters(spec),
         tie_word_embeddings=spec.tied,
         max_position_embeddings=spec.context,
-        attn_implementation="sdpa",
+        attn_implementation="eager" if spec.architecture == "gemma2" else "sdpa",
         use_cache=False,
+        **dict(spec.hf),
     )
+
+
+def rope_parameters(spec: Spec) -> dict[str, Any]:
+    """Those of transformers, by kind of layer where a model has two."""
+    whole = {"rope_type": "default", "rope_theta": spec.rope_theta, **dict(spec.rope)}
+    local = whole.pop("local", None)
+    if local is None:
+        return whole
+    plain = {"rope_type": "default", "rope_theta": local}
+    return {"full_attention": whole, "sliding_attention": plain}
 
 
 def random_weights(spec: Spec, seed: int) -> dict[str, np.ndarray]:
@@ -181,20 +100,24 @@ def random_weights(spec: Spec, seed: int) -> dict[str, np.ndarray]:
     def matrix(name: str, shape: tuple[int, int], scale: float) -> None:
         weights[f"{name}.weight"] = rng.normal(0, scale / np.sqrt(shape[1]), shape)
 
-    def norm(name: str, n: int) -> None:
-        weights[f"{name}.weight"] = rng.uniform(0.8, 1.2, n)
+    def norm(name: str, *shape: int) -> None:
+        weights[f"{name}.weight"] = rng.uniform(0.8, 1.2, shape)
+        if spec.row.has_bias(name.rpartition(".")[2]):
+            weights[f"{name}.bias"] = rng.normal(0, 0.3, shape)
 
     weights: dict[str, np.ndarray] = {}
     matrix("token_embd", (spec.vocab, spec.dim), 2.0)
     for layer in range(spec.layers):
         block = f"blk.{layer}."
-        for name in spec.row.linears:
+        for name in spec.linears:
             matrix(block + name, spec.linear_shape(name), 1.0)
-        for name in spec.row.norms:
-            norm(block + name, spec.head_dim if name.endswith(("q_norm", "k_norm")) else spec.dim)
-        for name in spec.row.biases:
+        for name, shape in spec.norms.items():
+            norm(block + name, *shape)
+        for name in spec.biases:
             weights[f"{block}{name}.bias"] = rng.normal(0, 0.1, spec.linear_shape(name)[0])
     norm("output_norm", spec.dim)
+    for name, factors in spec.factors:
+        weights[name] = np.array(factors)
     if not spec.tied:
         matrix("output", (spec.vocab, spec.dim), 2.0)
     return {name: w.astype(np.float32) for name, w in weights.items()}
@@ -203,12 +126,12 @@ def random_weights(spec: Spec, seed: int) -> dict[str, np.ndarray]:
 @functools.cache
 def tiny(name: str, type: str = "F32", seed: int = 0) -> Tiny:
     """The model of a name of `SPECS`; its matrices have the GGUF type, norms and biases F32."""
-    spec = (BLOCK_SPECS if type.startswith("Q") else SPECS)[name]
+    spec = {**SPECS, **MORE, **(BLOCK_SPECS if type.startswith("Q") else {})}[name]
     kind = gguf.GGMLQuantizationType[type]
     stored: dict[str, tuple[np.ndarray, gguf.GGMLQuantizationType]] = {}
     plain: dict[str, np.ndarray] = {}
     for key, w in random_weights(spec, seed).items():
-        if w.ndim == 1:
+        if w.ndim == 1 or key.endswith("norm.weight"):
             stored[key], plain[key] = (w, gguf.GGMLQuantizationType.F32), w
         else:
             data = gguf.quants.quantize(w, kind)
@@ -222,9 +145,16 @@ def hf_weights(spec: Spec, weights: dict[str, np.ndarray]) -> dict[str, np.ndarr
     """Weights by GGUF names -> by Hugging Face names, in its row order."""
     out = {}
     for key, w in weights.items():
+        if key in dict(spec.factors):
+            continue  # transformers computes them
         ours, kind = key.rsplit(".", 1)
         module = spec.hf_name(ours)
-        out[f"{module}.{kind}"] = spec.from_file_order(module, w)
+        if kind == "weight" and ours.endswith("norm") and spec.row.norm_plus_one:
+            w = w.astype(np.float64) - 1
+        if w.ndim == 2 and ours.endswith("norm"):
+            out |= {f"{module}.norms.{head}.weight": row for head, row in enumerate(w)}
+        else:
+            out[f"{module}.{kind}"] = spec.from_file_order(module, w)
     return out
 
 
@@ -271,11 +201,16 @@ def write(spec: Spec, tensors: dict[str, tuple[np.ndarray, gguf.GGMLQuantization
         out.add_head_count_kv(spec.kv_heads)
         out.add_key_length(spec.head_dim)
         out.add_value_length(spec.head_dim)
-        out.add_layer_norm_rms_eps(spec.eps)
+        if spec.row.layer_norm:
+            out.add_layer_norm_eps(spec.eps)
+        else:
+            out.add_layer_norm_rms_eps(spec.eps)
         out.add_rope_freq_base(spec.rope_theta)
-        if spec.architecture == "llama":
-            out.add_rope_dimension_count(spec.head_dim)
+        if spec.architecture == "llama" or spec.rotary:
+            out.add_rope_dimension_count(spec.rotary or spec.head_dim)
             out.add_vocab_size(spec.vocab)
+        for key, value in spec.keys:
+            _add(out, f"{spec.architecture}.{key}", value)
         (_add_spm if spec.tokenizer == "spm" else _add_bpe)(out, spec.vocab)
         for name, (data, kind) in tensors.items():
             out.add_tensor(name, data, raw_dtype=kind)
@@ -284,6 +219,12 @@ def write(spec: Spec, tensors: dict[str, tuple[np.ndarray, gguf.GGMLQuantization
         out.write_tensors_to_file()
         out.close()
         return path.read_bytes()
+
+
+def _add(out: gguf.GGUFWriter, key: str, value: Any) -> None:
+    kinds: dict[type, Any] = {bool: out.add_bool, int: out.add_uint32, float: out.add_float32}
+    kinds |= {str: out.add_string, tuple: out.add_array}
+    kinds[type(value)](key, value)
 
 
 def _add_spm(out: gguf.GGUFWriter, vocab: int) -> None:

@@ -190,19 +190,21 @@ def add(g: Graph, x: Tensor, branch: Tensor, name: str = "residual", factor: flo
     return y
 
 
-def scale(g: Graph, x: Tensor, factor: float, name: str = "scaled") -> Tensor:
-    """factor * x; x itself where that is 1."""
-    y = _scaled(g, x, factor, name)
+def scale(
+    g: Graph, x: Tensor, factor: float, name: str = "scaled", into: Window | None = None
+) -> Tensor:
+    """factor * x; x itself where that is 1. `into` keeps it."""
+    y = _scaled(g, x, factor, name, into)
     if y is not x:
         g.on_backward(y, lambda dy: g.pass_gradient(x, _scaled(g, dy, factor, f"d.{name}")))
     return y
 
 
-def _scaled(g: Graph, x: Tensor, factor: float, name: str) -> Tensor:
-    if factor == 1:
+def _scaled(g: Graph, x: Tensor, factor: float, name: str, into: Window | None = None) -> Tensor:
+    if factor == 1 and into is None:
         return x
     y = g.tensor(name, x.rows, x.cols, trains=x.trains)
-    g.launch("scale", {"x": x, "y": y}, {**_elementwise(y), "factor": factor})
+    g.launch("scale", {"x": x, "y": into or y}, {**_elementwise(y), "factor": factor})
     return y
 
 

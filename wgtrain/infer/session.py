@@ -62,7 +62,7 @@ class Session:
         params = {"rows": "C", "d4": padded(config.width) // 4}
         operands = {"x": hidden.window(), "index": self._inputs.inputs.trained, "y": picked}
         head.launch("gather_rows", operands, params)
-        head_logits(head, picked, net.head, self._logits.window())
+        head_logits(head, picked, net.head, self._logits.window(), config.softcap)
         storages = [
             self._inputs.storage,
             *(storage for trainables in self._stack for storage in trainables.values.storages),

@@ -17,7 +17,8 @@ from wgtrain.model.covered import (
     shape_problems,
     tensor_problems,
 )
-from wgtrain.model.layers import Layer, Rope
+from wgtrain.model.layers import Layer
+from wgtrain.model.positions import make_layers
 
 LINEARS = tuple(ALL_LINEARS)  # of any block, in the order of the forward pass
 
@@ -59,6 +60,11 @@ class ModelConfig:
     def windows(self) -> tuple[int, ...]:
         """The distinct windows of its layers, 0 = whole rows."""
         return tuple(dict.fromkeys(layer.window for layer in self.layers))
+
+    @property
+    def parallel(self) -> bool:
+        """Whether the feed-forward network sees what attention sees, not what that makes."""
+        return "ffn_norm" in self.row.may_norm and "ffn_norm.weight" not in self.optional
 
     @property
     def head_name(self) -> str:
@@ -170,13 +176,11 @@ def read_config(gguf: GGUF) -> ModelConfig:
 
 def _not_yet(row: Architecture, values: Values) -> list[str]:
     problems = []
-    if row.name not in ("llama", "qwen2", "qwen3"):
+    if row.name not in ("llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3"):
         problems.append(f"general.architecture {row.name} is not supported")
     scaled = values["rope_scaling"] not in ("none", "linear") or values["rope_factor"] not in (0, 1)
     if scaled or values["rope_attention"] not in (0, 1):
         problems.append(f"{row.name}.rope.scaling is not supported")
-    if values["window"]:
-        problems.append(f"{row.name}.attention.sliding_window is not supported")
     return problems
 
 
@@ -201,11 +205,7 @@ def make_config(
     not given are what they are where a file is silent.
     """
     values = row.complete(given)
-    rope = Rope(float(values["rope_theta"]), values["rotary"], row.rope_interleaved)
-    layers = (Layer(rope),) * values["n_layer"]
-    scale = values.get("attention_scale") or default_attention_scale(values["head_size"])
-    if row.width_scaled_layers == len(layers):
-        scale = default_attention_scale(values["width"] // values["n_head"])
+    layers = make_layers(row, values)
     return ModelConfig(
         architecture=row.name,
         width=values["width"],
@@ -219,13 +219,21 @@ def make_config(
         optional=optional,
         tied_head=tied_head,
         context=values["context"],
-        attention_scale=scale,
+        attention_scale=_attention_scale(row, values),
         embedding_scale=_embedding_scale(row, values),
         residual_scale=values.get("residual_scale") or 1.0,
         logit_scale=values.get("logit_scale") or 1.0,
         softcap=values.get("final_softcap", 0.0),
         notes=notes,
     )
+
+
+def _attention_scale(row: Architecture, values: Values) -> float:
+    if given := values.get("score_scale") or values.get("attention_scale"):
+        return float(given)
+    if row.width_scaled_layers == values["n_layer"]:
+        return math.sqrt(values["n_head"] / values["width"])
+    return default_attention_scale(values["head_size"])
 
 
 def _embedding_scale(row: Architecture, values: Values) -> float:

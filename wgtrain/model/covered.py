@@ -12,14 +12,14 @@ import numpy as np
 from wgtrain.engine.weight import MATRIX_TYPES
 from wgtrain.errors import FileError
 from wgtrain.files import GGUF, TensorInfo
-from wgtrain.files.architecture import ANYTHING, Architecture, Key, Values
+from wgtrain.files.architecture import ANYTHING, MAX_COUNT, Architecture, Key, Values
 from wgtrain.files.known_keys import KNOWN_KEYS
 from wgtrain.files.source import shown
 
 FACTORS = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight")
 _VISION = ("v.", "mm.")  # of tensors, and of keys below the architecture's name as in the next
 _VISION_KEYS = ("vision.", "mm.")
-_PATTERN = "attention.sliding_window_pattern"
+_PATTERN, _WINDOWED = "attention.sliding_window_pattern", "attention.window_pattern"
 _BLOCK = re.compile(r"blk\.([0-9]{1,6})\.")
 _EXPERTS = re.compile(r"_exps|_shexp|ffn_gate_inp")
 # Read or of no effect in every architecture.
@@ -132,7 +132,31 @@ def read_values(gguf: GGUF, row: Architecture) -> Values:
                 "heads are not supported"
             )
     values["n_layer"] -= min(values.get("unused", 0), values["n_layer"] - 1)
-    return values
+    return values | _beside(gguf, row, values["n_layer"])
+
+
+def _beside(gguf: GGUF, row: Architecture, n_layer: int) -> Values:
+    """What has no `Key`: lists of layers, and what transformers knows and GGUF has no key for."""
+    found: Values = {}
+    for name in (f"{row.name}.{_PATTERN}", f"wgtrain.{_WINDOWED}"):
+        value = gguf.metadata.get(name)
+        if isinstance(value, np.ndarray) and value.dtype.kind in "biu":
+            if value.shape == (n_layer,) and set(value.tolist()) <= {0, 1}:
+                found["windowed"] = tuple(map(bool, value.tolist()))
+                continue
+        elif value is None or (type(value) is int and 0 <= value <= MAX_COUNT):
+            found |= {} if value is None else {"window_pattern": value}
+            continue
+        raise FileError(
+            f"{gguf.name}: {name} is {shown(value)}; a number or {n_layer} booleans are needed"
+        )
+    if "wgtrain.attention.scale" in gguf.metadata:
+        found["score_scale"] = gguf.get("wgtrain.attention.scale", float)
+    if "wgtrain.rope.no_rope_layers" in gguf.metadata:
+        layers = gguf.get("wgtrain.rope.no_rope_layers", np.ndarray)
+        found["no_rope"] = frozenset(layers.tolist())
+    found["yarn_truncate"] = gguf.get("wgtrain.rope.yarn_truncate", bool, True)
+    return found
 
 
 def _read(gguf: GGUF, name: str, key: Key, n_layer: int) -> Any:

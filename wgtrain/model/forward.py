@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from wgtrain.engine import ops
-from wgtrain.engine.attention import attention, default_attention_scale, rope
+from wgtrain.engine.attention import attention, rope
 from wgtrain.engine.graph import Graph, Tensor, Window
-from wgtrain.engine.linear import Adapter, Linear, linear
+from wgtrain.engine.linear import Adapter, Linear, linear, linear_rows
 from wgtrain.engine.ops import Inputs
 from wgtrain.model.config import ModelConfig
 from wgtrain.model.layers import Layer, QueryScale, Rope
@@ -31,10 +31,6 @@ class Network:
         bias = self.weights.vectors.get(f"{name.removesuffix('weight')}bias")
         return Linear(self.weights.matrices[name], bias, self.trained.get(name, ()))
 
-    def vector(self, name: str) -> Window:
-        """The weight of a norm."""
-        return self.weights.vectors[name]
-
     @property
     def head(self) -> Linear:
         """What makes logits of hidden states."""
@@ -53,56 +49,112 @@ def forward(
     `into`: where to leave them for another program.
     """
     config = net.config
-    x = ops.embed(g, inputs.tokens, net.weights.matrices["token_embd.weight"])
+    embedding = net.weights.matrices["token_embd.weight"]
+    x = ops.embed(g, inputs.tokens, embedding, config.embedding_scale)
     for number, layer in enumerate(config.layers):
 
         def block(x: Tensor, number: int = number, layer: Layer = layer) -> Tensor:
             with g.scope(f"blk.{number}"):
-                return _block(g, net, inputs, x, f"blk.{number}.", layer)
+                return _Block(g, net, inputs, f"blk.{number}.", layer).forward(x)
 
         x = g.checkpoint(block, x) if grad_checkpoint else block(x)
-    return ops.rms_norm(g, x, net.vector("output_norm.weight"), config.norm_eps, into=into)
+    if config.logit_scale == 1:
+        return _norm(g, net, x, "output_norm", into=into)
+    return ops.scale(g, _norm(g, net, x, "output_norm"), 1 / config.logit_scale, into=into)
 
 
-def _block(g: Graph, net: Network, inputs: Inputs, x: Tensor, prefix: str, layer: Layer) -> Tensor:
-    config = net.config
-    norm = net.vector(f"{prefix}attn_norm.weight")
-    h = ops.rms_norm(g, x, norm, config.norm_eps, name="attn_norm")
-    q = _rotated(g, net, inputs, h, prefix, "attn_q", config.n_head, layer.rope)
-    k = _rotated(g, net, inputs, h, prefix, "attn_k", config.n_head_kv, layer.rope)
-    v = _linear(g, net, h, prefix, "attn_v")
-    scale = default_attention_scale(config.head_size)
-    ranges, heads = inputs.ranges[layer.window], (config.n_head, config.n_head_kv)
-    o = attention(g, q, k, v, ranges, *heads, scale, layer.softcap)
-    x = ops.add(g, x, _linear(g, net, o, prefix, "attn_output"), "attn_residual")
-    norm = net.vector(f"{prefix}ffn_norm.weight")
-    h = ops.rms_norm(g, x, norm, config.norm_eps, name="ffn_norm")
-    gate, up = _linear(g, net, h, prefix, "ffn_gate"), _linear(g, net, h, prefix, "ffn_up")
-    return ops.add(
-        g, x, _linear(g, net, ops.swiglu(g, gate, up), prefix, "ffn_down"), "ffn_residual"
-    )
-
-
-def _linear(g: Graph, net: Network, x: Tensor, prefix: str, name: str) -> Tensor:
-    return linear(g, x, net.linear(f"{prefix}{name}.weight"), name)
-
-
-def _rotated(
+def _norm(
     g: Graph,
     net: Network,
-    inputs: Inputs,
-    h: Tensor,
-    prefix: str,
+    x: Tensor,
     name: str,
-    heads: int,
-    kind: Rope | None,
+    groups: int = 1,
+    into: Window | None = None,
 ) -> Tensor:
-    """A query or key projection, normalised per head where the model does so, then rotated."""
-    x = _linear(g, net, h, prefix, name)
-    norm = f"{prefix}{name}_norm.weight"
-    if norm in net.weights.vectors:
-        x = ops.rms_norm(g, x, net.vector(norm), net.config.norm_eps, heads, f"{name}_norm")
-    if kind is None:
-        return x
-    how = heads, kind.rotary, kind.interleaved
-    return rope(g, x, inputs.positions, net.ropes[kind], *how, f"{name}_rope")
+    """The norm of that name, of rows or of `groups` equal parts of them."""
+    weight, eps = net.weights.vectors[f"{name}.weight"], net.config.norm_eps
+    last = name.rpartition(".")[2]
+    if net.config.row.layer_norm:
+        bias = net.weights.vectors.get(f"{name}.bias")
+        return ops.layer_norm(g, x, weight, bias, eps, groups, last, into)
+    return ops.rms_norm(g, x, weight, eps, groups, last, into)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """One block: attention and a feed-forward network, each added to what comes in."""
+
+    g: Graph
+    net: Network
+    inputs: Inputs
+    prefix: str
+    layer: Layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (T, D) -> (T, D)."""
+        factor = self.net.config.residual_scale
+        h = self.normed(x, "attn_norm")
+        attended = self.normed(self.attention(h), "post_attention_norm")
+        y = ops.add(self.g, x, attended, "attn_residual", factor)
+        if self.net.config.parallel:
+            return ops.add(self.g, y, self.feed_forward(h), "ffn_residual", factor)
+        made = self.normed(self.feed_forward(self.normed(y, "ffn_norm")), "post_ffw_norm")
+        return ops.add(self.g, y, made, "ffn_residual", factor)
+
+    def normed(self, x: Tensor, name: str, groups: int = 1) -> Tensor:
+        """Through a norm, where the model has it."""
+        if f"{self.prefix}{name}.weight" not in self.net.weights.vectors:
+            return x
+        return _norm(self.g, self.net, x, f"{self.prefix}{name}", groups)
+
+    def attention(self, h: Tensor) -> Tensor:
+        """h (T, D) -> (T, D)."""
+        config, layer = self.net.config, self.layer
+        heads = config.n_head, config.n_head_kv
+        if self.has("attn_qkv"):
+            q, k, v = self.parts("attn_qkv", h, ("attn_q", "attn_k", "attn_v"))
+            q, k = self.turned(q, "attn_q", heads[0]), self.turned(k, "attn_k", heads[1])
+        else:
+            q = self.turned(self.linear("attn_q", h), "attn_q", heads[0])
+            k = self.turned(self.linear("attn_k", h), "attn_k", heads[1])
+            v = self.linear("attn_v", h)
+        ranges, scale = self.inputs.ranges[layer.window], config.attention_scale
+        o = attention(self.g, q, k, v, ranges, *heads, scale, layer.softcap)
+        return self.linear("attn_output", o)
+
+    def turned(self, x: Tensor, name: str, heads: int) -> Tensor:
+        """A query or key projection, normalised where the model does so, then rotated."""
+        config, kind = self.net.config, self.layer.rope
+        x = self.normed(x, f"{name}_norm", 1 if config.row.wide_qk_norm else heads)
+        if kind is None:
+            return x
+        how = heads, kind.rotary, kind.interleaved
+        table = self.net.ropes[kind]
+        return rope(self.g, x, self.inputs.positions, table, *how, f"{name}_rope")
+
+    def feed_forward(self, h: Tensor) -> Tensor:
+        """h (T, D) -> (T, D)."""
+        g, row = self.g, self.net.config.row
+        if not row.gated:
+            return self.linear("ffn_down", ops.gelu(g, self.linear("ffn_up", h)))
+        if row.fused_gate:
+            gate, up = self.parts("ffn_up", h, ("ffn_gate", "ffn_up"))
+        else:
+            gate, up = self.linear("ffn_gate", h), self.linear("ffn_up", h)
+        act = ops.swiglu if row.activation == "silu" else ops.geglu
+        return self.linear("ffn_down", act(g, gate, up))
+
+    def has(self, name: str) -> bool:
+        """Whether the block has this linear."""
+        return f"{self.prefix}{name}.weight" in self.net.weights.matrices
+
+    def linear(self, name: str, x: Tensor) -> Tensor:
+        """x (T, K) -> (T, N)."""
+        return linear(self.g, x, self.net.linear(f"{self.prefix}{name}.weight"), name)
+
+    def parts(self, name: str, x: Tensor, names: tuple[str, ...]) -> list[Tensor]:
+        """The outputs of a linear that makes several things at once."""
+        rows = self.net.config.rows_of_parts[name]
+        ranges = [(sum(rows[:i]), count) for i, count in enumerate(rows)]
+        of = self.net.linear(f"{self.prefix}{name}.weight")
+        return linear_rows(self.g, x, of, ranges, names)

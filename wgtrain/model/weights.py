@@ -162,7 +162,8 @@ async def _load_vectors(device: Device, source: Source, gguf: GGUF, weights: Wei
         tensor = gguf.tensors[name]
         raw = await read_range(source, tensor.offset, tensor.nbytes)
         values = np.zeros(window.size // 4, np.float32)
-        values[: tensor.shape[0]] = as_float32(raw, tensor.type)
+        loaded = as_float32(raw, tensor.type)
+        values[: loaded.size] = loaded
         if len(wrong := np.flatnonzero(~np.isfinite(values))):
             at = int(wrong[0])
             raise FileError(f"{source_name(source)}: tensor {name}[{at}] is {values[at]}")

@@ -61,4 +61,4 @@ class NextToken:
         """sum over trained positions of log sum_v exp(l[v]) - l[target]."""
         trained = gather(g, hidden, inputs.trained, inputs.where)
         columns = chunk_columns(net.config.vocabulary, max_tokens)
-        cross_entropy(g, trained, net.head, inputs, totals, columns)
+        cross_entropy(g, trained, net.head, inputs, totals, columns, net.config.softcap)
