@@ -173,7 +173,7 @@ def varint(n: int) -> bytes:
 
 
 def sentencepiece(gguf: GGUF) -> bytes:
-    """A tokenizer.model with the pieces of a GGUF, and a field that nobody needs."""
+    """A tokenizer.model with the pieces of a GGUF, and fields that nobody here needs."""
     out = b""
     for text, score, kind in zip(
         gguf.metadata["tokenizer.ggml.tokens"],
@@ -185,7 +185,8 @@ def sentencepiece(gguf: GGUF) -> bytes:
         piece = b"\x0a" + varint(len(data)) + data + b"\x15" + struct.pack("<f", score)
         piece += b"\x18" + varint(kind) if kind != 1 else b""
         out += b"\x0a" + varint(len(piece)) + piece
-    return out + b"\x12\x03\x08\x96\x01" + b"\x19" + bytes(8)
+    trainer = b"\x18\x02\x98\x02\x01"  # merges pairs, and falls back on bytes
+    return out + b"\x12" + varint(len(trainer)) + trainer + b"\x79" + bytes(8)
 
 
 def test_a_model_of_sentencepiece(tmp_path: Path) -> None:

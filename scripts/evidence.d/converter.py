@@ -33,6 +33,10 @@ sys.path.insert(0, str(ROOT / "tests"))
 # converter guesses from the folder's name.
 OURS = ("attention.sliding_window", "wgtrain.")
 GUESSED = "general."
+WHOLE = (
+    *(("starcoder2", "gpt-2"), ("llama", "llama-bpe"), ("qwen2", "qwen2")),
+    *((kind, "llama-spm") for kind in ("llama", "gemma", "gemma2", "gemma3", "phi3")),
+)
 
 
 def main(folder: Path, figures: dict[str, Any]) -> None:
@@ -70,11 +74,12 @@ def main(folder: Path, figures: dict[str, Any]) -> None:
                 assert info.shape == array.shape and bytes(data) == array.tobytes(), (name, tensor)
         figures["models"] += 1
     figures["vocabularies"] = {}
-    for name in ("gpt-2", "llama-bpe", "qwen2", "llama-spm"):
-        figures["vocabularies"][name] = whole_file(converter, folder / f"with {name}", name)
+    for kind, vocabulary in WHOLE:
+        found = whole_file(converter, folder / f"{kind} {vocabulary}", kind, vocabulary)
+        figures["vocabularies"][f"{kind}, {vocabulary}"] = found
 
 
-def whole_file(converter: Any, path: Path, vocabulary: str) -> str:
+def whole_file(converter: Any, path: Path, kind: str, vocabulary: str) -> str:
     """Both files of a tiny model with a real vocabulary, in F16."""
     import hf_models
     import vocabs
@@ -84,10 +89,12 @@ def whole_file(converter: Any, path: Path, vocabulary: str) -> str:
 
     held = vocabs.metadata(vocabulary)
     rows = len(held["tokenizer.ggml.tokens"]) + 3
-    kind = {"gpt-2": "qwen2", "qwen2": "qwen2"}.get(vocabulary, "llama")
-    given = hf_models.MODELS[kind][1] | {"vocab_size": rows, "num_hidden_layers": 1}
-    given |= {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}
-    hf_models.MODELS["whole"] = kind, given | {"bos_token_id": 1, "eos_token_id": 2}
+    name, given = hf_models.MODELS[kind]
+    given = given | {"vocab_size": rows, "num_hidden_layers": 1}
+    if not kind.startswith("gemma"):
+        given |= {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}
+    given |= {"sliding_window": None} if kind == "starcoder2" else {}
+    hf_models.MODELS["whole"] = name, given | {"bos_token_id": 1, "eos_token_id": 2}
     hf_models.save("whole", path)
     if vocabulary == "llama-spm":
         if util.find_spec("sentencepiece") is None:
@@ -96,6 +103,7 @@ def whole_file(converter: Any, path: Path, vocabulary: str) -> str:
         (path / "tokenizer.model").write_bytes(sentencepiece(gguf))
         added = {"5": {"content": "\u2581<think>", "special": False}}
         settings: dict[str, Any] = {"added_tokens_decoder": added, "add_prefix_space": True}
+        settings["tokenizer_class"] = "LlamaTokenizer"
     else:
         spec = json.loads(tokenizer_json(held))
         control = [i for i, t in enumerate(held["tokenizer.ggml.token_type"].tolist()) if t == 3]
