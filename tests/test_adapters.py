@@ -11,6 +11,7 @@ from needs import package
 
 from wgtrain.errors import FileError, OptionError
 from wgtrain.files import (
+    ARCHITECTURES,
     Adapter,
     TensorInfo,
     adapter_fits,
@@ -23,6 +24,7 @@ from wgtrain.files import (
     write_gguf,
     write_safetensors,
 )
+from wgtrain.files.adapters import fitted
 
 HEADS = {"n_head": 2, "n_head_kv": 1}
 ROOT = "base_model.model.model.layers."
@@ -254,14 +256,136 @@ def test_peft_in_half_precision(kind: str) -> None:
 
 
 def test_no_place_in_a_folder() -> None:
-    pair = (np.ones((2, 6), np.float32), np.ones((8, 2), np.float32))
-    fused = Adapter("phi3", 2, 4.0, {"blk.0.attn_qkv.weight": pair})
-    same(read_adapter_gguf(write_adapter_gguf(fused)), fused)
-    with pytest.raises(FileError, match="'phi3' is not one of llama, qwen2, qwen3"):
-        write_adapter_peft(fused, base_name=None, **HEADS)
-    llama = replace(fused, architecture="llama")
+    pair = (np.ones((2, 6), np.float32), np.ones((7, 2), np.float32))
+    llama = Adapter("llama", 2, 4.0, {"blk.0.attn_qkv.weight": pair})
+    same(read_adapter_gguf(write_adapter_gguf(llama)), llama)
+    with pytest.raises(FileError, match="'xyz' is not one of llama, qwen2, qwen3"):
+        write_adapter_peft(replace(llama, architecture="xyz"), base_name=None, **HEADS)
     with pytest.raises(FileError, match=r"'blk.0.attn_qkv.weight' has no place in a PEFT folder"):
-        write_adapter_peft(llama, base_name=None, **HEADS)
+        write_adapter_peft(llama, base_name=None, **HEADS)  # 7 rows are no heads of q, k, v
+
+
+# --- q, k and v in one tensor, or apart -----------------------------------------------------------
+
+
+ROWS = {"attn_q": 12, "attn_k": 6, "attn_v": 6}  # 2 heads and 1, of 6
+
+
+def random_pairs(names: dict[str, int], rank: int, width: int = 10) -> dict[str, Any]:
+    rng = np.random.default_rng(len(names))
+    return {
+        f"blk.{layer}.{name}.weight": tuple(
+            rng.normal(size=shape).astype(np.float32) for shape in ((rank, width), (n, rank))
+        )
+        for layer in (0, 1)
+        for name, n in names.items()
+    }
+
+
+def table(names: dict[str, int], width: int = 10) -> dict[str, TensorInfo]:
+    return {
+        name: TensorInfo(name, (n, width), "F32", 0, 4 * n * width)
+        for layer in (0, 1)
+        for short, n in names.items()
+        for name in [f"blk.{layer}.{short}.weight"]
+    }
+
+
+def products(adapter: Adapter) -> dict[str, np.ndarray]:
+    """What each pair adds to the weights of its rows, q, k and v apart."""
+    found = {}
+    for name, (a, b) in adapter.tensors.items():
+        product = adapter.alpha / adapter.rank * b.astype(np.float64) @ a.astype(np.float64)
+        if "attn_qkv" in name:
+            for part, rows in zip(ROWS, np.split(product, [12, 18]), strict=True):
+                found[name.replace("attn_qkv", part)] = rows
+        else:
+            found[name] = product
+    return found
+
+
+@pytest.mark.parametrize(
+    "parts", [("attn_q", "attn_k", "attn_v"), ("attn_q", "attn_v"), ("attn_k",)]
+)
+def test_separate_to_fused(parts: tuple[str, ...]) -> None:
+    """The same product: A stacked, B on a diagonal, at a rank that all pairs have."""
+    names = {part: ROWS[part] for part in parts} | {"ffn_up": 20}
+    apart = Adapter("llama", 2, 3.0, random_pairs(names, 2))
+    base = table({"attn_qkv": 24, "ffn_up": 20})
+    whole = fitted(apart, base)
+    adapter_fits(whole, base, "llama")
+    assert whole.rank == 2 * len(parts) and whole.alpha == 3.0 * len(parts)
+    expected, found = products(apart), products(whole)
+    for name, product in found.items():
+        np.testing.assert_allclose(product, expected.get(name, 0 * product), atol=1e-12)
+    other = table({"attn_qkv": 12, "ffn_up": 20})
+    with pytest.raises(FileError, match="the model has no such tensor"):
+        adapter_fits(fitted(apart, other), other, "llama")
+
+
+def test_fused_to_separate() -> None:
+    whole = Adapter("llama", 3, 6.0, random_pairs({"attn_qkv": 24, "ffn_up": 20}, 3))
+    base = table({**ROWS, "ffn_up": 20})
+    apart = fitted(whole, base)
+    adapter_fits(apart, base, "llama")
+    assert (apart.rank, apart.alpha) == (3, 6.0)
+    expected, found = products(whole), products(apart)
+    assert expected.keys() == found.keys()
+    for name in found:
+        np.testing.assert_array_equal(found[name], expected[name])
+    assert fitted(apart, base) is apart
+    # A PEFT folder has them apart, in the order of its class; phi3's class has them in one.
+    files = write_adapter_peft(whole, base_name=None, **HEADS)
+    again = read_adapter_peft(files, architecture="llama", **HEADS)
+    same(again, replace(apart, tensors={n: apart.tensors[n] for n in again.tensors}))
+    phi = replace(
+        whole,
+        architecture="phi3",
+        tensors={name: pair for name, pair in whole.tensors.items() if "qkv" in name},
+    )
+    files = write_adapter_peft(phi, base_name=None, **HEADS)
+    keys = read_safetensors(files["adapter_model.safetensors"])
+    assert f"{ROOT}1.self_attn.qkv_proj.lora_B.weight" in keys
+    same(read_adapter_peft(files, architecture="phi3", **HEADS), phi)
+
+
+# --- Modules of models for more than text ---------------------------------------------------------
+
+
+def test_modules_of_a_model_for_more_than_text() -> None:
+    """Written as transformers' classes have them, by whole paths; three spellings are read."""
+    wanted = Adapter("llama", 2, 3.0, random_pairs({**ROWS, "ffn_up": 20}, 2))
+    files = write_adapter_peft(wanted, base_name=None, n_layer=2, whole=True, **HEADS)
+    tensors = read_safetensors(files["adapter_model.safetensors"])
+    root = "base_model.model.model.language_model.layers."
+    assert all(key.startswith(root) for key in tensors)
+    targets = json.loads(files["adapter_config.json"])["target_modules"]
+    assert len(targets) == 8 and "model.language_model.layers.1.mlp.up_proj" in targets
+    same(read_adapter_peft(files, architecture="llama", **HEADS), wanted)
+    for other in ("base_model.model.language_model.model.layers.", ROOT):
+        renamed = {key.replace(root, other): x for key, x in tensors.items()}
+        files["adapter_model.safetensors"] = write_safetensors(renamed, {})
+        same(read_adapter_peft(files, architecture="llama", **HEADS), wanted)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_module_of_an_architecture(name: str) -> None:
+    """All its linears go to a folder and come back; rows of q and k move in four of them alone."""
+    row = ARCHITECTURES[name]
+    wanted = Adapter(name, 2, 3.0, random_pairs(dict.fromkeys(row.linears, 24), 2))
+    files = write_adapter_peft(wanted, base_name=None, n_layer=2, **HEADS)
+    tensors = read_safetensors(files["adapter_model.safetensors"])
+    moved = {
+        short
+        for short, module in row.linears.items()
+        if not np.array_equal(
+            tensors[f"{ROOT}0.{module}.lora_B.weight"], wanted.tensors[f"blk.0.{short}.weight"][1]
+        )
+    }
+    turned = name in ("llama", "mistral3", "smollm3", "granite")
+    assert moved == ({"attn_q", "attn_k"} if turned else set())
+    found = read_adapter_peft(files, architecture=name, **HEADS)
+    same(found, replace(wanted, tensors={n: wanted.tensors[n] for n in found.tensors}))
 
 
 @pytest.mark.oracle

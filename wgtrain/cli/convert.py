@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import click
-
 from wgtrain.api import folder_sources
 from wgtrain.errors import FileError
 from wgtrain.files.adapters import CONFIG_FILE
@@ -54,6 +52,8 @@ def progress(total: int) -> Iterator[Callable[[int], None]]:
     if not sys.stderr.isatty():
         yield lambda written: None
         return
+    import click
+
     with contextlib.ExitStack() as stack:
         bar = stack.enter_context(
             click.progressbar(length=total, file=sys.stderr, label="writing", update_min_steps=1)

@@ -7,13 +7,13 @@ import json
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from wgtrain.errors import FileError, OptionError
-from wgtrain.files import names
+from wgtrain.files import fused, names
 from wgtrain.files.architecture import Architecture
 from wgtrain.files.architectures import find_architecture
 from wgtrain.files.gguf import GGUF, TensorInfo, parse_gguf, write_gguf
@@ -174,6 +174,15 @@ def _listed(file: str, problems: list[str], limit: int = 40) -> str:
     return f"{file}: {lines[0]}" if len(lines) == 1 else "\n  ".join([f"{file}:", *lines])
 
 
+def fitted(adapter: Adapter, tensors: dict[str, TensorInfo]) -> Adapter:
+    """An adapter with q, k and v apart or in one, as a model's file has them; the same product."""
+    pairs = fused.fit_pairs(adapter.tensors, tensors)
+    if pairs is adapter.tensors:
+        return adapter
+    rank = len(next(iter(pairs.values()))[0])
+    return replace(adapter, rank=rank, alpha=adapter.alpha * rank / adapter.rank, tensors=pairs)
+
+
 def adapter_fits(
     adapter: Adapter, tensors: dict[str, TensorInfo], architecture: str, name: str = "adapter"
 ) -> None:
@@ -206,20 +215,24 @@ def write_adapter_peft(
     n_head_kv: int,
     dropout: float = 0.0,
     n_layer: int | None = None,
+    whole: bool = False,
 ) -> dict[str, bytes]:
-    """The files of a PEFT folder; q and k rows of `llama` go back to Hugging Face's order.
+    """The files of a PEFT folder; q and k rows of `llama` go back to Hugging Face's order, and
+    q, k and v that a file has in one tensor to where its class has them.
 
     `n_layer` is the number of blocks of the base: where the adapter leaves some out, target_modules
-    holds whole module paths instead of short names, which PEFT would look for in every block.
+    holds whole module paths instead of short names, which PEFT would look for in every block. So it
+    does where the base is a model for more than text, `whole`, whose other parts have such modules.
     """
     tensors, modules = {}, {}
     row = find_architecture(adapter.architecture, "adapter")
-    for base, (a, b) in _ordered(adapter):
+    for base, (a, b) in _separated(adapter, row, n_head, n_head_kv):
         module = names.hf_module(base, row)
         if module is None:
             raise FileError(f"adapter tensor {base!r} has no place in a PEFT folder")
         if heads := _permuted_heads(base, row, n_head, n_head_kv):
             b = names.unpermute_rows(b, heads)
+        module = names.whole_module(module) if whole else module
         tensors[f"{_HF_PREFIX}{module}.lora_A.weight"] = np.asarray(a, np.float32)
         tensors[f"{_HF_PREFIX}{module}.lora_B.weight"] = np.asarray(b, np.float32)
         modules[base] = module
@@ -235,13 +248,28 @@ def write_adapter_peft(
         "modules_to_save": None,
         "peft_type": "LORA",
         "r": adapter.rank,
-        "target_modules": _target_modules(modules, n_layer),
+        "target_modules": sorted(modules.values()) if whole else _target_modules(modules, n_layer),
         "task_type": "CAUSAL_LM",
         "use_dora": False,
         "use_rslora": False,
     }
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     return {CONFIG_FILE: text.encode(), TENSOR_FILE: write_safetensors(tensors, {"format": "pt"})}
+
+
+def _separated(
+    adapter: Adapter, row: Architecture, n_head: int, n_head_kv: int
+) -> list[tuple[str, fused.Pair]]:
+    """The pairs in order, with q, k and v apart where the architecture's class has them so."""
+    found: fused.Pairs = {}
+    for base, pair in adapter.tensors.items():
+        block, _, rest = base.rpartition(fused.QKV)
+        if rest != ".weight" or fused.QKV in row.linears or len(pair[1]) % (n_head + 2 * n_head_kv):
+            found[base] = pair
+            continue
+        size = len(pair[1]) // (n_head + 2 * n_head_kv)
+        found |= fused.separate(block, pair, [n_head * size, n_head_kv * size, n_head_kv * size])
+    return sorted(found.items(), key=lambda item: names.tensor_order(item[0]))
 
 
 def _target_modules(modules: dict[str, str], n_layer: int | None) -> list[str]:
@@ -284,7 +312,7 @@ def read_adapter_peft(
         if key.endswith(".base_layer.weight"):
             continue  # PEFT saves the frozen head beside an adapter that targets it
         match = _HF_KEY.fullmatch(key)
-        base = names.gguf_tensor(match[1], row) if match else None
+        base = names.gguf_tensor(names.text_module(match[1]), row) if match else None
         if match is None or base is None:
             raise FileError(f"{where}: tensor {shown(key, 120)}: {_why_not(key, row)}")
         if array.dtype not in (np.float32, np.float16):

@@ -11,17 +11,14 @@ from wgtrain.files.floats import FLOATS
 from wgtrain.files.gguf_parser import TensorInfo
 from wgtrain.files.hf_config import Settings
 from wgtrain.files.hf_source import Part, Permuted, Plain, Shifted
-from wgtrain.files.names import split_tensor
+from wgtrain.files.names import split_tensor, text_module
 from wgtrain.files.safetensors import Entry
 from wgtrain.files.source import BytesSource, Source, read_range, shown
 
 Files = Mapping[str, Source]  # by file name
 Entries = dict[str, tuple[str, Entry]]  # tensor -> its file, and where in it
 
-# What stands before the text model's names in folders of models for more than text.
-PREFIXES = ("model.language_model.", "language_model.model.", "model.text_model.")
-_HEADS = ("language_model.lm_head.weight",)
-# Parts of such models that are not text.
+# Parts of models for more than text that are not text.
 _OTHERS = re.compile(
     r"(model\.)?(vision_tower|vision_model|visual|multi_modal_projector|vision_embed_tokens)\."
 )
@@ -54,24 +51,6 @@ class Placed:
         self.nbytes += nbytes
 
 
-def text_name(key: str) -> str | None:
-    """A tensor's name in a model for text alone; None for one of a vision part."""
-    for prefix in PREFIXES:
-        if key.startswith(prefix):
-            return "model." + key.removeprefix(prefix)
-    if key in _HEADS:
-        return "lm_head.weight"
-    return None if _OTHERS.match(key) else key
-
-
-def text_prefix(entries: Entries) -> str:
-    """What the folder calls `model.`."""
-    for prefix in PREFIXES:
-        if any(key.startswith(prefix) for key in entries):
-            return prefix
-    return "model."
-
-
 def text_entries(entries: Entries, placed: Placed) -> Entries:
     """The tensors of the text part by their names in a model for text alone."""
     found: Entries = {}
@@ -79,8 +58,8 @@ def text_entries(entries: Entries, placed: Placed) -> Entries:
     for key, (file, entry) in entries.items():
         if key.endswith(_UNUSED):
             continue
-        name = text_name(key)
-        if name is None:
+        name = text_module(key)
+        if _OTHERS.match(name):
             skipped += 1
         elif name in found:
             placed.problems.append(f"tensor {shown(key, 120)} of {file} is there under two names")

@@ -23,7 +23,6 @@ from wgtrain.files.hf_tensors import (
     place_numbers,
     settle_head,
     text_entries,
-    text_prefix,
 )
 from wgtrain.files.hf_tensors import Files as Files
 from wgtrain.files.safetensors import json_object, parse_header, read_header
@@ -39,8 +38,8 @@ CHAT_TEMPLATE = "chat_template.jinja"
 CHAT_TEMPLATE_JSON = "chat_template.json"  # as older processors write it
 # What a model depends on beside its weights.
 _SMALL_FILES = (CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG, CHAT_TEMPLATE, INDEX)
-# Metadata of folders alone: what stands before the names of its text model's modules.
-PREFIX = "wgtrain.peft_prefix"
+# Metadata of folders alone: its modules have the names of a model for more than text.
+WHOLE = "wgtrain.whole_modules"
 
 
 @dataclass(frozen=True)
@@ -95,8 +94,8 @@ async def open_folder_model(files: Files, name: str = "folder") -> FolderModel:
     if placed.problems:
         raise unusable(name, placed.problems)
     metadata = _general(translation.architecture, name) | translation.metadata
-    if (prefix := text_prefix(entries)) != "model.":
-        metadata[PREFIX] = prefix
+    if settings.whole is not None:
+        metadata[WHOLE] = True
     gguf = GGUF(name, 3, metadata, placed.infos, (*settings.notes, *placed.notes))
     return FolderModel(FolderSource(name, placed.parts), gguf, settings, translation)
 

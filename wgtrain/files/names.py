@@ -32,6 +32,11 @@ _SPELLINGS = {
 }
 # A linear -> the one whose rows it is a part of where a model has it fused.
 _FUSED = {**dict.fromkeys(("attn_q", "attn_k", "attn_v"), "attn_qkv"), "ffn_gate": "ffn_up"}
+# What stands before the text part's modules in models for more than text: as transformers' classes
+# have it now, and as older files do.
+WHOLE_PREFIX = "model.language_model."
+_PREFIXES = (WHOLE_PREFIX, "language_model.model.", "model.text_model.")
+_HEADS = ("language_model.lm_head",)
 _TENSOR = re.compile(r"blk\.(0|[1-9][0-9]{0,5})\.([a-z_]{1,40})\.weight")
 
 
@@ -93,6 +98,24 @@ def gguf_tensor(module: str, row: Architecture) -> str | None:
     """The inverse of `hf_module`."""
     tensor = f"{row.gguf_stem(module)}.weight"
     return None if split_tensor(tensor) is None else tensor
+
+
+def text_module(module: str) -> str:
+    """A module, or what is in one, by its name in a model for text alone."""
+    for prefix in _PREFIXES:
+        if module.startswith(prefix):
+            return "model." + module.removeprefix(prefix)
+    for head in _HEADS:
+        if module == head or module.startswith(f"{head}."):
+            return "lm_head" + module.removeprefix(head)
+    return module
+
+
+def whole_module(module: str) -> str:
+    """The inverse of `text_module`, as transformers' classes have it."""
+    if not module.startswith("model."):
+        return module
+    return WHOLE_PREFIX + module.removeprefix("model.")
 
 
 def tensor_order(tensor: str) -> tuple[int, int, int, str]:

@@ -14,6 +14,7 @@ from wgtrain.engine.probe import find_subgroup_size
 from wgtrain.engine.weight import PRECISIONS
 from wgtrain.errors import FileError, OptionError
 from wgtrain.files import GGUF, Adapter, read_gguf, read_range
+from wgtrain.files.adapters import fitted
 from wgtrain.files.source import Source, shown
 from wgtrain.gpu import Device, open_device
 from wgtrain.infer.decode import greedy
@@ -82,7 +83,7 @@ class Model:
 
     def read_adapter(self, adapter: AdapterLike) -> Adapter:
         """What a person names as an adapter for this model, read."""
-        return self.host.read_adapter(adapter, self.config)
+        return fitted(self.host.read_adapter(adapter, self.config), self.gguf.tensors)
 
     @dual
     async def logits(
