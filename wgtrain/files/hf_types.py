@@ -282,10 +282,11 @@ REFUSED: dict[str, str] = {
         (
             *("mamba", "mamba2", "falcon_h1", "falcon_mamba", "bamba", "jamba", "zamba", "zamba2"),
             *("qwen3_next", "qwen3_5", "lfm2", "lfm2_moe", "rwkv", "recurrent_gemma", "nemotron_h"),
-            "granitemoehybrid",
         ),
         _STATES,
     ),
+    "granitemoehybrid": "granite models can be trained, and of this family the GGUF of one whose "
+    "layers are all attention",
     **dict.fromkeys(("gemma3n", "gemma3n_text", "gemma4", "gemma4_text"), _PER_LAYER),
     **dict.fromkeys(
         (
