@@ -324,11 +324,6 @@ def test_real_vocabulary(name: str, tmp_path: Path) -> None:
 
 REFUSED: dict[str, tuple[str, Callable[[dict[str, Any]], Any], str]] = {
     "model": ("qwen2", lambda s: s["model"].update(type="Unigram"), "model.type 'Unigram'"),
-    "pattern": (
-        "qwen2",
-        lambda s: s["pre_tokenizer"]["pretokenizers"][0].update(pattern={"Regex": r"\w+|\W"}),
-        r"pre_tokenizer: the patterns \['.*w\+.*'\] are none of the known",
-    ),
     "step": (
         "qwen2",
         lambda s: s["pre_tokenizer"]["pretokenizers"].insert(0, {"type": "BertPreTokenizer"}),
@@ -340,11 +335,6 @@ REFUSED: dict[str, tuple[str, Callable[[dict[str, Any]], Any], str]] = {
         "'add_prefix_space': True",
     ),
     "neither": ("gpt-2", lambda s: s.update(pre_tokenizer=None), "neither byte_fallback nor"),
-    "merges": (
-        "qwen2",
-        lambda s: s["model"].update(ignore_merges=True),
-        "ignore_merges = True with the patterns of qwen2",
-    ),
     "merge": (
         "qwen2",
         lambda s: s["model"]["merges"].insert(1, "a b c"),
@@ -362,10 +352,10 @@ REFUSED: dict[str, tuple[str, Callable[[dict[str, Any]], Any], str]] = {
         "model.end_of_word_suffix = '</w>'",
     ),
     "dropout": ("qwen2", lambda s: s["model"].update(dropout=0.1), "model.dropout = 0.1"),
-    "lstrip": (
+    "single word": (
         "qwen2",
-        lambda s: s["added_tokens"][1].update(lstrip=True),
-        r"added token '<\|end\|>': lstrip is not supported",
+        lambda s: s["added_tokens"][1].update(single_word=True),
+        r"added token '<\|end\|>': single_word is not supported",
     ),
     "bytes": ("spm", lambda s: s["model"]["vocab"].pop("<0x41>"), "no piece '<0x41>'"),
     "unknown": (

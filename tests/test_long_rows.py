@@ -4,7 +4,6 @@ None of these tests looks at a clock. Without the care they are about, they take
 what is no error of this package.
 """
 
-import json
 import random
 
 import numpy as np
@@ -17,8 +16,9 @@ from vocabs import bpe
 from wgtrain.data import Tokenizer, cutter, library, load_rows, load_tokenizer
 from wgtrain.data.cutter import Cutter
 from wgtrain.data.jsonl import _covered
-from wgtrain.data.tokenizer_json import vocabulary_json
-from wgtrain.data.vocabulary import PRE_TOKENIZERS, read_vocabulary
+from wgtrain.data.pretokenizers import PRE_TOKENIZERS
+from wgtrain.data.tokenizer_json import library_settings
+from wgtrain.data.vocabulary import read_vocabulary
 from wgtrain.errors import FileError
 
 
@@ -76,11 +76,11 @@ def test_more_special_tokens_than_are_looked_for(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("name", sorted(PRE_TOKENIZERS))
 def test_words_are_those_of_the_published_patterns(name: str) -> None:
     """What the library is given splits as the pattern of the models does."""
-    spec = json.loads(vocabulary_json(read_vocabulary(bpe(pre=name), "v"), "v", once=True))
+    spec = library_settings(read_vocabulary(bpe(pre=name), "v"), at_once=True)
     steps = [s for s in spec["pre_tokenizer"]["pretokenizers"] if s["type"] == "Split"]
     given, published = (
         pre.Sequence([pre.Split(Regex(pattern), "isolated") for pattern in patterns])
-        for patterns in ([s["pattern"]["Regex"] for s in steps], PRE_TOKENIZERS[name])
+        for patterns in ([s["pattern"]["Regex"] for s in steps], PRE_TOKENIZERS[name].patterns)
     )
     rng = random.Random(name)
     blanks, others = " \t\n\r\x0b\x0c\x85\u00a0\u2028\u3000\u200b", "ab1!'s.é😀"
@@ -94,7 +94,7 @@ def test_words_are_those_of_the_published_patterns(name: str) -> None:
 
 def test_blanks_without_a_break() -> None:
     """More of them than the library's engine would step back over to find one."""
-    spec = json.loads(vocabulary_json(read_vocabulary(bpe(pre="qwen2"), "v"), "v", once=True))
+    spec = library_settings(read_vocabulary(bpe(pre="qwen2"), "v"), at_once=True)
     split = pre.Split(
         Regex(spec["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"]), "isolated"
     )

@@ -10,19 +10,16 @@ from typing import Any
 
 import numpy as np
 
+from wgtrain.data.pretokenizers import CONTRACTION, OWN_PATTERNS, PRE_TOKENIZERS
+from wgtrain.data.special_tokens import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 from wgtrain.data.tokenizer import byte_alphabet
 from wgtrain.data.tokenizer_json import SPACE
 from wgtrain.data.vocabulary import (
-    BYTE,
-    CONTRACTION,
-    CONTROL,
     EXACT_MERGES,
+    EXACT_PATTERNS,
     NO_ID,
-    NORMAL,
-    PRE_TOKENIZERS,
-    UNKNOWN,
-    UNUSED,
-    USER_DEFINED,
+    STRIP_LEFT,
+    STRIP_RIGHT,
     WHOLE_WORDS,
 )
 from wgtrain.errors import FileError
@@ -44,6 +41,13 @@ _BYTE_PIECES = [f"<0x{byte:02X}>" for byte in range(256)]
 _FOLDED = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"  # how tokenizer.json files write CONTRACTION
 _REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
 _PREPEND = {"type": "Prepend", "prepend": SPACE}
+# Gemma's words end with a space, of which its normaliser leaves none.
+_SPLIT_SPACES = {
+    "type": "Split",
+    "pattern": {"String": " "},
+    "behavior": "MergedWithPrevious",
+    "invert": False,
+}
 # Settings of the model that change ids, and the values under which they do not.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "dropout": (None, 0),
@@ -182,12 +186,15 @@ class _Reader:
         merges = self.merges()
         common = {
             "tokenizer.ggml.model": "llama" if self.spm else "gpt2",
-            "tokenizer.ggml.pre": "default" if self.spm else self.pre(),
             "tokenizer.ggml.tokens": pieces,
             "tokenizer.ggml.token_type": np.array(types, np.int32),
+            STRIP_LEFT: self.stripping("lstrip"),
+            STRIP_RIGHT: self.stripping("rstrip"),
         }
         if not self.spm:
-            return common | {"tokenizer.ggml.merges": [" ".join(pair) for pair in merges]}
+            merged = {"tokenizer.ggml.merges": [" ".join(pair) for pair in merges]}
+            return common | merged | self.words()
+        common["tokenizer.ggml.pre"] = "default"
         missing = [piece for piece in _BYTE_PIECES if piece not in self.vocab]
         if missing:
             raise self.error(f"model: byte_fallback is true, but there is no piece {missing[0]!r}")
@@ -224,10 +231,11 @@ class _Reader:
             add(text, i, BYTE if text in bytes_ else UNKNOWN if text == unknown else NORMAL)
         for token in self.added:
             piece = token.get("content")
-            flags = [f for f in ("single_word", "lstrip", "rstrip") if token.get(f)]
-            if flags:
-                raise self.error(f"added token {shown(piece)}: {flags[0]} is not supported")
+            if token.get("single_word"):
+                raise self.error(f"added token {shown(piece)}: single_word is not supported")
             kind = CONTROL if token.get("special") else USER_DEFINED
+            if kind == USER_DEFINED and self.spm and piece in self.vocab and SPACE in piece:
+                kind = NORMAL  # text has no such letter, and merging makes the piece of spaces
             add(piece, token.get("id"), UNKNOWN if unknown and piece == unknown else kind)
         n = max(found, default=-1) + 1
         if rows is not None and n > rows:
@@ -245,8 +253,14 @@ class _Reader:
             pairs.append((pair[0], pair[1]))
         return pairs
 
-    def pre(self) -> str:
-        """The name of the way byte-level text is split into words."""
+    def stripping(self, side: str) -> list[int]:
+        """The ids of added tokens that swallow the blanks on one side, "lstrip" or "rstrip"."""
+        return [token["id"] for token in self.added if token.get(side)]
+
+    def words(self) -> dict[str, Any]:
+        """How byte-level text is split into words: a name where there is one for it, and the
+        patterns where no name says the same.
+        """
         for step in self.chain("normalizer", "normalizers"):
             if step.get("type") != "NFC":
                 raise self.error(f"normalizer {shown(step.get('type'))} is not supported, only NFC")
@@ -257,33 +271,37 @@ class _Reader:
         patterns = [pattern for step in steps for pattern in self.patterns(step)]
         if not steps or steps[-1].get("type") != "ByteLevel":
             raise self.error("model: neither byte_fallback nor ByteLevel as last pre_tokenizer")
-        names = [name for name, known in PRE_TOKENIZERS.items() if known == patterns]
-        if not names:
-            text = shown(patterns, 400)
-            raise self.error(f"pre_tokenizer: the patterns {text} are none of the known ones")
         whole = bool(self.model.get("ignore_merges"))
-        if whole != (names[0] in WHOLE_WORDS):
-            raise self.error(f"model.ignore_merges = {whole} with the patterns of {names[0]}")
-        return names[0]
+        same = [name for name, row in PRE_TOKENIZERS.items() if row.patterns == patterns]
+        exact = [name for name in same if PRE_TOKENIZERS[name].whole == whole]
+        if exact:
+            return {"tokenizer.ggml.pre": exact[0]}
+        same += [name for name, own in OWN_PATTERNS.items() if own == patterns]
+        named = {"tokenizer.ggml.pre": same[0]} if same else {}
+        return named | {EXACT_PATTERNS: patterns, WHOLE_WORDS: whole}
 
     def patterns(self, step: dict[str, Any]) -> list[str]:
         """The patterns by which one pre-tokenizer splits."""
         kind = step.get("type")
         if kind == "ByteLevel" and not step.get("add_prefix_space", True):
-            return PRE_TOKENIZERS["gpt-2"] if step.get("use_regex", True) else []
-        if kind == "Digits" and step.get("individual_digits"):
-            return [r"\p{N}"]
+            return PRE_TOKENIZERS["gpt-2"].patterns if step.get("use_regex", True) else []
+        if kind == "Digits":
+            return [r"\p{N}" if step.get("individual_digits") else r"\p{N}+"]
         if kind == "Split":
             pattern = self.object(step.get("pattern"), "pre_tokenizer: pattern").get("Regex")
             how: tuple[Any, bool] = step.get("behavior"), bool(step.get("invert"))
             if isinstance(pattern, str) and how in (("Isolated", False), ("Removed", True)):
-                return [pattern.replace(_FOLDED, CONTRACTION)]
+                if pattern.startswith(_FOLDED + "|"):
+                    pattern = CONTRACTION + pattern.removeprefix(_FOLDED)
+                return [pattern.replace(_FOLDED, f"(?:{CONTRACTION})")]
         raise self.error(f"pre_tokenizer {shown(step, 200)} is not supported")
 
     def space_prefix(self) -> bool:
         """Whether a text gets a space in front, in SentencePiece's manner."""
         normalizer = self.chain("normalizer", "normalizers")
         pre = self.chain("pre_tokenizer", "pretokenizers")
+        if pre == [_SPLIT_SPACES] and normalizer == [_REPLACE]:
+            return False
         if not pre and normalizer in ([_REPLACE], [_PREPEND, _REPLACE]):
             return len(normalizer) == 2
         if len(pre) != 1 or normalizer not in ([], [_REPLACE]):

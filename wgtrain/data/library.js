@@ -1,5 +1,6 @@
 // `@huggingface/tokenizers` (what it exports) behind the call that `library.py` needs: the value
-// is exports -> (tokenizer.json without vocabulary and merges, these) -> list of texts -> lists of ids.
+// is exports -> (tokenizer.json without vocabulary and merges, these) -> {encode, idOf}: a list of
+// texts -> lists of ids, and a piece -> its id or -1.
 ({ Tokenizer, BPE }) => {
   // The library's merging over sorted arrays instead of a text and an object for each merge.
   class Merging extends BPE {
@@ -46,6 +47,9 @@
     const config = JSON.parse(json);
     const tokenizer = new Tokenizer(config, {});
     tokenizer.model = new Merging(config.model, idsOf(pieces, ends), merges, ranks);
-    return (texts) => texts.map((one) => tokenizer.encode(one, { add_special_tokens: false }).ids);
+    return {
+      encode: (texts) => texts.map((one) => tokenizer.encode(one, { add_special_tokens: false }).ids),
+      idOf: (piece) => tokenizer.model.tokens_to_ids.get(piece) ?? -1,
+    };
   };
 };

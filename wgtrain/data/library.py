@@ -1,8 +1,8 @@
 """The one door to a library that merges text into tokens, as a `tokenizer.json` says.
 
 Natively that is the `tokenizers` package, in a page `@huggingface/tokenizers`, which the wheel of a
-built site carries as `tokenizers.cjs`. There the vocabulary and the merges are handed over as
-arrays: as text and as objects made of it, those of Qwen2 took 200 MB.
+built site carries as `tokenizers.cjs`. Vocabulary and merges are handed over as objects, in a page
+as arrays: as text and as objects made of it, those of Qwen2 took 200 MB.
 """
 
 import json
@@ -11,8 +11,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from wgtrain.data.tokenizer_json import all_merges, library_settings, vocabulary_json
-from wgtrain.data.vocabulary import Vocabulary, keys
+from wgtrain.data.merges import keys
+from wgtrain.data.tokenizer_json import library_settings, merge_pieces
+from wgtrain.data.vocabulary import Vocabulary
 from wgtrain.errors import FileError
 from wgtrain.files.scripts import script
 
@@ -23,12 +24,15 @@ class Library(Protocol):
     def encode(self, texts: list[str]) -> list[list[int]]:
         """The ids of each text; FileError where the library gives up."""
 
+    def id_of(self, piece: str) -> int | None:
+        """The id of a piece, None for what is none."""
+
 
 def open_library(vocabulary: Vocabulary, name: str) -> Library:
     """This platform's library; FileError where it cannot read the file's vocabulary."""
     kind = _PageLibrary if sys.platform == "emscripten" else _NativeLibrary
     try:
-        return kind(vocabulary, name)
+        return kind(vocabulary)
     except FileError:
         raise
     except Exception as error:  # the package raises plain Exception
@@ -36,10 +40,15 @@ def open_library(vocabulary: Vocabulary, name: str) -> Library:
 
 
 class _NativeLibrary:
-    def __init__(self, vocabulary: Vocabulary, name: str) -> None:
+    def __init__(self, vocabulary: Vocabulary) -> None:
         from tokenizers import Tokenizer
+        from tokenizers.models import BPE
 
-        self._tokenizer = Tokenizer.from_str(vocabulary_json(vocabulary, name, once=True))
+        settings = library_settings(vocabulary, at_once=True)
+        given = ("unk_token", "fuse_unk", "byte_fallback", "ignore_merges")
+        model = {key: settings["model"].pop(key) for key in given}
+        self._tokenizer = Tokenizer.from_str(json.dumps(settings))
+        self._tokenizer.model = BPE(vocabulary.ids, merge_pieces(vocabulary), **model)
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         try:
@@ -50,29 +59,40 @@ class _NativeLibrary:
             raise
         return [encoding.ids for encoding in encodings]
 
+    def id_of(self, piece: str) -> int | None:
+        try:
+            found: int | None = self._tokenizer.token_to_id(piece)
+        except UnicodeEncodeError:  # half a surrogate pair
+            found = None
+        return found
+
 
 class _PageLibrary:
-    def __init__(self, vocabulary: Vocabulary, name: str) -> None:
+    def __init__(self, vocabulary: Vocabulary) -> None:
         from pyodide.ffi import to_js
 
         pieces = vocabulary.pieces
-        merges = keys(all_merges(vocabulary, name), len(pieces))
+        merges = keys(vocabulary.merges, len(pieces))
         ranks = np.argsort(merges).astype(np.int32)
         units = (len(piece.encode("utf-16-le")) // 2 for piece in pieces)
         ends = np.cumsum(np.fromiter(units, np.int32), dtype=np.int32)
         text = to_js("".join(pieces).encode())
         settings = json.dumps(library_settings(vocabulary))
         arrays = map(to_js, (ends, merges[ranks], ranks))
-        self._encode = _javascript()(settings, text, *arrays)
+        self._javascript = _javascript()(settings, text, *arrays)
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         from pyodide.ffi import to_js
 
         try:
-            found: list[list[int]] = self._encode(to_js(texts)).to_py()
+            found: list[list[int]] = self._javascript.encode(to_js(texts)).to_py()
         except Exception as error:  # of JavaScript, such as a stack that is full
             raise _gave_up(texts, error) from None
         return found
+
+    def id_of(self, piece: str) -> int | None:
+        found: int = self._javascript.idOf(piece)
+        return None if found < 0 else found
 
 
 def _gave_up(texts: list[str], error: BaseException) -> FileError:

@@ -14,18 +14,13 @@ import numpy as np
 
 from wgtrain.data.cutter import Cutter
 from wgtrain.data.library import open_library
+from wgtrain.data.special_tokens import BYTE, CONTROL, UNKNOWN, UNUSED, USER_DEFINED
 from wgtrain.data.tokenizer_json import SPACE
-from wgtrain.data.vocabulary import (
-    BYTE,
-    CONTROL,
-    UNKNOWN,
-    USER_DEFINED,
-    Vocabulary,
-    read_vocabulary,
-)
+from wgtrain.data.vocabulary import Vocabulary, read_vocabulary
 from wgtrain.errors import FileError, OptionError
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>\Z")
+_LINES = re.compile(r"\n+|[^\n]+")
 _SPACE = SPACE.encode()
 
 
@@ -36,6 +31,16 @@ class Encoding(NamedTuple):
 
     ids: np.ndarray
     ends: np.ndarray
+
+
+class _Part(NamedTuple):
+    """A part of a text: a token cut out of it, or text to merge."""
+
+    token: int | None
+    text: str  # what merges, without a space put in front
+    prefixed: bool  # whether a space goes in front
+    before: int  # bytes that the token swallows before it
+    size: int  # bytes from there on, with those it swallows behind it
 
 
 class Tokenizer:
@@ -53,15 +58,17 @@ class Tokenizer:
         self.chat_templates = vocabulary.chat_templates
         self.special_tokens = vocabulary.special_tokens
         self.unk_id = self._unk_id = vocabulary.unk_id
-        self._ids = vocabulary.ids
         self._prefix = vocabulary.add_space_prefix
+        self._strips = (vocabulary.strip_left, vocabulary.strip_right, vocabulary.blanks)
+        self._lines = vocabulary.model == "gemma4"
         self._library = open_library(vocabulary, name)
-        spell = _sentencepiece_bytes if vocabulary.model == "llama" else _byte_level_bytes
-        self._bytes = spell(vocabulary)
-        self._sizes = np.array([len(text) for text in self._bytes], np.int64)
-        self._hidden = np.isin(vocabulary.types, (CONTROL, UNKNOWN))
-        special = np.isin(vocabulary.types, (CONTROL, UNKNOWN, USER_DEFINED))
-        always = vocabulary.types == USER_DEFINED
+        self._bytes = _Spelling(vocabulary)
+        self._sizes = self._bytes.sizes
+        types = vocabulary.types
+        self._silent = types == UNUSED
+        self._hidden = np.isin(types, (CONTROL, UNKNOWN, UNUSED))
+        special = np.isin(types, (CONTROL, UNKNOWN, USER_DEFINED))
+        always = types == USER_DEFINED
         self._cutters = {
             True: Cutter({self.pieces[i]: int(i) for i in np.flatnonzero(special)}, name),
             False: Cutter({self.pieces[i]: int(i) for i in np.flatnonzero(always)}, name),
@@ -115,15 +122,15 @@ class Tokenizer:
                     text.encode()
                 except UnicodeEncodeError as error:
                     raise OptionError(f"text is not valid Unicode: {error.reason}") from None
-        parts = [cut(text) for text in texts]
+        parts = [self._parts(cut(text)) for text in texts]
         plain = [
-            " " + part if self._prefixed(fragments, i) else part
-            for fragments in parts
-            for i, part in enumerate(fragments)
-            if isinstance(part, str)
+            " " + part.text if part.prefixed else part.text
+            for of_text in parts
+            for part in of_text
+            if part.token is None
         ]
         merged = iter(self._library.encode(plain))
-        return [self._join(fragments, merged) for fragments in parts]
+        return [self._join(of_text, merged) for of_text in parts]
 
     def decode(self, ids: Iterable[int], special: bool = False) -> str:
         """The text of tokens; control tokens only with `special`. Bytes that are no UTF-8 become
@@ -143,40 +150,72 @@ class Tokenizer:
             if not 0 <= i < self.vocab_size:
                 raise OptionError(f"token {i} is outside the vocabulary of {self.vocab_size}")
             piece = self._bytes[i]
-            if special or not self._hidden[i]:
+            if not (self._silent if special else self._hidden)[i]:
                 out.append(piece[1:] if fresh and self._prefix and piece[:1] == b" " else piece)
             fresh = bool(self._special[i])
         return b"".join(out)
 
     def id_of(self, piece: str) -> int | None:
         """The id of a piece of the vocabulary, None for what is none."""
-        return self._ids.get(piece)
+        return self._library.id_of(piece)
 
-    def _prefixed(self, fragments: list[str | int], i: int) -> bool:
-        """Whether SentencePiece puts a space in front: at the beginning and after special
-        tokens.
-        """
-        return self._prefix and (i == 0 or isinstance(fragments[i - 1], int))
+    def _parts(self, cut: list[str | int]) -> list[_Part]:
+        """What is to be merged and what is not, from a text cut at its special tokens."""
+        parts: list[_Part] = []
+        left, right, blanks = self._strips
+        fresh, before = True, 0
+        for i, part in enumerate(cut):
+            if isinstance(part, int):
+                size = before + int(self._sizes[part])
+                parts.append(_Part(part, "", False, before, size))
+                fresh, before = True, 0
+                continue
+            text = part
+            if parts and parts[-1].token in right:
+                text = text.lstrip(blanks)
+                swallowed = len(part.encode()) - len(text.encode())
+                parts[-1] = parts[-1]._replace(size=parts[-1].size + swallowed)
+            follower = cut[i + 1] if i + 1 < len(cut) else None
+            if follower in left:
+                size = len(text.encode())
+                text = text.rstrip(blanks)
+                before = size - len(text.encode())
+            for line in self._cut_lines(text):
+                prefixed = self._prefix and fresh and not isinstance(line, int)
+                fresh = isinstance(line, int)
+                if isinstance(line, int):
+                    parts.append(_Part(line, "", False, 0, int(self._sizes[line])))
+                else:
+                    parts.append(_Part(None, line, prefixed, 0, len(line.encode())))
+        return parts
 
-    def _join(self, fragments: list[str | int], merged: Any) -> Encoding:
+    def _cut_lines(self, text: str) -> list[str | int]:
+        """Gemma 4's words are lines and the breaks between them, which may be pieces."""
+        if not self._lines:
+            return [text] if text else []
+        found: list[str | int] = []
+        for word in _LINES.findall(text):
+            i = self.id_of(word) if word[0] == "\n" else None
+            found.append(word if i is None else i)
+        return found
+
+    def _join(self, parts: list[_Part], merged: Any) -> Encoding:
         ids: list[list[int]] = []
         ends: list[np.ndarray] = []
         at = 0
-        for i, part in enumerate(fragments):
-            if isinstance(part, int):
-                ids.append([part])
-                at += self._sizes[part]
-                ends.append(np.array([at], np.int64))
+        for part in parts:
+            if part.token is not None:
+                ids.append([part.token])
+                ends.append(np.array([at + part.size], np.int64))
             else:
                 ids.append(next(merged))
-                data = part.encode()
-                ends.append(at + self._ends(ids[-1], data, self._prefixed(fragments, i)))
-                at += len(data)
+                ends.append(at + self._ends(ids[-1], part.text.encode(), part.prefixed))
+            at += part.size
         flat = np.array([i for group in ids for i in group], np.uint32)
         return Encoding(flat, np.concatenate(ends) if ends else np.zeros(0, np.int64))
 
     def _ends(self, ids: list[int], data: bytes, prefixed: bool) -> np.ndarray:
-        """Where the tokens of a fragment end in its bytes."""
+        """Where the tokens of a part end in its bytes."""
         ends = np.cumsum(self._sizes[ids]) - prefixed
         if len(ids) == 0 or ends[-1] != len(data) or _SPACE in data or self._unk_id in ids:
             ends = self._walk(ids, b" " + data if prefixed else data) - prefixed
@@ -209,7 +248,7 @@ class Tokenizer:
 
     @cached_property
     def _single_bytes(self) -> set[bytes]:
-        return {piece for piece in self._bytes if len(piece) == 1}
+        return {self._bytes[i] for i in np.flatnonzero(self._sizes == 1).tolist()}
 
 
 def load_tokenizer(metadata: dict[str, Any], name: str = "model") -> Tokenizer:
@@ -233,30 +272,36 @@ def _match(piece: bytes, data: bytes, at: int) -> int:
     return at - begin
 
 
-def _sentencepiece_bytes(vocabulary: Vocabulary) -> list[bytes]:
-    out = []
-    for piece, kind in zip(vocabulary.pieces, vocabulary.types.tolist(), strict=True):
-        # Merging falls back to a byte's piece by its name, whatever type the file gives it.
-        byte = _BYTE_PIECE.match(piece) if kind == BYTE or piece.startswith("<0x") else None
-        if byte and kind not in (CONTROL, USER_DEFINED):
-            out.append(bytes([int(byte[1], 16)]))
-        else:
-            out.append(piece.replace(SPACE, " ").encode())
-    return out
+class _Spelling:
+    """The bytes that each token stands for, by id."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        letters = byte_alphabet() if vocabulary.model == "gpt2" else {}
+        spelled = [
+            _spell(piece, kind, letters)
+            for piece, kind in zip(vocabulary.pieces, vocabulary.types.tolist(), strict=True)
+        ]
+        self.sizes = np.array([len(text) for text in spelled], np.int64)
+        self._all = b"".join(spelled)
+        self._ends = np.cumsum(self.sizes)
+
+    def __getitem__(self, i: int) -> bytes:
+        end = self._ends[i]
+        return self._all[end - self.sizes[i] : end]
 
 
-def _byte_level_bytes(vocabulary: Vocabulary) -> list[bytes]:
-    table = byte_alphabet()
-    out = []
-    for piece, kind in zip(vocabulary.pieces, vocabulary.types.tolist(), strict=True):
-        if kind in (CONTROL, UNKNOWN, USER_DEFINED):
-            out.append(piece.encode())
-        else:
-            try:
-                out.append(bytes([table[letter] for letter in piece]))
-            except KeyError:  # no merge makes it: padding, or a piece that stands for itself
-                out.append(piece.encode())
-    return out
+def _spell(piece: str, kind: int, letters: dict[str, int]) -> bytes:
+    """The bytes of a piece; `letters`: of byte-level pieces."""
+    if kind in (CONTROL, UNKNOWN, USER_DEFINED):
+        return piece.encode()
+    if letters:
+        try:
+            return bytes([letters[letter] for letter in piece])
+        except KeyError:  # no merge makes it: padding, or a piece that stands for itself
+            return piece.encode()
+    # Merging falls back to a byte's piece by its name, whatever type the file gives it.
+    byte = _BYTE_PIECE.match(piece) if kind == BYTE or piece.startswith("<0x") else None
+    return bytes([int(byte[1], 16)]) if byte else piece.replace(SPACE, " ").encode()
 
 
 def byte_alphabet() -> dict[str, int]:

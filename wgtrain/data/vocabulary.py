@@ -2,74 +2,56 @@
 special ids.
 """
 
-from array import array
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from wgtrain.data.merges import LONGEST_PIECE, listed_merges, scored_merges
+from wgtrain.data.pretokenizers import PRE_TOKENIZERS
+from wgtrain.data.special_tokens import (
+    BYTE,
+    END_OF_MESSAGE,
+    END_OF_TURN,
+    FILL_IN_KEYS,
+    NORMAL,
+    end_ids,
+    stripping,
+)
 from wgtrain.errors import FileError
 from wgtrain.files.source import shown
 
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 NO_ID = 0xFFFFFFFF  # how files write "there is none"
-# A tokenizer.json's merges for model `llama`, where llama.cpp ignores tokenizer.ggml.merges.
-EXACT_MERGES = "wgtrain.tokenizer.merges"
-LONGEST_PIECE = 1024  # characters; finding the ways to merge a piece takes the square of its length
-
-# Pieces that end a turn or a text, by the names models give them; the first found is the end of
-# turn.
-END_OF_TURN = (
-    "<|eot_id|>",
-    "<|im_end|>",
-    "<|end|>",
-    "<end_of_turn>",
-    "<|end_of_turn|>",
-    "<|endoftext|>",
-    "<|end_of_text|>",
-    "<EOT>",
-    "_<EOT>",
-    "[EOT]",
-    "<end_of_utterance>",
-    "<｜end▁of▁sentence｜>",
-)
-END_OF_MESSAGE = "<|eom_id|>"
-# Tokens that chat templates may name, beside BOS, EOS and the unknown one.
+# Tokens that chat templates may name, beside BOS, EOS and the unknown one; `seperator` is GGUF's.
 SPECIAL = {
-    "pad_token": "padding_token_id",
-    "sep_token": "seperator_token_id",  # so GGUF spells it
-    "cls_token": "cls_token_id",
-    "mask_token": "mask_token_id",
+    "pad_token": "padding",
+    "sep_token": "seperator",
+    "cls_token": "cls",
+    "mask_token": "mask",
 }
-
-# How `gpt2` vocabularies split text into words before merging. A pre-tokenizer is a list of
-# patterns, each applied to the parts that the one before left; matches and what lies between them
-# become parts.
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-CONTRACTION = r"'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD]"
-_MODERN = (
-    CONTRACTION
-    + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+MODELS = ("gpt2", "llama", "gemma4")
+_OTHERS = {
+    "t5": "unigram, of T5 and some embedders",
+    "bert": "WordPiece, of encoders",
+    "rwkv": "of RWKV, whose architecture is not supported either",
+    "plamo2": "of PLaMo 2, whose architecture is not supported either",
+    "no_vocab": "there is none in this file",
+    "none": "there is none in this file",
+}
+# What else a folder's tokenizer.json says, which llama.cpp has no keys for: the merges of model
+# `llama`, the patterns of a pre-tokenizer and whether its words that are pieces are taken whole,
+# and the ids of special tokens that swallow the blanks before and behind them.
+EXACT_MERGES = "wgtrain.tokenizer.merges"
+EXACT_PATTERNS = "wgtrain.tokenizer.patterns"
+WHOLE_WORDS = "wgtrain.tokenizer.whole_words"
+STRIP_LEFT = "wgtrain.tokenizer.strip_left"
+STRIP_RIGHT = "wgtrain.tokenizer.strip_right"
+_C_BLANKS = " \t\n\v\f\r"
+_BLANKS = (
+    _C_BLANKS
+    + "\x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000"
+    + "".join(map(chr, range(0x2000, 0x200B)))
 )
-_LLAMA3 = [_MODERN % "{1,3}"]
-_QWEN2 = [_MODERN % ""]
-_DEFAULT = [r"[\p{P}$+<=>^~|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"]
-PRE_TOKENIZERS = {
-    "default": _DEFAULT,
-    "gpt-2": [_GPT2],
-    "phi-2": [_GPT2],
-    "olmo": [_GPT2],
-    "smollm": [r"\p{N}", _GPT2],
-    "llama-bpe": _LLAMA3,
-    "llama3": _LLAMA3,
-    "llama-v3": _LLAMA3,
-    "falcon3": _LLAMA3,
-    "qwen2": _QWEN2,
-    "deepseek-r1-qwen": _QWEN2,
-    "stablelm2": _QWEN2,
-}
-# A word that is a piece is taken whole, whatever the merges say, and rows begin with BOS.
-WHOLE_WORDS = ("llama-bpe", "llama3", "llama-v3", "falcon3")
 
 
 @dataclass(frozen=True)
@@ -78,15 +60,13 @@ class Vocabulary:
     pieces.
     """
 
-    model: str  # "llama" (SentencePiece) or "gpt2" (byte-level BPE)
-    pre: str  # of gpt2: a key of PRE_TOKENIZERS
+    model: str  # of MODELS: SentencePiece is "llama", byte-level BPE "gpt2", BPE of text "gemma4"
+    patterns: list[str]  # of gpt2: how text is split into words
     pieces: list[str]
     ids: dict[str, int]  # piece -> id
     types: np.ndarray  # (V,) int32
-    scores: np.ndarray  # (V,) float32; of llama: the higher, the earlier a piece is merged
-    merges: np.ndarray  # (M, 2) int32 ids of pairs to join, the earliest first; of llama empty
-    # where the scores say it
-    whole_words: bool
+    merges: np.ndarray  # (M, 2) int32 ids of pairs to join, the earliest first
+    whole_words: bool  # a word that is a piece is taken whole, whatever the merges say
     bos_id: int | None
     eos_id: int | None
     eot_id: int | None
@@ -96,17 +76,19 @@ class Vocabulary:
     add_space_prefix: bool
     chat_templates: dict[str, str]  # by name, "default" the one of all conversations
     special_tokens: dict[str, str]  # by the names templates know them by, as bos_token
+    strip_left: frozenset[int]  # special tokens that swallow the `blanks` before them
+    strip_right: frozenset[int]  # and behind them
+    blanks: str
 
 
 def read_vocabulary(metadata: dict[str, Any], name: str) -> Vocabulary:
     """Checks the `tokenizer.*` keys; FileError naming the key and the value that is wrong."""
     get = _Getter(metadata, name)
     model = get.text("tokenizer.ggml.model")
-    if model not in ("gpt2", "llama"):
-        raise get.error("tokenizer.ggml.model", shown(model), "one of gpt2, llama")
-    pre = get.text("tokenizer.ggml.pre", "default")
-    if model == "gpt2" and pre not in PRE_TOKENIZERS:
-        raise get.error("tokenizer.ggml.pre", shown(pre), "one of " + ", ".join(PRE_TOKENIZERS))
+    if model not in MODELS:
+        what = shown(model) + (f" ({_OTHERS[model]})" if model in _OTHERS else "")
+        raise get.error("tokenizer.ggml.model", what, "one of " + ", ".join(MODELS))
+    patterns, whole_words, add_bos = _words(get, model)
     pieces = _pieces(get)
     ids = {piece: i for i, piece in enumerate(pieces)}
     if len(ids) != len(pieces):
@@ -116,38 +98,39 @@ def read_vocabulary(metadata: dict[str, Any], name: str) -> Vocabulary:
     n = len(pieces)
     types = _types(get, n)
     spm = model == "llama"
-    bos = get.id("tokenizer.ggml.bos_token_id", n, 1 if spm and n > 1 else None)
-    eos = get.id("tokenizer.ggml.eos_token_id", n, 2 if spm and n > 2 else None)
-    eot = get.id("tokenizer.ggml.eot_token_id", n, None)
-    eom = get.id("tokenizer.ggml.eom_token_id", n, ids.get(END_OF_MESSAGE))
-    ends = [ids[piece] for piece in END_OF_TURN if piece in ids]
-    if eot is None:
-        eot = next(iter(ends), None)
-    # Some files call these normal or user-defined, and text would then hold them by accident.
-    types[[i for i in (eot, eom) if i is not None]] = CONTROL
-    whole_words = not spm and pre in WHOLE_WORDS
-    add_bos = get.flag("tokenizer.ggml.add_bos_token", spm or whole_words)
+    bos = get.id("bos", n, 1 if spm and n > 1 else None)
+    eos = get.id("eos", n, 2 if spm and n > 2 else None)
+    eot = get.id("eot", n, next((ids[piece] for piece in END_OF_TURN if piece in ids), None))
+    eom = get.id("eom", n, ids.get(END_OF_MESSAGE))
+    named = {"eos": eos, "eot": eot, "eom": eom}
+    stops = end_ids(ids, types, named | {key: get.id(key, n, None) for key in FILL_IN_KEYS})
+    if model != "gemma4":
+        add_bos = get.flag("tokenizer.ggml.add_bos_token", add_bos)
     if add_bos and bos is None:
         raise get.error("tokenizer.ggml.bos_token_id", "missing", f"an id below {n}: rows need one")
-    unk = get.id("tokenizer.ggml.unknown_token_id", n, 0 if spm else None)
-    special = {name: get.id(f"tokenizer.ggml.{key}", n, None) for name, key in SPECIAL.items()}
+    unk = get.id("unknown", n, 0 if spm else None)
+    special = {name: get.id(key, n, None) for name, key in SPECIAL.items()}
     special |= {"bos_token": bos, "eos_token": eos, "unk_token": unk}
+    left, right = get.ids(STRIP_LEFT, n), get.ids(STRIP_RIGHT, n)
+    named_right = stripping(get.text("general.name", ""), ids, types)
     return Vocabulary(
         model=model,
-        pre=pre,
+        patterns=patterns,
         pieces=pieces,
         ids=ids,
         types=types,
-        scores=_scores(get, n) if spm else np.zeros(n, np.float32),
-        merges=_merges(get, ids, EXACT_MERGES if spm else "tokenizer.ggml.merges"),
+        merges=_merges(get, pieces, ids, model),
         whole_words=whole_words,
         bos_id=bos,
         eos_id=eos,
         eot_id=eot,
         unk_id=unk,
-        stop_ids=frozenset(i for i in (eos, eot, eom, *ends) if i is not None),
+        stop_ids=frozenset(stops),
         add_bos=add_bos,
         add_space_prefix=spm and get.flag("tokenizer.ggml.add_space_prefix", True),
+        strip_left=frozenset(left or ()),
+        strip_right=frozenset(named_right if right is None else right),
+        blanks=_C_BLANKS if right is None else _BLANKS,
         chat_templates=_templates(get),
         special_tokens={name: pieces[i] for name, i in special.items() if i is not None},
     )
@@ -174,7 +157,8 @@ class _Getter:
             raise self.error(key, shown(value), "true or false")
         return bool(value)
 
-    def id(self, key: str, n: int, default: int | None) -> int | None:
+    def id(self, name: str, n: int, default: int | None) -> int | None:
+        key = f"tokenizer.ggml.{name}_token_id"
         value = self.metadata.get(key)
         if value is None:
             return default
@@ -185,6 +169,14 @@ class _Getter:
         if not 0 <= value < n:
             raise self.error(key, str(value), f"an id below {n}")
         return int(value)
+
+    def ids(self, key: str, n: int) -> list[int] | None:
+        value = self.metadata.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, list) or not all(type(i) is int and 0 <= i < n for i in value):
+            raise self.error(key, shown(value), f"a list of ids below {n}")
+        return value
 
     def texts(self, key: str) -> list[str]:
         value = self.metadata.get(key)
@@ -268,33 +260,29 @@ def _scores(get: _Getter, n: int) -> np.ndarray:
     return single
 
 
-def _merges(get: _Getter, ids: dict[str, int], key: str) -> np.ndarray:
-    if key == EXACT_MERGES and key not in get.metadata:
-        return pairs(array("i"))
-    merges = array("i")
-    for i, text in enumerate(get.texts(key)):
-        cut = text.find(" ", 1)
-        left, right = text[:cut], text[cut + 1 :]
-        if cut < 0 or not right:
-            raise get.error(f"{key}[{i}]", shown(text), "two pieces and a space between them")
-        for piece in (left, right, left + right):
-            if piece not in ids:
-                expected = f"pieces of the vocabulary, and {shown(piece)} is none"
-                raise get.error(f"{key}[{i}]", shown(text), expected)
-        merges.append(ids[left])
-        merges.append(ids[right])
-    found = pairs(merges)
-    first = np.unique(keys(found, len(ids)), return_index=True)[1]
-    return found[np.sort(first)]  # of a merge listed twice the first counts
-
-
-def pairs(flat: array) -> np.ndarray:
-    """Left and right ids that follow one another as (M, 2) int32."""
-    return np.array(flat, np.int32).reshape(-1, 2)
-
-
-def keys(merges: np.ndarray, vocab_size: int) -> np.ndarray:
-    """One number for each pair of ids: left * V + right, (M,) float64 and exact, as JavaScript's
-    numbers are.
+def _words(get: _Getter, model: str) -> tuple[list[str], bool, bool]:
+    """The patterns that split text into words, whether words that are pieces are taken whole, and
+    whether rows begin with BOS where the file does not say.
     """
-    return merges[:, 0] * float(vocab_size) + merges[:, 1]
+    pre = get.text("tokenizer.ggml.pre", "default")
+    if model != "gpt2":
+        return [], False, True
+    if EXACT_PATTERNS in get.metadata:
+        return get.texts(EXACT_PATTERNS), get.flag(WHOLE_WORDS, False), False
+    if pre not in PRE_TOKENIZERS:
+        raise get.error("tokenizer.ggml.pre", shown(pre), "one of " + ", ".join(PRE_TOKENIZERS))
+    row = PRE_TOKENIZERS[pre]
+    return row.patterns, row.whole, row.bos
+
+
+def _merges(get: _Getter, pieces: list[str], ids: dict[str, int], model: str) -> np.ndarray:
+    key = "tokenizer.ggml.merges"
+    if model == "llama":  # there llama.cpp does not read them
+        scores = _scores(get, len(pieces))
+        if EXACT_MERGES not in get.metadata:
+            return scored_merges(pieces, scores, get.name)
+        key = EXACT_MERGES
+    texts = get.texts(key)
+    return listed_merges(
+        texts, ids, lambda i, expected: get.error(f"{key}[{i}]", shown(texts[i]), expected)
+    )
