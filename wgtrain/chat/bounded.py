@@ -11,8 +11,8 @@ from wgtrain.chat import bounds
 from wgtrain.chat.rendered import Message, Rendered, Variables
 from wgtrain.errors import FileError
 
-# Messages, tools, and more variables for the template.
-Conversation = tuple[list[Message], list[Any] | None, Variables | None]
+# Messages, tools, more variables for the template, and special tokens that stand in these.
+Conversation = tuple[list[Message], list[Any] | None, Variables | None, list[str]]
 
 
 class Runner(Protocol):
@@ -90,17 +90,18 @@ class ChatTemplate:
         args: Variables | None = None,
     ) -> Rendered:
         """The text of a conversation and its learnt spans; FileError where they cannot be told."""
-        self.send([(messages, tools, args)])
+        self.send([(messages, tools, args, [])])
         return self.receive()
 
     def send(self, conversations: list[Conversation]) -> None:
         """Conversations to split, while this process does something else; `receive` has each."""
-        self._send([{"messages": m, "tools": t, "args": a} for m, t, a in conversations])
+        names = ("messages", "tools", "args", "typed")
+        self._send([dict(zip(names, one, strict=True)) for one in conversations])
 
     def receive(self) -> Rendered:
         """The next conversation that was sent, as `split` gives it."""
         found = self._receive()
-        for name in ("spans", "cut"):
+        for name in ("spans", "cut", "typed"):
             found[name] = [tuple(pair) for pair in found[name]]
         return Rendered(**found)
 

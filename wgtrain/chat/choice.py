@@ -1,6 +1,6 @@
 """The templates of a model: one for all conversations, or another for those with tools."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from wgtrain.chat.rendered import Message, Rendered, Variables
@@ -39,9 +39,10 @@ class Templates:
         messages: list[Message],
         tools: list[Any] | None = None,
         args: Variables | None = None,
+        typed: Iterable[str] = (),
     ) -> Rendered:
         """As `Template.split`."""
-        return self._of(tools).split(messages, tools, args)
+        return self._of(tools).split(messages, tools, args, typed)
 
     def _of(self, tools: list[Any] | None) -> Template:
         return self._all["default" if tools is None or "tool_use" not in self._all else "tool_use"]

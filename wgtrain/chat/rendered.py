@@ -13,7 +13,8 @@ class Rendered:
 
     `cut` are (message, field) of the assistant's whose text is not all within its span, `unwritten`
     what else the template does not write. `added` says that the last answer got an end-of-turn
-    token which the template does not write.
+    token which the template does not write, `typed` are the characters of special tokens that
+    stand in the conversation itself.
     """
 
     text: str
@@ -21,3 +22,4 @@ class Rendered:
     cut: list[tuple[int, str]] = field(default_factory=list)
     unwritten: list[str] = field(default_factory=list)
     added: bool = False
+    typed: list[tuple[int, int]] = field(default_factory=list)

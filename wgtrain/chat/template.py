@@ -88,8 +88,12 @@ class Template:
         messages: list[Message],
         tools: list[Any] | None = None,
         args: Variables | None = None,
+        typed: Iterable[str] = (),
     ) -> Rendered:
-        """The text of a conversation and its learnt spans; FileError where they cannot be told."""
+        """The text of a conversation and its learnt spans; FileError where they cannot be told.
+
+        `typed` are special tokens that stand in the conversation itself, to be found in the text.
+        """
         given = {**(args or {}), "tools": tools}
         messages = self._prepared(messages, given)
         try:
@@ -104,12 +108,31 @@ class Template:
         cut = cut_turns(text, messages, spans)
         lost = unwritten(self, text, messages, given)
         lost += [f"chat_template_kwargs.{name}" for name in args or {} if not self._reads(name)]
+        found_typed = self._typed(text, messages, given, typed)
         added = self._is_open(text, messages, spans)
         if added:
             start, end = spans[-1]
             text = text[:end] + str(self._put_end)
             spans[-1] = (start, len(text))
-        return Rendered(text, spans, cut, lost, added)
+        return Rendered(text, spans, cut, lost, added, found_typed)
+
+    def _typed(
+        self, text: str, messages: list[Message], given: Variables, pieces: Iterable[str]
+    ) -> list[tuple[int, int]]:
+        """Where pieces of a conversation's own stand in the text: found by marks around them."""
+        if not pieces:
+            return []
+        one = re.compile("|".join(map(re.escape, sorted(pieces, key=len, reverse=True))))
+        inside = [m | {k: _marked(v, one) for k, v in m.items() if k != "role"} for m in messages]
+        marked = self.attempt(inside, {name: _marked(value, one) for name, value in given.items()})
+        if marked is None or _ANY_MARK.sub("", marked) != text:
+            return []
+        out, taken = [], 0
+        for match in re.finditer(f"{MARK_OPEN}([^{MARK_CLOSE}]*){MARK_CLOSE}", marked):
+            start = match.start() - taken
+            out.append((start, start + len(match[1])))
+            taken += 2
+        return out
 
     def _reads(self, name: str) -> bool:
         return name in self.variables
@@ -292,6 +315,17 @@ class Template:
         if not places.text[end : found.start()].strip():
             raise FileError(f"the chat template leaves out the tool_calls of messages[{i}]")
         return found.end()
+
+
+def _marked(value: Any, one: re.Pattern[str]) -> Any:
+    """A value of JSON with marks around what a pattern finds in its texts."""
+    if isinstance(value, str):
+        return one.sub(lambda found: MARK_OPEN + found[0] + MARK_CLOSE, value)
+    if isinstance(value, list):
+        return [_marked(item, one) for item in value]
+    if isinstance(value, dict):
+        return {key: _marked(item, one) for key, item in value.items()}
+    return value
 
 
 def _blanks_end(text: str, at: int) -> int:

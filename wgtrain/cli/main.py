@@ -132,7 +132,7 @@ def preview(
 
     Ends with 2 where training would refuse them.
     """
-    from wgtrain.cli.preview import show
+    from wgtrain.cli.preview import report
     from wgtrain.runs.yaml_file import read_yaml
 
     explicit = {name: value for name, value in given.items() if value is not None}
@@ -140,7 +140,9 @@ def preview(
     if config_file is not None:
         file = canonical(read_yaml(Path(config_file)), CONFIGS, config_file)
         settings = merge(file, settings, CONFIGS)
-    return DONE if show(settings, rows, html, as_json) else UNUSABLE
+    text, usable = report(settings, rows, html, as_json)
+    click.echo(text, nl=False, color=True)  # it is coloured for a terminal alone
+    return DONE if usable else UNUSABLE
 
 
 @cli.command()
@@ -261,7 +263,7 @@ def _say(line: str) -> None:
 def as_options(message: str) -> str:
     """Names of settings that begin a line of a message, or its warning, spelt as options."""
     known = {f.name for config_class in CONFIGS for f in fields(config_class)}
-    known |= {"resume", "config"}
+    known |= {"resume", "config", "rows"}
 
     def spelt(match: re.Match[str]) -> str:
         names = [_dashes(name) if name in known else name for name in match[2].split(", ")]

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import click
-
 from wgtrain.api import preview
 from wgtrain.data.preview import Preview
 from wgtrain.errors import FileError, printable
@@ -17,8 +15,10 @@ from wgtrain.train.config import RunConfig, TrainConfig
 from wgtrain.train.settings import build
 
 
-def show(settings: Mapping[str, Any], rows: str, html: str | None, as_json: bool) -> bool:
-    """Shows rows; False where training would refuse them."""
+def report(
+    settings: Mapping[str, Any], rows: str, html: str | None, as_json: bool
+) -> tuple[str, bool]:
+    """What the command prints, and whether training would take the rows; writes the page `html`."""
     run, train = build(settings, RunConfig, TrainConfig)
     found = preview(
         run.data,
@@ -34,12 +34,12 @@ def show(settings: Mapping[str, Any], rows: str, html: str | None, as_json: bool
     if html is not None:
         _write(Path(html), found)
     if as_json:
-        click.echo(json.dumps(found.as_json(), ensure_ascii=False))
+        text = json.dumps(found.as_json(), ensure_ascii=False) + "\n"
     elif html is not None:
-        click.echo("\n".join([*found.summary(), f"written to {printable(html)}"]))
+        text = "\n".join([*found.summary(), f"written to {printable(html)}"]) + "\n"
     else:
-        click.echo(found.colored if in_color() else found.text, nl=False)
-    return not found.refused
+        text = found.colored if in_color() else found.text
+    return text, not found.refused
 
 
 def in_color() -> bool:

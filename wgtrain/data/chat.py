@@ -5,8 +5,9 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
+from typing import Any
 
-from wgtrain.chat.bounded import ChatTemplate
+from wgtrain.chat.bounded import ChatTemplate, Conversation
 from wgtrain.data.examples import Chat, Example, Segment, in_rows
 from wgtrain.data.templates import Templating, last_token, no_tokens
 from wgtrain.data.tokenizer import Tokenizer
@@ -57,8 +58,7 @@ class Chats:
                     more = bool(batch) and failure is None
                     chats = [example.chat for example in batch if example.chat is not None]
                     if chats and (opened := self._template()):
-                        args = self._templating.args
-                        opened.send([(c.messages, c.tools, {**args, **c.args}) for c in chats])
+                        opened.send([self._sent(chat) for chat in chats])
                     under_way.append(batch)
                 if len(under_way) > 1 or not more:
                     for example in under_way.popleft():
@@ -70,6 +70,12 @@ class Chats:
                 opened.close()
         if failure is not None:
             raise failure
+
+    def _sent(self, chat: Chat) -> Conversation:
+        args = {**self._templating.args, **chat.args}
+        typed = self._tokenizer.control_in(_texts([chat.messages, chat.tools, args]))
+        pieces = [self._tokenizer.pieces[i] for i in dict.fromkeys(typed)]
+        return chat.messages, chat.tools, args, pieces
 
     def notes(self) -> list[str]:
         """What a person should know of the rows rendered so far."""
@@ -108,7 +114,7 @@ class Chats:
         self._cut_rows += bool(cut)
         self._cut_fields |= {field for _, field in cut}
         self._unwritten.update(found.unwritten)
-        segment = Segment(found.text, spans, False)
+        segment = Segment(found.text, spans, False, found.typed)
         return replace(example, segments=[segment])
 
     def _check_pieces(self, text: str, chat: Chat) -> None:
@@ -125,6 +131,17 @@ class Chats:
                 f"single tokens of the vocabulary of {self._tokenizer.name}: a template for this "
                 "model is needed"
             )
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in a value of JSON, but for the names of fields."""
+    open_ = [value]
+    while open_:
+        item = open_.pop()
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, list | dict):
+            open_ += item.values() if isinstance(item, dict) else item
 
 
 def _take(examples: Iterator[Example]) -> tuple[list[Example], FileError | None]:

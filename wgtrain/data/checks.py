@@ -1,11 +1,10 @@
 """What may be wrong with rows that read well: looked for in each as it becomes tokens."""
 
-import json
 from dataclasses import dataclass
 
 import numpy as np
 
-from wgtrain.data.examples import Chat, Example, in_rows
+from wgtrain.data.examples import Example, in_rows
 from wgtrain.data.tokenizer import Tokenizer
 
 _NAMED = 5  # lines that a finding names
@@ -49,8 +48,10 @@ class Checks:
         unknown = self._tokenizer.unk_id
         if unknown is not None and (tokens == unknown).any():
             self._add(False, f"the unknown token ({self._piece(unknown)})", line)
-        if example.chat is not None and (typed := self._typed(example.chat)):
-            self._add(False, "special tokens typed in a message, which become tokens,", line, typed)
+        typed = [part.text[a:b] for part in example.segments for a, b in part.typed]
+        if typed:
+            said = " ".join(dict.fromkeys(typed))
+            self._add(False, "special tokens typed in a message, which become tokens,", line, said)
         self._look_at_ends(example, tokens, learnt, cut)
 
     def _look_at_ends(
@@ -93,15 +94,3 @@ class Checks:
 
     def _piece(self, i: int | None) -> str:
         return "" if i is None else self._tokenizer.pieces[i]
-
-    def _typed(self, chat: Chat) -> str:
-        """Control tokens that are written out in the messages themselves."""
-        texts = []
-        for message in chat.messages:
-            texts += [value for key, value in message.items() if isinstance(value, str)]
-            if calls := message.get("tool_calls"):
-                texts.append(json.dumps(calls, ensure_ascii=False))
-        if chat.tools:
-            texts.append(json.dumps(chat.tools, ensure_ascii=False))
-        pieces = (self._tokenizer.pieces[i] for i in self._tokenizer.control_in(texts))
-        return " ".join(dict.fromkeys(pieces))

@@ -41,12 +41,13 @@ _MOST_NAMED = 8  # ignored fields that a note names
 @dataclass(frozen=True)
 class Segment:
     """Text, the learnt (start, end) characters in it, and whether the end token follows, learnt
-    where a span is.
+    where a span is. `typed` are the characters of special tokens that somebody wrote himself.
     """
 
     text: str
     spans: list[tuple[int, int]]
     end: bool
+    typed: list[tuple[int, int]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -31,13 +31,15 @@ NOTHING = "nothing in it is trained"
 @dataclass(frozen=True)
 class Row:
     """One row: `tokens` uint32 (n,); `targets` int32 (n,), the token to follow each, -1 where
-    not learnt. `cut` tokens more it had, beyond the longest row.
+    not learnt. `cut` tokens more it had, beyond the longest row; `typed` are the places of special
+    tokens that somebody wrote in a message.
     """
 
     tokens: np.ndarray
     targets: np.ndarray
     line: int
     cut: int = 0
+    typed: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -141,13 +143,14 @@ def read_rows(
     examples = chats.rendered(_examples(data, reader, name), name)
     while chunk := list(islice(examples, _CHUNK)):
         encodings = _encode(chunk, tokenizer, name)
-        for example, tokens, learnt in _tokenise(chunk, encodings, tokenizer, train_on == "all"):
+        marked = _tokenise(chunk, encodings, tokenizer, train_on == "all")
+        for example, tokens, learnt, typed in marked:
             no_end |= tokenizer.end_id is None and any(part.end for part in example.segments)
             cut = max(0, len(tokens) - seq_len)
             truncated += cut > 0
             checks.look(example, tokens[:seq_len], learnt[:seq_len], cut > 0)
             targets = _targets(tokens[:seq_len], learnt[:seq_len], example)
-            row = Row(tokens[:seq_len], targets, example.line, cut)
+            row = Row(tokens[:seq_len], targets, example.line, cut, typed)
             if (targets >= 0).any():
                 rows.append(row)
             else:
@@ -228,22 +231,26 @@ def _encode(examples: list[Example], tokenizer: Tokenizer, name: str) -> Iterato
 
 def _tokenise(
     examples: list[Example], encodings: Iterable[Encoding], tokenizer: Tokenizer, everything: bool
-) -> Iterator[tuple[Example, np.ndarray, np.ndarray]]:
-    """Tokens uint32 (n,) and which are learnt, bool (n,), of each example; BOS once, at the
-    front.
+) -> Iterator[tuple[Example, np.ndarray, np.ndarray, tuple[int, ...]]]:
+    """Tokens uint32 (n,), which are learnt, bool (n,), and the places of those that were typed, of
+    each example; BOS once, at the front.
     """
     for example in examples:
         if example.ids is not None:
             ids, labels = example.ids
-            yield example, ids, labels != IGNORED
+            yield example, ids, labels != IGNORED, ()
             continue
         tokens: list[np.ndarray] = []
         learnt: list[np.ndarray] = []
+        typed: list[int] = []
         for segment, (ids, ends) in zip(example.segments, encodings, strict=False):
             first = not tokens
             if first and tokenizer.add_bos and (len(ids) == 0 or ids[0] != tokenizer.bos_id):
                 tokens.append(np.array([tokenizer.bos_id], np.uint32))
                 learnt.append(np.array([False]))
+            if segment.typed:
+                there = np.flatnonzero(_covered(segment.text, ends, segment.typed))
+                typed += (sum(map(len, tokens)) + there).tolist()
             tokens.append(ids)
             learnt.append(_covered(segment.text, ends, segment.spans))
             if _wants_end(segment, ids, learnt[-1], tokenizer.end_id):
@@ -251,7 +258,7 @@ def _tokenise(
                 learnt.append(np.array([bool(segment.spans)]))
         flat = np.concatenate(tokens) if tokens else np.zeros(0, np.uint32)
         mask = np.concatenate(learnt) if learnt else np.zeros(0, bool)
-        yield example, flat, mask | everything
+        yield example, flat, mask | everything, tuple(typed)
 
 
 def _wants_end(segment: Segment, ids: np.ndarray, learnt: np.ndarray, end: int | None) -> bool:

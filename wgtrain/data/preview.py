@@ -18,11 +18,11 @@ from wgtrain.files.source import shown
 
 ALLOWED = "all, a number N (the first N), or lines such as 4-6,9-9"
 _NAMED = 8  # lines that a list names
-_ANSI = {"trained": "30;42", "next": "30;102", "unknown": "41", "special": "2", "plain": ""}
+_ANSI = {"trained": "30;42", "next": "30;102", "odd": "41", "special": "2", "plain": ""}
 _CSS = {
     "trained": "background:#9be59b;color:#000",
     "next": "background:#6fcf6f;color:#000",
-    "unknown": "background:#f08080;color:#000",
+    "odd": "background:#f08080;color:#000",
     "special": "opacity:.5",
     "plain": "",
 }
@@ -30,15 +30,16 @@ _CSS = {
 
 @dataclass(frozen=True)
 class Piece:
-    """The text of one token, or of several that share a character. `label` is what is trained in
-    its place where that is another token.
+    """The text of one token, or of several that share a character; `odd` is one that stands for
+    what is unknown, or a special one that somebody typed. `label` is what is trained in its place
+    where that is another token.
     """
 
     text: str
     ids: tuple[int, ...]
     trained: bool
     special: bool = False
-    unknown: bool = False
+    odd: bool = False
     label: str = ""
 
 
@@ -58,7 +59,9 @@ class Preview:
 
     @property
     def text(self) -> str:
-        """All of it, with what is trained between `[[` and `]]`."""
+        """All of it: what is trained between `[[` and `]]`, special tokens that were typed and
+        unknown ones between `{{` and `}}`.
+        """
         return self._written(_bracketed)
 
     @property
@@ -200,13 +203,14 @@ def _pieces(row: Row, tokenizer: Tokenizer) -> Iterator[Piece]:
         other = labels[i] >= 0 and labels[i] != token
         label = tokenizer.decode([labels[i]], special=True) if other else ""
         special = bool(tokenizer.control_ids[token])
-        unknown = token == tokenizer.unk_id
-        yield Piece(printable(text), tuple(held), labels[i] >= 0, special, unknown, label)
+        odd = token == tokenizer.unk_id or i in row.typed
+        yield Piece(printable(text), tuple(held), labels[i] >= 0, special, odd, label)
         held = []
 
 
 def _said(piece: Piece) -> str:
-    return f"{piece.text}=>{printable(piece.label)}" if piece.label else piece.text
+    text = f"{{{{{piece.text}}}}}" if piece.odd else piece.text
+    return f"{text}=>{printable(piece.label)}" if piece.label else text
 
 
 def _bracketed(pieces: list[Piece]) -> str:
@@ -222,7 +226,7 @@ def _shaded(pieces: list[Piece]) -> Iterator[tuple[Piece, str]]:
         kind = "special" if piece.special else "plain"
         if piece.trained:
             kind, n = ("trained", "next")[n % 2], n + 1
-        yield piece, "unknown" if piece.unknown else kind
+        yield piece, "odd" if piece.odd else kind
 
 
 def _in_color(pieces: list[Piece]) -> str:
