@@ -64,7 +64,7 @@ ARRAYS: list[Any] = [
 ]
 # Fields that hold arrays; in any other an array is refused.
 LISTS = {f"tokenizer.ggml.{key}" for key in ("tokens", "token_type", "scores", "merges")}
-LISTS |= {"wgtrain.tokenizer.merges"}
+LISTS |= {"wgtrain.tokenizer.merges", "tokenizer.chat_templates"}
 
 
 class Watched(dict[str, Any]):
