@@ -49,7 +49,18 @@ BELOW: dict[str, set[str]] = {
 
 # Packages that no page has, and the modules a page never loads: they may import one at top level.
 NATIVE_ONLY = {
-    *("wgpu", "tokenizers", "click", "rich", "pygal", "yaml", "starlette", "uvicorn", "psutil")
+    *(
+        "wgpu",
+        "tokenizers",
+        "click",
+        "rich",
+        "pygal",
+        "yaml",
+        "starlette",
+        "uvicorn",
+        "psutil",
+        "gguf",
+    )
 }
 NATIVE_MODULES = {
     "gpu/native.py",

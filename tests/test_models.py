@@ -254,7 +254,7 @@ def test_a_long_list_is_cut() -> None:
     assert len(text.splitlines()) == 42
 
 
-@pytest.mark.parametrize("type_", ["Q8_K", "F64", "I32", "TQ1_0"])
+@pytest.mark.parametrize("type_", ["Q8_K", "F64", "I32", "Q1_0"])
 def test_tensor_types_that_are_not_supported(type_: str) -> None:
     from wgtrain.files import BLOCKS
 

@@ -29,7 +29,7 @@ from wgtrain.gpu import run
 from wgtrain.infer.model import Model, open_model
 from wgtrain.model.config import ModelConfig
 from wgtrain.model.folder import Folder, open_folder
-from wgtrain.model.host import Host, Show
+from wgtrain.model.host import Host, Loaded, Show
 from wgtrain.notebook import chart
 from wgtrain.runs import parts, progress
 from wgtrain.runs.chats import templating
@@ -148,6 +148,7 @@ async def load_model(
     limits: str | None = None,
     precision: str = "f32",
     quantize_base: str | None = None,
+    progress: Loaded | None = None,
 ) -> Model:
     """Opens a model on a GPU: the strongest, or number `adapter_index` of `list_adapters`.
 
@@ -156,7 +157,8 @@ async def load_model(
     every WebGPU adapter grants is asked for. `precision="f16"` multiplies with the weights in f16
     and stores no wider ones, on a GPU that can: docs/precision.md. `quantize_base` quantises the
     blocks' linears of a full-precision base as they are loaded: "nf4", "nf4-double", "int4" or
-    "int8".
+    "int8". `progress(done, total)` is called with bytes while weights are loaded; without it a
+    large model shows a bar in a terminal.
     """
 
     async def load(opened: Source | Folder) -> Model:
@@ -166,6 +168,7 @@ async def load_model(
             limits=limits,
             precision=precision,
             quantize_base=quantize_base,
+            progress=progress,
             host=HOST,
         )
 
@@ -361,4 +364,4 @@ def _say(text: str) -> None:
 
 
 # Where models run that are opened here.
-HOST = Host(_read_adapter, partial(choose, watch=parts.progress), watch, _say)
+HOST = Host(_read_adapter, partial(choose, watch=parts.progress), watch, _say, parts.loading)

@@ -3,6 +3,7 @@
 import hashlib
 import operator
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -23,8 +24,9 @@ from wgtrain.infer.stack import Stack, read_stack
 from wgtrain.infer.text import TextStream
 from wgtrain.model.base import Base, base_on
 from wgtrain.model.config import read_config
+from wgtrain.model.converted import converted_note
 from wgtrain.model.folder import Folder
-from wgtrain.model.host import NOWHERE, Host
+from wgtrain.model.host import NOWHERE, Host, Loaded
 from wgtrain.model.weights import check_precision, load_weights
 from wgtrain.turn import Turn
 
@@ -240,11 +242,13 @@ async def open_model(
     budget: int | None = None,
     precision: str = "f32",
     quantize_base: str | None = None,
+    progress: Loaded | None = None,
     host: Host = NOWHERE,
 ) -> Model:
     """Puts a GGUF's or folder's weights on a GPU; `gpu.open_device` says more on the options.
 
     `precision`: the operands of products with weights; "f16" needs a GPU with shader-f16.
+    `progress(done, total)` is called with bytes of weights, in place of what `host` shows.
     """
     if precision not in PRECISIONS:
         raise OptionError(f"precision = {precision}: allowed is {' or '.join(PRECISIONS)}")
@@ -258,7 +262,10 @@ async def open_model(
         check_precision(precision, device)
         await find_subgroup_size(device)
         base = base_on(device, gguf, config, precision, quantize_base)
-        await load_weights(device, source, gguf, base.weights)
+        if note := converted_note(gguf.tensors[name] for name in base.weights.matrices):
+            host.say(f"{gguf.name}: {note}")
+        with nullcontext(progress) if progress else host.load() as loaded:
+            await load_weights(device, source, gguf, base.weights, loaded)
     except BaseException:
         device.close()
         raise

@@ -15,6 +15,7 @@ from wgtrain.files import GGUF, TensorInfo
 from wgtrain.files.architecture import ANYTHING, MAX_COUNT, Architecture, Key, Values
 from wgtrain.files.known_keys import KNOWN_KEYS
 from wgtrain.files.source import shown
+from wgtrain.model.converted import CONVERTED
 
 FACTORS = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight")
 _VISION = ("v.", "mm.")  # of tensors, and of keys below the architecture's name as in the next
@@ -221,10 +222,9 @@ def tensor_problems(
             problems.append(f"tensor {name} has shape {tensor.shape}, {shape} is needed")
         elif name in vectors and tensor.type not in ("F32", "F16", "BF16"):
             problems.append(f"tensor {name} has type {tensor.type}; F32, F16 or BF16 is needed")
-        elif name in matrices and tensor.type not in MATRIX_TYPES:
-            problems.append(
-                f"tensor {name} has type {tensor.type}; supported are {', '.join(MATRIX_TYPES)}"
-            )
+        elif name in matrices and tensor.type not in (*MATRIX_TYPES, *CONVERTED):
+            supported = ", ".join(MATRIX_TYPES + CONVERTED)
+            problems.append(f"tensor {name} has type {tensor.type}; supported are {supported}")
     for name in gguf.tensors:
         if name in expected or name.startswith(_VISION) or name in FACTORS:
             continue

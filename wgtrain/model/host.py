@@ -13,6 +13,7 @@ from wgtrain.gpu import Device
 from wgtrain.model.config import ModelConfig
 
 Show = Callable[[Any], None]  # called with each `StepResult`
+Loaded = Callable[[int, int], None]  # called with bytes of weights: on their way to the GPU, in all
 
 
 def adapter_from_bytes(adapter: Any, config: ModelConfig | None = None) -> Adapter:
@@ -38,6 +39,14 @@ def _unheard(text: str) -> None:
     pass
 
 
+def unseen(done: int, total: int) -> None:
+    """A `Loaded` that shows nothing."""
+
+
+def _unseen() -> AbstractContextManager[Loaded]:
+    return nullcontext(unseen)
+
+
 @dataclass(frozen=True)
 class Host:
     """Where the core runs, told to a model when it is opened. As it stands it knows nothing:
@@ -47,13 +56,15 @@ class Host:
     `choose_tuning(device, plan, max_row, replays, mode)` is the table of kernels for a plan, not
     built yet, of rows up to `max_row` tokens, that is replayed so often; `mode` is that of
     `TrainConfig.tuning`. `watch(trainer)` shows progress: entered, then called for each result.
-    `say(text)` tells a line that nothing else would.
+    `say(text)` tells a line that nothing else would. `load()` shows how far the loading of weights
+    is: entered, then called with the bytes done and those in all.
     """
 
     read_adapter: Callable[[Any, ModelConfig], Adapter] = adapter_from_bytes
     choose_tuning: Callable[[Device, Plan, int, int, str], Tuning] = _defaults
     watch: Callable[[Any], AbstractContextManager[Show]] = _silent
     say: Callable[[str], None] = _unheard
+    load: Callable[[], AbstractContextManager[Loaded]] = _unseen
 
 
 NOWHERE = Host()

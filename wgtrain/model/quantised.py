@@ -39,9 +39,15 @@ def quantised_types(gguf: GGUF, config: ModelConfig, quantize_base: str) -> dict
 
 
 async def load_quantised(
-    device: Device, source: Source, weight: Weight, tensor: TensorInfo
+    device: Device,
+    source: Source,
+    weight: Weight,
+    tensor: TensorInfo,
+    read: Callable[[int], None],
 ) -> None:
-    """Streams a full-precision matrix through its quantiser into the segments of `weight`."""
+    """Streams a full-precision matrix through its quantiser into the segments of `weight`; `read`
+    is called with the bytes of each slice.
+    """
     encoder = _ENCODERS[weight.type]()
     rows_at_once = max(_SLICE // (4 * weight.columns), 1)
     row = tensor.nbytes // weight.rows
@@ -57,6 +63,7 @@ async def load_quantised(
             planes = encoder.planes(values.reshape(rows, weight.columns))
             for number, data in enumerate(planes):
                 _write_rows(device, weight, segment, number, first, data)
+            read(rows * row)
     encoder.finish(device, weight)
 
 

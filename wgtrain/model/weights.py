@@ -4,6 +4,7 @@ planes.
 No tensor is ever whole in main memory, and the staging buffer is gone when loading ends.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +15,13 @@ from wgtrain.engine.graph import Storage, Window, padded
 from wgtrain.engine.kernel import Kernel, load_kernel
 from wgtrain.engine.weight import FORMATS, QUANTISED, Segment, Weight, plan_weight
 from wgtrain.errors import DeviceError, FileError, OptionError, OutOfMemoryError
-from wgtrain.files import GGUF, TensorInfo, read_range
+from wgtrain.files import BLOCKS, GGUF, TensorInfo, read_range
 from wgtrain.files.floats import as_float32
 from wgtrain.files.source import Source, source_name
 from wgtrain.gpu import Buffer, Device, Limits
 from wgtrain.model.config import ModelConfig
+from wgtrain.model.converted import CONVERTED, CONVERTED_TO, convert_rows
+from wgtrain.model.host import Loaded, unseen
 from wgtrain.model.quantised import load_quantised, quantised_types
 
 STAGING = 2 << 20  # bytes; a longer row makes it larger
@@ -56,6 +59,8 @@ def check_precision(precision: str, device: Device) -> None:
 
 def stored_type(type_: str, precision: str) -> str:
     """The type in which a file's matrix lies on the GPU: "f16" stores wider floats as F16."""
+    if type_ in CONVERTED:
+        return CONVERTED_TO
     return "F16" if precision == "f16" and type_ in ("F32", "BF16") else type_
 
 
@@ -82,8 +87,17 @@ def plan_weights(
     return Weights(matrices, {name: storage.window(*place) for name, place in offsets.items()})
 
 
-async def load_weights(device: Device, source: Source, gguf: GGUF, weights: Weights) -> None:
-    """Allocates every buffer and streams the file into them; frees them again on failure."""
+async def load_weights(
+    device: Device,
+    source: Source,
+    gguf: GGUF,
+    weights: Weights,
+    loaded: Loaded = unseen,
+) -> None:
+    """Allocates every buffer and streams the file into them; frees them again on failure.
+
+    `loaded` is called for each slice of a matrix that was read.
+    """
     if device.budget is not None and weights.nbytes > device.budget - device.allocated:
         raise OutOfMemoryError(
             f"{source_name(source)}: the weights need {weights.nbytes:,} bytes of GPU memory; "
@@ -97,8 +111,15 @@ async def load_weights(device: Device, source: Source, gguf: GGUF, weights: Weig
             buffers.append(storage.buffer)
         await _load_vectors(device, source, gguf, weights)
         tensors = [(weight, gguf.tensors[name]) for name, weight in weights.matrices.items()]
+        total, done = sum(tensor.nbytes for _, tensor in tensors), 0
+
+        def read(count: int) -> None:
+            nonlocal done
+            done += count
+            loaded(done, total)
+
         staging_size = max(
-            [min(STAGING, t.nbytes) for _, t in tensors] + [_row(t) + 4 for _, t in tensors]
+            [min(STAGING, t.nbytes) for _, t in tensors] + [_staged_row(t) + 4 for _, t in tensors]
         )
         staging = device.create_buffer(-(-staging_size // 4) * 4, "staging")
         # What repacking found wrong with each tensor, as far apart as bindings have to be.
@@ -106,13 +127,14 @@ async def load_weights(device: Device, source: Source, gguf: GGUF, weights: Weig
         try:
             for number, (weight, tensor) in enumerate(tensors):
                 if weight.type in QUANTISED:
-                    await load_quantised(device, source, weight, tensor)
+                    await load_quantised(device, source, weight, tensor, read)
                     continue
                 kernel = _repack(tensor.type, weight.type)
                 if kernel.code not in callers:
                     callers[kernel.code] = await Caller.open(device, kernel)
                 places = {"raw": staging, "marks": (marks, _MARK * number, 4)}
-                await _load_matrix(device, source, weight, tensor, places, callers[kernel.code])
+                caller = callers[kernel.code]
+                await _load_matrix(device, source, weight, tensor, places, caller, read)
             found = np.frombuffer(await device.read(marks, 0, marks.size), np.uint32)
             names = [weight.name for weight, _ in tensors]
             _check_marks(source_name(source), names, found[:: _MARK // 4])
@@ -138,7 +160,7 @@ def repack_places(weight: Weight, segment: Segment) -> dict[str, int]:
 
 def _repack(type_: str, stored: str) -> Kernel:
     """The kernel that makes the layout of `stored` from a file's tensor."""
-    if type_ == stored:
+    if type_ == stored or type_ in CONVERTED:
         return load_kernel(FORMATS[stored].repack, dict(FORMATS[stored].constants))
     return load_kernel("repack_half", {"BF16": type_ == "BF16"})
 
@@ -155,6 +177,13 @@ def _check_marks(file: str, names: list[str], marks: np.ndarray) -> None:
 
 def _row(tensor: TensorInfo) -> int:
     return tensor.nbytes // tensor.shape[0]
+
+
+def _staged_row(tensor: TensorInfo) -> int:
+    """Bytes of a row where a repack shader meets it."""
+    if tensor.type in CONVERTED:
+        return BLOCKS[CONVERTED_TO].row_nbytes(tensor.shape[1])
+    return _row(tensor)
 
 
 async def _load_vectors(device: Device, source: Source, gguf: GGUF, weights: Weights) -> None:
@@ -178,15 +207,21 @@ async def _load_matrix(
     tensor: TensorInfo,
     buffers: dict[str, Any],
     repack: Caller,
+    read: Callable[[int], None],
 ) -> None:
     row, staging = _row(tensor), buffers["raw"]
-    most = min(staging.size // row, device.limits.workgroups)
+    staged = _staged_row(tensor)
+    most = min(staging.size // staged, device.limits.workgroups)
     for segment in weight.segments:
         assert segment.storage.buffer is not None
         for first in range(0, segment.rows, most):
             rows = min(most, segment.rows - first)
             offset = tensor.offset + (segment.first + first) * row
-            await device.write_from(source, offset, rows * row, staging, 0)
+            if tensor.type in CONVERTED:
+                raw = await read_range(source, offset, rows * row)
+                device.write(staging, 0, convert_rows(raw, tensor, source_name(source)))
+            else:
+                await device.write_from(source, offset, rows * row, staging, 0)
             repack(
                 {**buffers, "planes": segment.storage.buffer},
                 {
@@ -195,6 +230,7 @@ async def _load_matrix(
                     "columns": weight.columns,
                     **repack_places(weight, segment),
                     "raw_offset": 0,
-                    "raw_row": row,
+                    "raw_row": staged,
                 },
             )
+            read(rows * row)

@@ -5,11 +5,13 @@ then.
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from wgtrain.runs.progress import LINE_SECONDS, clock
 
 Advance = Callable[[str], None]  # begins a part, by its name
+Loaded = Callable[[int, int], None]  # bytes done, bytes in all
+SHOWN_FROM = 64 << 20  # bytes: what is smaller is loaded before anybody could read of it
 
 
 @contextmanager
@@ -64,3 +66,54 @@ def _bar(parts: int) -> Iterator[Advance]:
             shown.update(task, advance=1, description=name)
 
         yield advance
+
+
+@contextmanager
+def loading() -> Iterator[Loaded]:
+    """Shows how much of a large model is loaded, and the time left."""
+    began = time.monotonic()
+    with ExitStack() as stack:
+        show: Loaded | None = None
+
+        def loaded(done: int, total: int) -> None:
+            nonlocal show
+            if total >= SHOWN_FROM:
+                if show is None:
+                    how = _bytes_bar(total) if sys.stderr.isatty() else _bytes_lines(began)
+                    show = stack.enter_context(how)
+                show(done, total)
+
+        yield loaded
+
+
+@contextmanager
+def _bytes_lines(began: float) -> Iterator[Loaded]:
+    shown = began
+
+    def show(done: int, total: int) -> None:
+        nonlocal shown
+        now = time.monotonic()
+        if now - shown >= LINE_SECONDS:
+            left = (now - began) / done * (total - done)
+            text = f"loading {done / 1e6:,.0f} of {total / 1e6:,.0f} MB  left {clock(left)}"
+            print(text, file=sys.stderr, flush=True)
+            shown = now
+
+    yield show
+
+
+@contextmanager
+def _bytes_bar(total: int) -> Iterator[Loaded]:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("loading"),
+        BarColumn(),
+        DownloadColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
+        task = shown.add_task("", total=total)
+        yield lambda done, total: shown.update(task, completed=done)
