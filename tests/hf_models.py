@@ -232,8 +232,8 @@ def hf_config(name: str) -> Any:
 
 
 def save(name: str, folder: Path, **options: Any) -> Any:
-    """Writes a model of random weights as transformers does, norms and biases away from their
-    start; returns it, in eval mode.
+    """Writes a model of random weights as transformers does, large enough that attention prefers
+    some tokens, norms and biases away from their start; returns it, in eval mode.
     """
     import torch
     import transformers
@@ -244,9 +244,14 @@ def save(name: str, folder: Path, **options: Any) -> Any:
     if "text_config" in MODELS[name][1]:
         auto = transformers.AutoModelForImageTextToText
     model = auto.from_config(config)
-    for parameter in model.parameters():
-        if parameter.ndim == 1:
-            torch.nn.init.uniform_(parameter, 0.1, 0.5)
+    shifted = name.startswith("gemma")
+    for key, parameter in model.named_parameters():
+        if parameter.ndim == 2:
+            torch.nn.init.normal_(parameter, std=1.5 * parameter.shape[1] ** -0.5)
+        elif parameter.ndim == 1 and key.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.2)
+        elif parameter.ndim == 1:
+            torch.nn.init.uniform_(parameter, *((-0.3, 0.5) if shifted else (0.7, 1.5)))
     model.save_pretrained(folder, **options)
     return model.eval()
 
