@@ -154,11 +154,11 @@ class _Converter:
 
     def scored(self, read: dict[str, Any]) -> dict[str, Any]:
         """The same without a tokenizer.model: a piece's score is the place of its merge."""
-        found = self.whole(
-            read["tokenizer.ggml.tokens"],
-            read["tokenizer.ggml.scores"],
-            read["tokenizer.ggml.token_type"],
-        )
+        tokens, types = self.filled(read)
+        scores = np.full(len(tokens), _PAD_SCORE, np.float32)
+        known = read["tokenizer.ggml.scores"]
+        scores[: len(known)] = known
+        found = self.whole(tokens, scores, types)
         if read.get("tokenizer.ggml.add_space_prefix") is False:
             found["add_space_prefix"] = False
         return found
@@ -176,9 +176,20 @@ class _Converter:
             found["add_space_prefix"] = False
         return found
 
-    def byte_level(self, read: dict[str, Any]) -> dict[str, Any]:
+    def filled(self, read: dict[str, Any]) -> tuple[list[str], np.ndarray]:
+        """Pieces and types, as many as the embedding has rows."""
         tokens = list(read["tokenizer.ggml.tokens"])
-        types = np.array(read["tokenizer.ggml.token_type"], np.int32)
+        types = np.full(max(self.rows, len(tokens)), _UNUSED, np.int32)
+        types[: len(tokens)] = read["tokenizer.ggml.token_type"]
+        tokens += [f"[PAD{i}]" for i in range(len(tokens), self.rows)]
+        if len(tokens) > self.rows:
+            raise FileError(
+                f"{self.name}/{TOKENIZER}: {len(tokens)} pieces, but vocab_size is {self.rows}"
+            )
+        return tokens, types
+
+    def byte_level(self, read: dict[str, Any]) -> dict[str, Any]:
+        tokens, types = self.filled(read)
         for token in self.added:
             i, text = token["id"], token["content"]
             if token.get("special") or looks_special(text):
