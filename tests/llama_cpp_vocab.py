@@ -43,6 +43,18 @@ class LlamaCppVocab:
         assert n >= 0
         return out.raw[:n].decode("utf-8", "replace")
 
+    def spell(self, ids: list[int], special: bool = False) -> bytes:
+        """The bytes of ids one after another, as generation shows them; control tokens only with
+        `special`.
+        """
+        out = ctypes.create_string_buffer(1 << 12)
+        found = b""
+        for i in ids:
+            n = llama_cpp.llama_token_to_piece(self._vocab, i, out, len(out), 0, special)
+            assert n >= 0
+            found += out.raw[:n]
+        return found
+
     def is_end(self, token: int) -> bool:
         """Whether generation ends at a token."""
         return bool(llama_cpp.llama_vocab_is_eog(self._vocab, token))

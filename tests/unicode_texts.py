@@ -5,7 +5,10 @@ import unicodedata
 
 # Words that patterns tell apart: capitals beyond ASCII, marks, digits, blanks and breaks.
 AWKWARD = "éÉa приВЕТ नमस्ते 1234 \r\n \n"
-_PLAIN = [
+# One or two characters of each category, and what single patterns name.
+FEW = "aZéÉßǅʰª中あ한नſKİ\u0301\u0903\u20dd09٣Ⅷ½_-\u2014()«»“”.,!。！'/|$€+^~`☃😀\u0378"
+FEW += " \u00a0\u3000\u2028\u2029\r\n\t\x00\x85\u200b\u00ad"
+PLAIN = [
     *"aZ09",
     *" \n\r\t'.,/-_(|",
     "'s",
@@ -17,15 +20,6 @@ _PLAIN = [
     "hello",
     "\u2581",
 ]
-
-
-def old_letters() -> list[str]:
-    """The characters that Unicode has had since 3.2 and whose category never changed: every table
-    in use agrees on them.
-    """
-    then = unicodedata.ucd_3_2_0
-    every = (chr(i) for i in range(0x110000) if not 0xD800 <= i < 0xE000)
-    return [c for c in every if then.category(c) == unicodedata.category(c) not in ("Cn", "Co")]
 
 
 def by_category(letters: list[str]) -> list[list[str]]:
@@ -44,7 +38,7 @@ def random_text(rng: random.Random, kinds: list[list[str]], specials: list[str])
         if dice < 0.1 and specials:
             parts.append(rng.choice(specials))
         elif dice < 0.5:
-            parts.append(rng.choice(_PLAIN))
+            parts.append(rng.choice(PLAIN))
         elif dice < 0.75:
             parts.append("".join(rng.choices(rng.choice(kinds), k=rng.randint(1, 5))))
         else:

@@ -7,6 +7,7 @@ import needs
 import numpy as np
 
 from wgtrain.data import Tokenizer, load_tokenizer
+from wgtrain.data.tokenizer import byte_alphabet
 from wgtrain.files import parse_gguf
 
 NAMES = ("gpt-2", "llama-bpe", "llama-spm", "qwen2")
@@ -68,3 +69,15 @@ def bpe(*merges: str, specials: tuple[str, ...] = ("<|end|>",), **more: Any) -> 
         "add_bos_token": False,
     }
     return {f"tokenizer.ggml.{key}": value for key, value in {**base, **more}.items()}
+
+
+@functools.cache
+def pairs(pre: str, text: str = "") -> dict[str, Any]:
+    """Byte-level metadata in which any two bytes (of `text`) merge, so that where words end always
+    shows.
+    """
+    letters = bpe()["tokenizer.ggml.tokens"][:256]
+    known = byte_alphabet()
+    some = [a for a in letters if not text or known[a] in text.encode()]
+    merges = [f"{a} {b}" for a in some for b in some]
+    return bpe(*merges, pre=pre, specials=("<|end|>", "<|x|>"))
