@@ -64,7 +64,8 @@ ARRAYS: list[Any] = [
 ]
 # Fields that hold arrays; in any other an array is refused.
 LISTS = {f"tokenizer.ggml.{key}" for key in ("tokens", "token_type", "scores", "merges")}
-LISTS |= {"wgtrain.tokenizer.merges", "tokenizer.chat_templates"}
+LISTS |= {f"wgtrain.tokenizer.{key}" for key in ("merges", "patterns", "strip_left", "strip_right")}
+LISTS |= {"tokenizer.chat_templates"}
 
 
 class Watched(dict[str, Any]):

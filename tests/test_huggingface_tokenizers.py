@@ -14,7 +14,7 @@ from tokenizers import pre_tokenizers as pre
 
 import wgtrain
 from wgtrain import gpu
-from wgtrain.data import tokenizer_json
+from wgtrain.data import load_tokenizer, tokenizer_json
 from wgtrain.data.huggingface import read_tokenizer_metadata
 from wgtrain.errors import FileError
 from wgtrain.files import BytesSource
@@ -23,6 +23,12 @@ MODERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+CASED = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+%s|[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*%s|\p{{N}}%s"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+ENDED = "(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
 CORPUS = [
     "The cat's hat isn't where I'd LEFT it; they'll say it's 1234567 years old.",
     "def f(x):\n    if x == 10:\n\treturn [x, 2.5e-3]\r\n\r\n    return None  # nothing",
@@ -111,6 +117,14 @@ STYLES: dict[str, Style] = {
     "smollm": (byte_level(pre.Digits(individual_digits=True), use_regex=True), LEADING),
     "llama-bpe": (byte_level(split(MODERN % "{1,3}"), ignore_merges=True), LEADING),
     "qwen2": (byte_level(split(MODERN % ""), normalizer=normalizers.NFC()), LEADING),
+    "tekken": (byte_level(split(CASED % ("", "", "")), ignore_merges=True), LEADING),
+    "gpt-4o": (byte_level(split(CASED % (ENDED, ENDED, "{1,3}"))), LEADING),
+    "dbrx": (byte_level(split(MODERN % "{1,3}")), LEADING),
+    "no name": (byte_level(split(r"\w+|\W")), LEADING),
+    "no name, twice": (
+        byte_level(pre.Digits(individual_digits=False), split(r"[a-m]+"), use_regex=True),
+        LEADING,
+    ),
     "qwen2, inverted": (byte_level(split(MODERN % "", "removed", invert=True)), LEADING),
     "spm": (sentencepiece(LEGACY, None), LEADING),
     "spm without prefix": (sentencepiece(SPACES, None), LEADING),
@@ -126,6 +140,7 @@ STYLES: dict[str, Style] = {
         sentencepiece(None, pre.Metaspace(prepend_scheme="never", split=False)),
         LEADING,
     ),
+    "gemma": (sentencepiece(SPACES, pre.Split(" ", "merged_with_previous")), LEADING),
     "metaspace split": (sentencepiece(None, pre.Metaspace(prepend_scheme="always")), []),
 }
 
@@ -151,8 +166,9 @@ def test_ids(style: str, tmp_path: Path) -> None:
     library = make()
     ours = wgtrain.load_tokenizer(folder(tmp_path, library))
     assert ours.vocab_size == library.get_vocab_size()
-    sentencepiece_like = style.startswith(("spm", "meta"))
-    assert sentencepiece_like or style.startswith(metadata(tmp_path)["tokenizer.ggml.pre"])
+    sentencepiece_like = style.startswith(("spm", "meta", "gemma"))
+    pre_name = metadata(tmp_path).get("tokenizer.ggml.pre", "no name")
+    assert sentencepiece_like or style.startswith(pre_name)
     skipped = 0
     for text in texts(more):
         # What llama.cpp does otherwise; see the module.
@@ -170,6 +186,46 @@ def test_ids(style: str, tmp_path: Path) -> None:
                 text.replace("\u2581", " ") if sentencepiece_like else text
             )
     assert skipped < 30  # of more than a hundred
+
+
+def test_own_patterns_are_not_those_of_llama_cpp(tmp_path: Path) -> None:
+    """Where llama.cpp splits a name's text otherwise, a folder is split as its model was."""
+    text = "éÉa приВЕТ"
+    spec = json.loads(tokenizer_json(vocabs.pairs("tekken", text)))
+    spec["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = CASED % ("", "", "")
+    library = Tokenizer.from_str(json.dumps(spec))
+    ours = wgtrain.load_tokenizer(folder(tmp_path, spec))
+    found = metadata(tmp_path)
+    assert found["tokenizer.ggml.pre"] == "tekken"
+    named = {key: value for key, value in found.items() if key.startswith("tokenizer.")}
+    named["tokenizer.ggml.add_bos_token"] = False
+    assert ours.encode(text) == library.encode(text).ids
+    assert ours.encode(text) != load_tokenizer(named).encode(text)
+
+
+@pytest.mark.parametrize("side", ["lstrip", "rstrip"])
+def test_added_tokens_that_swallow_blanks(side: str, tmp_path: Path) -> None:
+    library = STYLES["llama-bpe"][0]()
+    library.add_special_tokens([AddedToken("<|user|>", **{side: True})])
+    ours = wgtrain.load_tokenizer(folder(tmp_path, library))
+    rng = random.Random(8)
+    parts = ["<|user|>", "<|end|>", "the", " ", "\n", "\t", "\u00a0", "\u3000", "\x1f", "é"]
+    for _ in range(200):
+        text = "".join(rng.choices(parts, k=9))
+        theirs = library.encode(text)
+        assert ours.encode(text, special=True) == theirs.ids, text
+        (encoding,) = ours.encode_batch([text], special=True)
+        places = [len(text[:end].encode()) for _, end in theirs.offsets]
+        for token, end, place in zip(theirs.tokens, encoding.ends.tolist(), places, strict=True):
+            assert end == place or not token.startswith("<|"), text
+        assert encoding.ends[-1] == len(text.encode())
+
+
+def test_a_pattern_that_is_none(tmp_path: Path) -> None:
+    spec = json.loads(STYLES["qwen2"][0]().to_str())
+    spec["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {"Regex": "(x"}
+    with pytest.raises(FileError, match=r"the tokenizer cannot be built: .*parenthesis"):
+        wgtrain.load_tokenizer(folder(tmp_path, spec))
 
 
 def test_merges_are_exact(tmp_path: Path) -> None:
