@@ -289,6 +289,26 @@ def test_the_template_file_of_older_processors(tmp_path: Path) -> None:
     assert wgtrain.load_tokenizer(path).chat_template == "newer"
 
 
+def test_several_templates_and_a_padding_token(tmp_path: Path) -> None:
+    """In a list of the settings, or as files, which go before it."""
+    path = folder(tmp_path, STYLES["qwen2"][0]())
+    both = [{"name": "default", "template": "d"}, {"name": "tool_use", "template": "t"}]
+    settings = {"chat_template": both, "pad_token": {"content": "<|end|>"}, "sep_token": "<none>"}
+    (path / "tokenizer_config.json").write_text(json.dumps(settings))
+    ours = wgtrain.load_tokenizer(path)
+    assert ours.chat_templates == {"default": "d", "tool_use": "t"} and ours.chat_template == "d"
+    assert ours.special_tokens == {"pad_token": "<|end|>"}
+    (path / "additional_chat_templates").mkdir()
+    (path / "additional_chat_templates" / "rag.jinja").write_text("r")
+    (path / "chat_template.jinja").write_text("new")
+    assert wgtrain.load_tokenizer(path).chat_templates == {"default": "new", "rag": "r"}
+    (path / "chat_template.jinja").unlink()
+    assert wgtrain.load_tokenizer(path).chat_templates == {}
+    (path / "additional_chat_templates" / "rag.jinja").write_bytes(b"\xff")
+    with pytest.raises(FileError, match="additional_chat_templates/rag.jinja: no valid UTF-8"):
+        wgtrain.load_tokenizer(path)
+
+
 def test_where_ids_come_from(tmp_path: Path) -> None:
     library = STYLES["qwen2"][0]()
 

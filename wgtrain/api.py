@@ -24,6 +24,7 @@ from wgtrain.files.adapters import (
     read_adapter_peft,
 )
 from wgtrain.files.gguf import read_gguf
+from wgtrain.files.huggingface import MORE_TEMPLATES
 from wgtrain.files.source import BytesSource, Source, shown
 from wgtrain.gpu import run
 from wgtrain.infer.model import Model, open_model
@@ -100,11 +101,12 @@ def folder_sources(path: AnyPath) -> Iterator[dict[str, Source]]:
         files: dict[str, Source] = {}
         try:
             found = [p for p in sorted(Path(path).iterdir()) if p.suffix in _MODEL_FILES]
+            found += sorted(Path(path, MORE_TEMPLATES).glob("*.jinja"))
             found = [p for p in found if p.is_file()]
         except OSError as error:
             raise unusable(path, error) from None
         for file in found:
-            files[file.name] = opened = FileSource(file)
+            files[file.relative_to(path).as_posix()] = opened = FileSource(file)
             stack.callback(opened.close)
         yield files
 

@@ -18,6 +18,7 @@ from wgtrain.data.vocabulary import (
     EXACT_MERGES,
     EXACT_PATTERNS,
     NO_ID,
+    SPECIAL,
     STRIP_LEFT,
     STRIP_RIGHT,
     WHOLE_WORDS,
@@ -28,6 +29,7 @@ from wgtrain.files.huggingface import (
     CHAT_TEMPLATE_JSON,
     CONFIG,
     GENERATION_CONFIG,
+    MORE_TEMPLATES,
     TOKENIZER,
     TOKENIZER_CONFIG,
     Files,
@@ -63,17 +65,7 @@ async def read_tokenizer_metadata(files: Files, name: str = "folder") -> dict[st
         await read_json(files, file, name) if file in files else {}
         for file in (TOKENIZER_CONFIG, CONFIG, GENERATION_CONFIG)
     ]
-    template: Any = _template(settings, f"{name}/{TOKENIZER_CONFIG}")
-    if template is None and CHAT_TEMPLATE_JSON in files:
-        older = await read_json(files, CHAT_TEMPLATE_JSON, name)
-        template = _template(older, f"{name}/{CHAT_TEMPLATE_JSON}")
-    if CHAT_TEMPLATE in files:
-        try:
-            template = str(await read_small(files, CHAT_TEMPLATE, name), "utf-8")
-        except UnicodeDecodeError as error:
-            raise FileError(
-                f"{name}/{CHAT_TEMPLATE}: no valid UTF-8 at byte {error.start}"
-            ) from None
+    templates = await _templates(files, settings, name)
     reader = _Reader(spec, f"{name}/{TOKENIZER}")
     rows = config.get("vocab_size")
     metadata = reader.metadata(rows if type(rows) is int else None)
@@ -94,22 +86,56 @@ async def read_tokenizer_metadata(files: Files, name: str = "folder") -> dict[st
     }
     eos = _special("eos", ids, settings, config, generation, name)
     metadata["tokenizer.ggml.eos_token_id"] = NO_ID if eos is None else eos
-    if template is not None:
-        metadata["tokenizer.chat_template"] = template
+    pieces = {
+        f"{kind}_token": settings.get(f"{kind}_token") for kind in ("pad", "sep", "cls", "mask")
+    }
+    for kind, piece in pieces.items():  # named by chat templates alone
+        piece = piece.get("content") if isinstance(piece, dict) else piece
+        if isinstance(piece, str) and piece in ids:
+            metadata[f"tokenizer.ggml.{SPECIAL[kind]}_token_id"] = ids[piece]
+    if default := templates.pop("default", None):
+        metadata["tokenizer.chat_template"] = default
+    if templates:
+        named = {f"tokenizer.chat_template.{key}": text for key, text in templates.items()}
+        metadata |= {"tokenizer.chat_templates": list(templates), **named}
     return metadata
 
 
-def _template(settings: dict[str, Any], where: str) -> str | None:
-    """The chat template in a JSON file, of several the one called "default"."""
+async def _templates(files: Files, settings: dict[str, Any], name: str) -> dict[str, str]:
+    """The chat templates by name: those that lie there as files, else those of the JSON files."""
+    found = {}
+    for file in files:
+        folder, _, base = file.rpartition("/")
+        if file == CHAT_TEMPLATE or (folder == MORE_TEMPLATES and base.endswith(".jinja")):
+            try:
+                text = str(await read_small(files, file, name), "utf-8")
+            except UnicodeDecodeError as error:
+                raise FileError(f"{name}/{file}: no valid UTF-8 at byte {error.start}") from None
+            found["default" if file == CHAT_TEMPLATE else base.removesuffix(".jinja")] = text
+    if found:
+        return found
+    found = _named(settings, f"{name}/{TOKENIZER_CONFIG}")
+    if not found and CHAT_TEMPLATE_JSON in files:
+        older = await read_json(files, CHAT_TEMPLATE_JSON, name)
+        found = _named(older, f"{name}/{CHAT_TEMPLATE_JSON}")
+    return found
+
+
+def _named(settings: dict[str, Any], where: str) -> dict[str, str]:
+    """The chat templates in a JSON file, by name: one text, or several as {name, template}."""
     template = settings.get("chat_template")
-    if isinstance(template, list):
-        named = {str(t.get("name")): t.get("template") for t in template if isinstance(t, dict)}
-        template = named.get("default")
-        if template is None:
-            raise FileError(f"{where}: chat_template has {shown(list(named))}, but no 'default'")
-    if template is not None and not isinstance(template, str):
-        raise FileError(f"{where}: chat_template is {shown(template)}; a text is needed")
-    return template
+    if template is None:
+        return {}
+    listed = template if isinstance(template, list) else [{"name": "default", "template": template}]
+    found: dict[str, Any] = {
+        str(t.get("name")): t.get("template") for t in listed if isinstance(t, dict)
+    }
+    if "default" not in found:
+        raise FileError(f"{where}: chat_template has {shown(list(found))}, but no 'default'")
+    for text in found.values():
+        if not isinstance(text, str):
+            raise FileError(f"{where}: chat_template is {shown(text)}; a text is needed")
+    return found
 
 
 def _special(

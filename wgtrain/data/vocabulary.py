@@ -206,7 +206,7 @@ def _templates(get: _Getter) -> dict[str, str]:
     )
     found = {name: get.text(f"{key}.{name}", "") for name in names}
     found["default"] = get.text(key, "") or found.get("default", "")
-    return {name: text for name, text in found.items() if text}
+    return {name: text for name, text in found.items() if text} if found["default"] else {}
 
 
 def _pieces(get: _Getter) -> list[str]:
