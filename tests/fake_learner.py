@@ -22,19 +22,29 @@ from wgtrain.data.jsonl import Dataset, Row
 from wgtrain.engine.tuning import DEFAULT_CPU
 from wgtrain.files import ARCHITECTURES
 from wgtrain.files.names import resolve_targets, tensor_name
+from wgtrain.gpu import Limits
 from wgtrain.model.host import Host, adapter_from_bytes
 
 LINEARS = ARCHITECTURES["qwen2"].linears
 VOCAB, WIDTH, LAYERS = 11, 6, 3
 
 
+class FakeDevice:
+    """As much of a device as the trainer asks for: one that has all the memory in the world."""
+
+    limits, allocated, budget = Limits(), 0, None
+
+    def find_budget(self):
+        return "not known"
+
+
 class FakeModel:
     """As much of a model as the trainer asks for."""
 
     name, base_name, fingerprint = "fake.gguf", "someone/fake", "f" * 64
-    host, device = Host(choose_tuning=lambda *_: DEFAULT_CPU), None
+    host, device = Host(choose_tuning=lambda *_: DEFAULT_CPU), FakeDevice()
     base = property(lambda self: self)
-    weights = SimpleNamespace(nbytes=3 << 20)
+    weights = SimpleNamespace(nbytes=3 << 20, storages=[])
     config = SimpleNamespace(
         architecture="qwen2",
         n_layer=LAYERS,
@@ -83,7 +93,7 @@ class FakeLearner:
         capture="f32",
         tuning=None,
     ):
-        self.plan, self.tuning = None, tuning or DEFAULT_CPU
+        self.tuning = tuning or DEFAULT_CPU
         self.lora, self.max_tokens, self.max_row = lora, max_tokens, max_row
         self.options = {"grad_checkpoint": grad_checkpoint, "capture": capture}
         self.targets = []
@@ -96,12 +106,20 @@ class FakeLearner:
             self.shapes[f"{target}.lora_b"] = (WIDTH, lora.rank)
         self.parameter_count = sum(math.prod(shape) for shape in self.shapes.values())
         self.nbytes = 16 * self.parameter_count
+        self.plan = SimpleNamespace(
+            by_purpose=lambda: {"adapter": self.nbytes},
+            largest=lambda: ("parameters 0", 4 * self.parameter_count),
+            max_tokens=max_tokens,
+        )
         self.set_parameters({name: np.zeros(s, np.float32) for name, s in self.shapes.items()})
         zeros = {name: np.zeros(s, np.float32) for name, s in self.shapes.items()}
         self.set_moments(zeros, zeros)
         self.poison_at = None  # a step whose loss becomes NaN
         self.micros = []
         self.reset()
+
+    def check(self, device):
+        pass
 
     async def build(self):
         self.built = True

@@ -71,7 +71,7 @@ class Arena:
             Storage(f"{name} {i}", purpose, size) for i, size in enumerate(layout.sizes)
         ]
         self._device: Device | None = None
-        self._pending: dict[str, np.ndarray] = {}
+        self.pending: dict[str, np.ndarray] = {}  # what was set before there were buffers
 
     def window(self, name: str) -> Window:
         """Where parameter `name` lies."""
@@ -81,11 +81,11 @@ class Arena:
     def open(self, device: Device) -> None:
         """Its storages have buffers from now on: queues what was set before."""
         self._device = device
-        self.set(self._pending)
+        self.set(self.pending)
 
     def forget(self) -> None:
         """Opening is done, and needs not be repeated: what was set before is no longer kept."""
-        self._pending = {}
+        self.pending = {}
 
     def close(self) -> None:
         """Its buffers are gone."""
@@ -99,7 +99,7 @@ class Arena:
             shape = self.layout.shapes[name]
             assert tensor.shape == shape, f"{name}: {tensor.shape} is not {shape}"
         if self._device is None:
-            self._pending.update(tensors)
+            self.pending.update(tensors)
             return
         for name, tensor in tensors.items():
             rows, columns = self.layout.shapes[name]

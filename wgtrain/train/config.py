@@ -11,6 +11,7 @@ from wgtrain.engine.weight import PRECISIONS
 from wgtrain.errors import OptionError
 from wgtrain.files.adapters import MAX_ALPHA, MIN_ALPHA
 from wgtrain.files.names import resolve_targets
+from wgtrain.gpu import read_size
 from wgtrain.model.quantised import QUANTIZE_BASE
 from wgtrain.train.settings import check, number, setting, spelt_right
 
@@ -206,7 +207,8 @@ class TrainConfig:
     grad_checkpoint: str = setting(
         "auto",
         str,
-        "Recompute activations in the backward pass to save memory; auto is off for now.",
+        "Recompute activations in the backward pass, block by block, to save memory; auto does "
+        "so where all would not fit.",
         choices=("auto", "on", "off"),
     )
     capture: str = setting(
@@ -309,6 +311,14 @@ class RunConfig:
     )
     adapter_index: int | None = setting(
         None, int, "GPU to use, as `wgtrain doctor` numbers them.", low=0
+    )
+    gpu_memory: int | None = setting(
+        None,
+        int,
+        "GPU memory that may be used, as 6GiB, 6000MB or bytes.  [default: what is free, where "
+        "something says so]",
+        metavar="SIZE",
+        convert=read_size,
     )
     precision: str = setting(
         "f32",

@@ -18,11 +18,11 @@ from wgtrain.engine.inputs import InputBuffer
 from wgtrain.engine.optimizer import AdamW, Report, Settings
 from wgtrain.engine.plan import Plan
 from wgtrain.engine.structs import TOTALS, step_bytes
-from wgtrain.engine.trainables import Trainables
+from wgtrain.engine.trainables import Arena, Trainables
 from wgtrain.engine.tuning import Tuning
 from wgtrain.errors import DeviceLostError
 from wgtrain.files import resolve_targets
-from wgtrain.gpu import Device
+from wgtrain.gpu import Device, Room
 from wgtrain.model.base import Base
 from wgtrain.model.forward import Network, Trained, forward
 from wgtrain.model.layers import RopeTables
@@ -128,6 +128,19 @@ class Learner:
     def nbytes(self) -> int:
         """Bytes of GPU memory the plan takes, beside the model's weights."""
         return self.plan.nbytes
+
+    def check(self, device: Room) -> None:
+        """Raises OutOfMemoryError where it does not fit; nothing is allocated."""
+        if not self._built:
+            self.plan.check(device)
+
+    def take_over(self, other: "Learner") -> None:
+        """Begins with what was set of another that was never built."""
+        for mine, theirs in zip(self._arenas(), other._arenas(), strict=True):
+            mine.set(theirs.pending)
+
+    def _arenas(self) -> tuple[Arena, ...]:
+        return self.trainables.values, self.optimizer.first, self.optimizer.second
 
     async def build(self) -> None:
         """Allocates and compiles, once; OutOfMemoryError where it does not fit."""

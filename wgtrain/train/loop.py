@@ -64,8 +64,11 @@ class Loop:
         """What ended the run for good, until `restore`."""
         return self._place.failure
 
-    async def _start(self) -> None:
+    async def _build(self) -> None:
         await self.learner.build()
+
+    async def _start(self) -> None:
+        await self._build()
         await self._settle()
         if self.step == 0 and self._held and not (self.evaluations or self.failure):
             self._place = await self._validated(self._place)

@@ -1,7 +1,6 @@
 """The training loop: windows of micro-batches in, one result per optimizer step out; no paths."""
 
 from collections.abc import AsyncGenerator, Mapping
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from wgtrain.data import Dataset
 from wgtrain.dual import aio_view, dual, dual_iterator
 from wgtrain.engine.tables import from_json, of_this_version, to_json
 from wgtrain.engine.tuning import Tuning
-from wgtrain.errors import NonFiniteError, OptionError
+from wgtrain.errors import NonFiniteError, OptionError, OutOfMemoryError
 from wgtrain.files.adapters import (
     Adapter,
     adapter_fits,
@@ -24,8 +23,10 @@ from wgtrain.model.base import OpenModel
 from wgtrain.model.host import Host
 from wgtrain.train import checkpoint as ckpt
 from wgtrain.train.config import LoraConfig, TrainConfig
+from wgtrain.train.fit import Fit
 from wgtrain.train.learner import lora_learner
 from wgtrain.train.loop import Loop
+from wgtrain.train.needs import Lengths, Needs, needs_of
 from wgtrain.train.results import Place, StepResult
 from wgtrain.train.schedule import make_schedule
 from wgtrain.train.settings import as_mapping
@@ -42,7 +43,7 @@ from wgtrain.turn import Turn
 
 # Settings that a checkpoint may differ in: they change no number, or what it holds covers them.
 FREE = {"eval_every", "save_every", "save_total_limit", "valid", "tuning"}
-FREE |= {"seq_len", "train_on", "chat"}  # these are in the hash of the rows
+FREE |= {"recompute", "seq_len", "train_on", "chat"}  # these are in the hash of the rows
 
 
 class Trainer(Loop):
@@ -99,18 +100,11 @@ class Trainer(Loop):
         self.total_steps = self._windows.total
         self.schedule = make_schedule(config, self.total_steps, self._windows.per_epoch)
         self._held = list(in_batches(valid, config.batch_size)) if valid else []
-        held_rows = [len(row.tokens) for row in valid.rows] if valid else []
-        self._new_learner = partial(
-            lora_learner,
-            model.base,
-            lora,
-            device=model.device,
-            max_tokens=max([self._windows.max_tokens, *(len(b.tokens) for b in self._held)]),
-            max_row=max([self._windows.max_row, *held_rows]),
-            grad_checkpoint=config.grad_checkpoint == "on",
-            capture=config.capture,
-        )
-        self.learner = self._new_learner(tuning=tuning and self._listed(tuning, "tuning"))
+        self.memory_origin = model.device.find_budget()
+        self._fit = Fit(model, lora, config, _lengths(rows, valid), lora_learner)
+        if init_adapter is not None:
+            self._fit.fixed |= {"rank", "target_modules", "layers"}
+        self.learner = self._fit.learner(tuning and self._listed(tuning, "tuning"))
         if tuning is None:
             batches = self.total_steps * config.grad_accum
             plan, max_row = self.learner.plan, self.learner.max_row
@@ -133,16 +127,52 @@ class Trainer(Loop):
     def _use(self, tuning: Tuning) -> None:
         """Makes a learner with another table, where it is another one."""
         if tuning.table != self.learner.tuning.table:
-            self.learner.close()
-            self.learner = self._new_learner(tuning=tuning)
+            self._renew(tuning)
         else:
             self.learner.tuning = tuning
 
+    def _renew(self, tuning: Tuning) -> None:
+        self.learner.close()
+        self.learner = self._fit.learner(tuning)
+
     @dual
     async def build(self) -> None:
-        """Allocates and compiles what `run` would at its start; OutOfMemoryError if it cannot."""
+        """Allocates and compiles what `run` would at its start; OutOfMemoryError if it cannot,
+        which says what would fit.
+        """
         with self._turn():
+            await self._build()
+
+    async def _build(self) -> None:
+        """Where nobody knew how much memory there is and it is too little, activations are
+        recomputed from then on.
+        """
+        try:
             await self.learner.build()
+        except OutOfMemoryError as error:
+            if not self._fit.can_recompute:
+                raise self._fit.explained(error) from None
+            self._fit.recompute = True
+            smaller = self._fit.learner(self.learner.tuning)
+            smaller.take_over(self.learner)
+            self.learner.close()
+            self.learner = smaller
+            self.host.say(f"{error}: activations are recomputed now, which takes less")
+            await self._build()
+
+    def fixed_settings(self) -> None:
+        """Errors propose no settings from now on: they are those of an earlier run."""
+        self._fit.advises = False
+
+    @property
+    def recompute(self) -> bool:
+        """Whether activations are recomputed in the backward pass."""
+        return self._fit.recompute
+
+    @property
+    def needs(self) -> Needs:
+        """The GPU memory of the run by purpose."""
+        return needs_of(self.model.base, self.learner, self.recompute)
 
     # ---- the loop ------------------------------------------------------------------------------
 
@@ -176,6 +206,7 @@ class Trainer(Loop):
     async def evaluate(self) -> tuple[float, int]:
         """(mean loss, number of trained tokens) of the validation rows."""
         with self._turn():
+            await self._build()
             await self._settle()
             return await self._evaluate()
 
@@ -197,6 +228,7 @@ class Trainer(Loop):
     async def adapter(self) -> Adapter:
         """The adapter as it stands, float32; NonFiniteError where an update overflowed."""
         with self._turn():
+            await self._build()
             await self._settle()
             return await self._adapter()
 
@@ -249,6 +281,7 @@ class Trainer(Loop):
         The files of a checkpoint, {file name: bytes}.
         """
         with self._turn():
+            await self._build()
             await self._settle()
             await self._read()
             if self.failure:
@@ -284,7 +317,7 @@ class Trainer(Loop):
     def _restore(self, saved: ckpt.Checkpoint, name: str, prolong: bool) -> None:
         state = saved.state
         own = self._settings()
-        theirs = {"precision": "f32", "quantize_base": None, **state.settings}
+        theirs = {"precision": "f32", "quantize_base": None, "recompute": False, **state.settings}
         problems = [
             f"{key} = {own[key]}: {name} was made with {shown(theirs.get(key))}"
             for key in own
@@ -310,6 +343,10 @@ class Trainer(Loop):
         evaluations = self.evaluations
         broken = OptionError(f"restoring {name} was interrupted: restore a checkpoint again")
         self._place, self._begun = Place(failure=broken), None
+        recompute = bool(theirs["recompute"])
+        if self._fit.can_choose and self.config.capture != "f32" and recompute != self.recompute:
+            self._fit.settle(recompute)  # another block's input is packed then
+            self._renew(self.learner.tuning)
         if state.tuning:
             self._use(self._listed(from_json(state.tuning), name))
         self.learner.reset()
@@ -328,6 +365,7 @@ class Trainer(Loop):
         more = {
             "precision": self.model.precision,
             "quantize_base": self.model.quantize_base,
+            "recompute": self.recompute,
             "chat": self.rows.chat,
         }
         return as_mapping(self.lora, self.config) | more
@@ -339,3 +377,8 @@ class Trainer(Loop):
         """
         if self._turn.close("the trainer was closed: its adapter is gone from the GPU"):
             self.learner.close()
+
+
+def _lengths(rows: Dataset, valid: Dataset | None) -> Lengths:
+    held = [len(row.tokens) for row in valid.rows] if valid else []
+    return Lengths([len(row.tokens) for row in rows.rows], held, rows.seq_len)

@@ -48,11 +48,6 @@ class Windows:
             if config.packing
             else epochs * self.per_epoch
         )
-        lengths = sorted((len(row.tokens) for row in self._rows), reverse=True)
-        self.max_row = lengths[0]
-        self.max_tokens = sum(lengths[: config.batch_size])
-        if config.packing:
-            self.max_tokens = min(config.batch_size * rows.seq_len, sum(lengths))
 
     def window(self, at: At) -> tuple[list[Batch], At]:
         """The batches of a window, and where the one behind it is."""
