@@ -148,6 +148,9 @@ def test_attention_is_counted_pair_by_pair() -> None:
         1 for row in range(3) for q in range(7) for k in range(7) if k <= q for h in range(2)
     )
     assert attention_flops(3, 7, 2, 8) == (pairs * 2 * 2 * 8, pairs * 5 * 2 * 8)
+    near = [(q, k) for q in range(7) for k in range(7) if 0 <= q - k < 3]
+    assert attention_flops(3, 7, 2, 8, 3)[0] == 3 * 2 * len(near) * 2 * 2 * 8
+    assert attention_flops(3, 7, 2, 8, 9) == attention_flops(3, 7, 2, 8)
 
 
 @pytest.mark.oracle
@@ -298,7 +301,11 @@ def test_kernels(quick: None, capsys: Any, tmp_path: Path) -> None:
     assert groups == {
         "forward", "dX", "LoRA forward", "LoRA backward", "attention forward", "RMS norm",
         "attention backward", "cross-entropy", "SwiGLU", "residual", "rotary embedding", "AdamW",
+        "LayerNorm", "GEGLU",
     }  # fmt: skip
+    windowed = [row for row in rows if "window 1" in row["what"]]
+    assert [row["group"] for row in windowed] == ["attention forward", "attention backward"]
+    assert all(row["of_whole_rows"]["median"] > 0 for row in windowed)
     for row in rows:
         assert row["per_second"] == pytest.approx(row["work"] / row["seconds"]["median"])
         assert row["share_of_ceiling"] > 0 and row["dispatches"] > 0

@@ -31,7 +31,9 @@ Record = Callable[[Graph], Tensor]
 
 @dataclass(frozen=True)
 class Case:
-    """One measurement. Of `flops` and `nbytes` the one that bounds it is given."""
+    """One measurement. Of `flops` and `nbytes` the one that bounds it is given. `window`: of
+    attention, 0 = whole rows.
+    """
 
     group: str
     what: str
@@ -41,6 +43,7 @@ class Case:
     flops: float = 0.0
     nbytes: float = 0.0
     contents: dict[Storage, np.ndarray] = field(default_factory=dict)
+    window: int = 0
 
     @property
     def work(self) -> float:
@@ -135,29 +138,34 @@ def _reads_base(launch: Launch) -> bool:
 
 
 def attention_cases(s: Setting) -> list[Case]:
-    """Attention of one layer, over the shape's rows."""
+    """Attention of one layer, over the shape's rows and over windows of a sixteenth of them."""
+    return [case for window in (0, -(-s.shape.length // 16)) for case in _attention(s, window)]
+
+
+def _attention(s: Setting, window: int) -> list[Case]:
     shape, config = s.shape, s.shape.config
-    inputs, contents = _inputs(s)
+    inputs, contents = _inputs(s, window)
+    heads = config.n_head, config.n_head_kv
     q, k, v = (
-        s.input(heads * config.head_size, name)
-        for name, heads in (("q", config.n_head), ("k", config.n_head_kv), ("v", config.n_head_kv))
+        s.input(count * config.head_size, name)
+        for name, count in (("q", heads[0]), ("k", heads[1]), ("v", heads[1]))
     )
     scale = default_attention_scale(config.head_size)
-    forward, backward = s.record(
-        lambda g: attention(g, q, k, v, inputs.ranges[0], config.n_head, config.n_head_kv, scale)
-    )
-    flops = attention_flops(shape.rows, shape.length, config.n_head, config.head_size)
-    what = f"{shape.rows} x {shape.length}, {config.n_head} heads of {config.head_size}"
+    passes = s.record(lambda g: attention(g, q, k, v, inputs.ranges[window], *heads, scale))
+    flops = attention_flops(shape.rows, shape.length, heads[0], config.head_size, window)
+    what = f"{shape.rows} x {shape.length}, {heads[0]} heads of {config.head_size}"
+    if window:
+        what += f", window {window}"
     return [
-        Case("attention forward", what, "", forward, shape.tokens, flops[0], contents=contents),
-        Case("attention backward", what, "", backward, shape.tokens, flops[1], contents=contents),
+        Case(f"attention {way}", what, "", launches, shape.tokens, count, 0.0, contents, window)
+        for way, launches, count in zip(("forward", "backward"), passes, flops, strict=True)
     ]
 
 
-def _inputs(s: Setting) -> tuple[ops.Inputs, dict[Storage, np.ndarray]]:
+def _inputs(s: Setting, window: int = 0) -> tuple[ops.Inputs, dict[Storage, np.ndarray]]:
     """A step's inputs and what they hold."""
     batch, t = s.shape.batch(), s.shape.tokens
-    buffer = InputBuffer(t)
+    buffer = InputBuffer(t, (window,))
     content, _ = buffer.pack(batch.tokens, batch.starts, batch.ends, batch.targets)
     return buffer.inputs, {buffer.storage: content}
 
@@ -183,7 +191,7 @@ def loss_cases(s: Setting, types: Sequence[str]) -> list[Case]:
 
 
 def stream_cases(s: Setting) -> list[Case]:
-    """What is bound by memory: norms, rotary embedding, SwiGLU, residual, AdamW."""
+    """What is bound by memory: norms, rotary embedding, gates, residual, AdamW."""
     config, t = s.shape.config, s.shape.tokens
     inputs, contents = _inputs(s)
     width, inner = config.width, config.feed_forward
@@ -196,7 +204,9 @@ def stream_cases(s: Setting) -> list[Case]:
     x, up = s.input(width), s.input(inner, "up")
     recorded = {
         "RMS norm": (s.record(lambda g: ops.rms_norm(g, x, norm, 1e-5)), width, 2, 3),
+        "LayerNorm": (s.record(lambda g: ops.layer_norm(g, x, norm, norm, 1e-5)), width, 2, 3),
         "SwiGLU": (s.record(lambda g: ops.swiglu(g, s.input(inner, "gate"), up)), inner, 3, 5),
+        "GEGLU": (s.record(lambda g: ops.geglu(g, s.input(inner, "gate"), up)), inner, 3, 5),
         "residual": (s.record(lambda g: ops.add(g, x, s.input(width, "y"))), width, 3, 0),
         "rotary embedding": (
             s.record(

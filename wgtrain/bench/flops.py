@@ -26,9 +26,12 @@ def step_flops(shape: Shape) -> dict[str, float]:
     return found
 
 
-def attention_flops(rows: int, length: int, heads: int, head_size: int) -> tuple[float, float]:
-    """Forward (q k^T, p v) and backward (s again, dp, dq, dk, dv), over the pairs the causal mask
-    leaves, all layers' heads.
+def attention_flops(
+    rows: int, length: int, heads: int, head_size: int, window: int = 0
+) -> tuple[float, float]:
+    """Forward (q k^T, p v) and backward (s again, dp, dq, dk, dv), over the pairs that the causal
+    mask and the window (0 = whole rows) leave, all heads.
     """
-    pairs = rows * heads * length * (length + 1) / 2
+    seen = min(window or length, length)
+    pairs = rows * heads * (seen * (seen + 1) / 2 + (length - seen) * seen)
     return 2 * 2.0 * head_size * pairs, 5 * 2.0 * head_size * pairs

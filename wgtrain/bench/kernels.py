@@ -99,10 +99,15 @@ def _shape_rows(
             ceilings[name] += times[name]
         own = taken[len(references) :]
         plain = [seconds for case, seconds in zip(group, own, strict=True) if case.type == "F32"]
+        whole = {
+            case.group: seconds for case, seconds in zip(group, own, strict=True) if not case.window
+        }
         for case, name, seconds in zip(group, beside, own, strict=True):
             row = _row(shape, case, name, seconds, best[name], times[name])
             if plain and len(types) > 1 and case.type:
                 row["rate_of_f32"] = ratios(plain[0], seconds)
+            if case.window:
+                row["of_whole_rows"] = ratios(seconds, whole[case.group])
             rows.append(row)
     return rows
 

@@ -176,7 +176,7 @@ def _kernel_tables(record: Record) -> Iterator[Table]:
             [
                 (
                     x["group"],
-                    x["what"],
+                    _size(x),
                     x["type"],
                     number(x["per_second"] / 1e9),
                     f"G{x['unit']}/s",
@@ -190,6 +190,13 @@ def _kernel_tables(record: Record) -> Iterator[Table]:
 
 def _rate_of_f32(row: Record) -> str:
     return percent(row["rate_of_f32"]["median"]) if "rate_of_f32" in row else ""
+
+
+def _size(row: Record) -> str:
+    """What was measured; of windows also which part of the time of whole rows they take."""
+    if "of_whole_rows" not in row:
+        return str(row["what"])
+    return f"{row['what']}: {percent(row['of_whole_rows']['median'])} of the time"
 
 
 def _scaling_tables(record: Record) -> Iterator[Table]:
