@@ -295,7 +295,9 @@ def dropped(x: np.ndarray, p: float, key: int, site: int) -> np.ndarray:
 def test_cross_entropy(
     device: Device, limits: Limits | None, columns: int, adapter: bool, softcap: float
 ) -> None:
-    """Its gradient is that of the sum of the losses, and begins the backward pass itself."""
+    """Its gradient is that of the sum of the losses, and begins the backward pass itself; capped
+    logits are those of a head with a bias.
+    """
     c, d, v, rank, scale = 7, 12, 130, 3, 0.5
     head, targets = normal(v, d), np.random.randint(0, v, c).astype(np.uint32)
     values = {"hidden": normal(c, d), "a": normal(rank, d), "b": normal(v, rank)}
@@ -308,7 +310,9 @@ def test_cross_entropy(
     loras = (Lora(*parameters, scale),) if adapter else ()
     totals = tape.fixed("totals", np.zeros(TOTALS.itemsize // 4, np.uint32))
     inputs: Any = SimpleNamespace(targets=tape.fixed("targets", targets))
-    of = Linear(frozen(tape, head, limits), None, loras)
+    bias = normal(v).astype(np.float32) * bool(softcap)
+    given = tape.fixed("bias", bias) if softcap else None
+    of = Linear(frozen(tape, head, limits), given, loras)
     cross_entropy(tape.graph, hidden, of, inputs, totals, columns, softcap)
     tape.output("d.hidden", tape.graph.gradient(hidden)[0])
     tape.window("loss", totals, (1, 4))
@@ -317,7 +321,7 @@ def test_cross_entropy(
         x = {**values, **changed}
         logits = x["hidden"] @ head.astype(np.float32).astype(np.float64).T
         logits += scale * (x["hidden"] @ x["a"].T) @ x["b"].T
-        logits = oracles.capped(logits, softcap)[0]
+        logits = oracles.capped(logits + bias, softcap)[0]
         highest = logits.max(1)
         logs = highest + np.log(np.exp(logits - highest[:, None]).sum(1))
         return float((logs - logits[np.arange(c), targets]).sum())
