@@ -70,7 +70,8 @@ for name, (yarn, given) in YARNS.items():
 
 def magnitude(rope: Rope) -> float:
     """What the table's first cosine says, whose angle is 0."""
-    return float(rope.table(1)[0, 0, 0])
+    assert rope.table(1)[0, 0, 0] == np.float32(rope.magnitude)
+    return rope.magnitude
 
 
 @pytest.mark.oracle
@@ -176,6 +177,30 @@ def test_longrope_takes_its_list_by_length() -> None:
     np.testing.assert_array_equal(rope.table(64), rope.table(64, 41))
     assert np.abs(rope.table(64) - rope.table(64, 40)).max() > 0.1
     assert longrope_magnitude(0.5, 40) == longrope_magnitude(1.0, 40) == 1.0
+    assert longrope_magnitude(3.0, 1) == 1.0  # of no context a power can be found
+
+
+UNUSABLE = {
+    "a list too short": replace(PLAIN, divisors=(1.0,) * 31),
+    "a divisor of zero": replace(PLAIN, divisors=(1.0,) * 31 + (0.0,)),
+    "a divisor that is no number": replace(PLAIN, divisors=(1.0,) * 31 + (math.nan,)),
+    "a wrong long list": replace(PLAIN, scaling=LongRope(LISTS[0], LISTS[1][:31], 40)),
+    "a wrong short list": replace(PLAIN, scaling=LongRope((), LISTS[1], 40)),
+    "yarn of theta 1": replace(PLAIN, theta=1.0, scaling=Yarn(4.0, 256)),
+    "yarn of no context": replace(PLAIN, scaling=Yarn(4.0, 0)),
+    "factors beyond f32": replace(PLAIN, attn_factor=3e38, scaling=Yarn(1e30, 256)),
+    "frequencies beyond f32": replace(PLAIN, linear=1e-39),
+}
+
+
+@pytest.mark.parametrize("what", UNUSABLE)
+def test_what_makes_no_table(what: str) -> None:
+    assert not UNUSABLE[what].usable
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_makes_a_table(kind: str) -> None:
+    assert KINDS[kind][0].usable
 
 
 def test_query_scale() -> None:

@@ -93,15 +93,33 @@ class Rope:
             return self.scaling.apply(frequency, self.theta, self.rotary)
         return frequency
 
+    @property
+    def usable(self) -> bool:
+        """Whether its numbers, which may come from a file, make frequencies and factors that f32
+        holds, one for each pair.
+        """
+        shape = (self.rotary // 2,)
+        try:
+            with np.errstate(all="ignore"):
+                tables = [self.frequencies(length) for length in (1, 1 << 40)]
+                tables.append(np.full(shape, self.magnitude))
+                finite = all(np.isfinite(table.astype(np.float32)).all() for table in tables)
+        except (ArithmeticError, ValueError):
+            return False
+        return finite and all(table.shape == shape for table in tables)
+
+    @property
+    def magnitude(self) -> float:
+        """What cos and sin are multiplied by."""
+        own = self.scaling.magnitude if isinstance(self.scaling, Yarn) else 1.0
+        return self.attn_factor * own
+
     def table(self, positions: int, length: int = 0) -> np.ndarray:
         """cos and sin of every angle, float32 (positions, rotary / 2, 2), computed in float64;
         `length` as of `frequencies`, 0 = `positions`.
         """
-        magnitude = self.attn_factor
-        if isinstance(self.scaling, Yarn):
-            magnitude *= self.scaling.magnitude
         angle = np.arange(positions)[:, None] * self.frequencies(length or positions)
-        return (magnitude * np.stack([np.cos(angle), np.sin(angle)], -1)).astype(np.float32)
+        return (self.magnitude * np.stack([np.cos(angle), np.sin(angle)], -1)).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -130,7 +148,9 @@ def longrope_magnitude(factor: float, context: int) -> float:
     """What LongRoPE multiplies cos and sin by: sqrt(1 + ln(factor) / ln(context)) where rows may
     be `factor` > 1 times as long as the original `context`.
     """
-    return math.sqrt(1 + math.log(factor) / math.log(context)) if factor > 1 else 1.0
+    if factor <= 1 or context <= 1:
+        return 1.0
+    return math.sqrt(1 + math.log(factor) / math.log(context))
 
 
 def llama3_divisors(
