@@ -38,6 +38,27 @@ def model_params() -> Any:
     return params
 
 
+def quantised(w: np.ndarray, kind: Any) -> np.ndarray:
+    """A matrix float32 (rows, n) as ggml quantises it to a type: bytes (rows, of a row)."""
+    import gguf
+
+    values, per_block = gguf.GGML_QUANT_SIZES[kind]
+    w = np.ascontiguousarray(w, np.float32)
+    out = np.zeros((len(w), w.shape[1] // values * per_block), np.uint8)
+    of, count = ctypes.c_void_p, ctypes.c_int64
+    make = _ggml().ggml_quantize_chunk
+    make.argtypes = [ctypes.c_int, of, of, count, count, count, of]
+    make.restype = ctypes.c_size_t
+    assert make(int(kind), w.ctypes.data, out.ctypes.data, 0, *w.shape, None) == out.nbytes
+    return out
+
+
+def _ggml() -> ctypes.CDLL:
+    """The library of llama.cpp that knows block types."""
+    (path,) = Path(llama_cpp.__file__).parent.glob("lib/*ggml-base.so")
+    return ctypes.CDLL(str(path))
+
+
 class LlamaCpp:
     """A GGUF model in llama.cpp; a file it refuses raises `ValueError` with its own words."""
 

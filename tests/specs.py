@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from wgtrain.files import ARCHITECTURES, Architecture
+from wgtrain.model.rope import llama3_divisors
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Spec:
     hf: tuple[tuple[str, Any], ...] = ()  # further settings of transformers
     rope: tuple[tuple[str, Any], ...] = ()  # of rope_parameters
     optional: tuple[str, ...] = ()  # tensors of a block that it may have, as "attn_q.bias"
+    lengths: tuple[int, ...] = ()  # of rows that show what is its own
+    unseen_window: bool = False  # llama.cpp passes over it
     factors: tuple[tuple[str, tuple[float, ...]], ...] = ()  # of rotary frequencies, by tensor
 
     @property
@@ -41,6 +44,26 @@ class Spec:
     def permuted(self) -> bool:
         """Whether the file's q and k rows are reordered for interleaved rotary pairs."""
         return bool(self.row.permuted)
+
+    def for_type(self, type: str) -> "Spec":
+        """With widths that blocks of a type divide, and heads as large as some models have."""
+        if not type.startswith("Q"):
+            return self
+        sizes = {"Q4_K": (2, 1, 128, 256), "Q8_0": (4, 2, 80, 160), "Q5_0": (2, 1, 96, 160)}
+        heads, kv_heads, head_dim, ff = sizes[type]
+        return replace(
+            self,
+            dim=heads * head_dim,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            ff=ff,
+            rotary=self.rotary * head_dim // self.head_dim,
+            hf=tuple(
+                (key, head_dim if key == "query_pre_attn_scalar" else value)
+                for key, value in self.hf
+            ),
+        )
 
     def gguf_name(self, hf: str) -> str:
         """`model.layers.0.self_attn.q_proj` -> `blk.0.attn_q`."""
@@ -171,5 +194,185 @@ MORE = {
             ("layer_types", ["sliding_attention", "full_attention", "sliding_attention"]),
             ("query_pre_attn_scalar", 64),
         ),
+    ),
+}
+
+_RNG = np.random.default_rng(8)
+SHORT, LONG = (tuple(np.round(_RNG.uniform(1, top, 10), 3).tolist()) for top in (2.0, 9.0))
+_YARN = {"factor": 4.0, "original_max_position_embeddings": 256}
+_YARN_KEYS = (
+    ("rope.scaling.type", "yarn"),
+    ("rope.scaling.factor", 4.0),
+    ("rope.scaling.original_context_length", 256),
+)
+_QKV = ("attn_q.bias", "attn_k.bias", "attn_v.bias")
+_BIASES = (*_QKV, "attn_output.bias")
+_FFN_BIASES = ("ffn_gate.bias", "ffn_up.bias", "ffn_down.bias")
+_YARN_ROWS = (300, 17)  # past the original context; shorter ones see no ramp
+_NO_PAD = ("pad_token_id", None)
+_GRANITE = {
+    "attention.scale": ("attention_multiplier", 0.09),
+    "embedding_scale": ("embedding_multiplier", 5.0),
+    "residual_scale": ("residual_multiplier", 0.4),
+    "logit_scale": ("logits_scaling", 2.5),
+}
+MORE |= {
+    "gemma3-linear": replace(
+        MORE["gemma3"],
+        keys=(*MORE["gemma3"].keys, ("rope.scaling.factor", 8.0)),
+        rope=(("rope_type", "linear"), ("factor", 8.0), ("local", 1e4)),
+    ),
+    "phi3": Spec(
+        *("phi3", 80, 4, 2, 20, 100, 2, 293),
+        tied=False,
+        tokenizer="spm",
+        keys=(("attention.sliding_window", 8),),
+        hf=(("sliding_window", 8), _NO_PAD),
+        unseen_window=True,
+    ),
+    # Five sixths of each head turn, by the long list.
+    "phi3-long": Spec(
+        *("phi3", 96, 4, 1, 24, 100, 2, 301),
+        tied=True,
+        rotary=20,
+        context=160,
+        keys=(
+            ("rope.scaling.original_context_length", 20),
+            ("rope.scaling.attn_factor", float((1 + np.log(8) / np.log(20)) ** 0.5)),
+        ),
+        hf=(("original_max_position_embeddings", 20), _NO_PAD),
+        rope=(
+            ("rope_type", "longrope"),
+            ("short_factor", list(SHORT)),
+            ("long_factor", list(LONG)),
+            ("factor", 8.0),
+            ("original_max_position_embeddings", 20),
+            ("partial_rotary_factor", 20 / 24),
+        ),
+        factors=(("rope_factors_short.weight", SHORT), ("rope_factors_long.weight", LONG)),
+        lengths=(33, 26),
+    ),
+    "smollm3": Spec(
+        *("smollm3", 60, 4, 2, 20, 100, 5, 301),
+        tied=True,
+        hf=(("no_rope_layers", [1, 1, 1, 0, 1]), _NO_PAD),
+    ),
+    "granite": Spec(
+        *("granite", 60, 3, 1, 20, 100, 2, 97),
+        tied=False,
+        tokenizer="spm",
+        keys=tuple((key, value) for key, (_, value) in _GRANITE.items()),
+        hf=tuple(_GRANITE.values()),
+    ),
+    "olmo2": Spec("olmo2", 80, 4, 2, 20, 100, 2, 301, tied=False, hf=(_NO_PAD,)),
+    "glm4": Spec(
+        *("glm4", 60, 4, 2, 28, 100, 2, 301),
+        tied=False,
+        rotary=14,
+        optional=_QKV,
+        rope=(("partial_rotary_factor", 0.5),),
+        hf=(("attention_bias", True), _NO_PAD),
+    ),
+    "llama-freqs": Spec(
+        *("llama", 60, 3, 1, 24, 100, 2, 97),
+        tied=False,
+        tokenizer="spm",
+        optional=_BIASES + _FFN_BIASES,
+        rope=(
+            ("rope_type", "llama3"),
+            ("factor", 8.0),
+            ("low_freq_factor", 1.0),
+            ("high_freq_factor", 4.0),
+            ("original_max_position_embeddings", 48),
+        ),
+        hf=(("attention_bias", True), ("mlp_bias", True)),
+        factors=(("rope_freqs.weight", llama3_divisors(1e4, 24, 8.0, 1.0, 4.0, 48)),),
+        lengths=(90, 17),
+    ),
+    "llama-linear": Spec(
+        *("llama", 60, 3, 1, 20, 100, 2, 97),
+        tied=False,
+        tokenizer="spm",
+        keys=(("rope.scaling.factor", 3.0),),
+        rope=(("rope_type", "linear"), ("factor", 3.0)),
+    ),
+    "mistral": Spec(
+        *("llama", 60, 3, 1, 20, 100, 2, 97),
+        tied=False,
+        tokenizer="spm",
+        keys=(("attention.sliding_window", 8),),
+        hf=(("model_type", "mistral"), ("sliding_window", 8)),
+        unseen_window=True,
+    ),
+    "qwen3-yarn": Spec(
+        *("qwen3", 60, 2, 1, 64, 100, 2, 301),
+        tied=True,
+        context=1024,
+        keys=_YARN_KEYS,
+        rope=(("rope_type", "yarn"), *_YARN.items()),
+        lengths=_YARN_ROWS,
+    ),
+    "mistral3": Spec(
+        *("mistral3", 60, 2, 1, 64, 100, 2, 97),
+        tied=False,
+        tokenizer="spm",
+        context=1024,
+        keys=(
+            *_YARN_KEYS,
+            ("rope.scaling.yarn_beta_fast", 4.0),
+            ("rope.scaling.yarn_beta_slow", 1.0),
+            ("rope.scaling.yarn_log_multiplier", 1.0),
+            ("attention.temperature_scale", 0.1),
+        ),
+        rope=(
+            ("rope_type", "yarn"),
+            *_YARN.items(),
+            ("beta_fast", 4.0),
+            ("beta_slow", 1.0),
+            ("mscale", 1.0),
+            ("mscale_all_dim", 1.0),
+            ("llama_4_scaling_beta", 0.1),
+        ),
+        lengths=_YARN_ROWS,
+    ),
+    "qwen2vl": Spec(
+        *("qwen2vl", 48, 4, 2, 12, 76, 2, 301),
+        tied=True,
+        rope_theta=1e6,
+        eps=1e-12,  # llama.cpp takes 0, whatever the file says
+        keys=(("rope.dimension_sections", (2, 2, 2, 0)),),
+        hf=(("model_type", "qwen2"),),  # on text alone their layers are the same
+    ),
+    "qwen3vl": Spec(
+        *("qwen3vl", 60, 4, 2, 20, 100, 2, 283),
+        tied=True,
+        rope_theta=1e6,
+        keys=(("rope.dimension_sections", (4, 3, 3, 0)), ("n_deepstack_layers", 0)),
+        hf=(("model_type", "qwen3"),),
+    ),
+    "stablelm": Spec(
+        *("stablelm", 96, 4, 2, 24, 100, 2, 301),
+        tied=False,
+        rotary=6,
+        optional=(*_QKV, "ffn_norm.weight"),
+        rope=(("partial_rotary_factor", 0.25),),
+        hf=(("use_qkv_bias", True),),
+    ),
+    # As the one of 12B: heads are normalised, attention and the rest see the same.
+    "stablelm-parallel": Spec(
+        *("stablelm", 96, 4, 2, 24, 100, 2, 301),
+        tied=False,
+        rotary=6,
+        optional=("attn_q_norm.weight", "attn_k_norm.weight"),
+        keys=(("use_parallel_residual", True),),
+        rope=(("partial_rotary_factor", 0.25),),
+        hf=(("use_parallel_residual", True), ("qk_layernorm", True)),
+    ),
+    "starcoder2": Spec(
+        *("starcoder2", 80, 4, 2, 20, 100, 2, 301),
+        tied=True,
+        keys=(("attention.sliding_window", 8),),
+        hf=(("sliding_window", 8), ("use_bias", True)),
+        unseen_window=True,
     ),
 }

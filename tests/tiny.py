@@ -14,6 +14,7 @@ from typing import Any
 
 import gguf
 import numpy as np
+from llama_cpp_oracle import quantised
 from specs import BLOCK_SPECS, MORE, SPECS, Spec
 
 from wgtrain.files import ARCHITECTURES
@@ -61,8 +62,9 @@ def hf_config(spec: Spec) -> Any:
     """The transformers configuration of a shape."""
     import transformers
 
+    further = dict(spec.hf)
     return transformers.AutoConfig.for_model(
-        spec.row.model_type,
+        further.pop("model_type", spec.row.model_type),
         vocab_size=spec.vocab,
         hidden_size=spec.dim,
         intermediate_size=spec.ff,
@@ -76,7 +78,7 @@ def hf_config(spec: Spec) -> Any:
         max_position_embeddings=spec.context,
         attn_implementation="eager" if spec.architecture == "gemma2" else "sdpa",
         use_cache=False,
-        **dict(spec.hf),
+        **further,
     )
 
 
@@ -126,7 +128,10 @@ def random_weights(spec: Spec, seed: int) -> dict[str, np.ndarray]:
 @functools.cache
 def tiny(name: str, type: str = "F32", seed: int = 0) -> Tiny:
     """The model of a name of `SPECS`; its matrices have the GGUF type, norms and biases F32."""
-    spec = {**SPECS, **MORE, **(BLOCK_SPECS if type.startswith("Q") else {})}[name]
+    if type in ("Q8_0", "Q4_0") and name in BLOCK_SPECS:
+        spec = BLOCK_SPECS[name]
+    else:
+        spec = {**SPECS, **MORE}[name].for_type(type)
     kind = gguf.GGMLQuantizationType[type]
     stored: dict[str, tuple[np.ndarray, gguf.GGMLQuantizationType]] = {}
     plain: dict[str, np.ndarray] = {}
@@ -134,7 +139,7 @@ def tiny(name: str, type: str = "F32", seed: int = 0) -> Tiny:
         if w.ndim == 1 or key.endswith("norm.weight"):
             stored[key], plain[key] = (w, gguf.GGMLQuantizationType.F32), w
         else:
-            data = gguf.quants.quantize(w, kind)
+            data = quantised(w, kind) if type.endswith("_K") else gguf.quants.quantize(w, kind)
             stored[key] = (data, kind)
             plain[key] = gguf.quants.dequantize(data, kind).astype(np.float32)
     f32 = {key: (w, gguf.GGMLQuantizationType.F32) for key, w in plain.items()}
@@ -192,7 +197,7 @@ def write(spec: Spec, tensors: dict[str, tuple[np.ndarray, gguf.GGMLQuantization
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "tiny.gguf")
         out = gguf.GGUFWriter(path, spec.architecture)
-        out.add_name(f"tiny {spec.architecture}")
+        out.add_name("tiny")  # one that says Phi would change how llama.cpp reads the vocabulary
         out.add_context_length(spec.context)
         out.add_embedding_length(spec.dim)
         out.add_block_count(spec.layers)

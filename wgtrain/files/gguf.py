@@ -7,16 +7,18 @@ tensors.
 import math
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from wgtrain.errors import FileError
 from wgtrain.files.blocks import BLOCKS
 from wgtrain.files.gguf_parser import (
     ALIGNMENT,
     ARRAY,
     F32_MAX,
+    F32_MIN,
     GGUF,
     MAX_DIMS,
     MAX_KEY,
@@ -30,8 +32,21 @@ from wgtrain.files.gguf_parser import (
 )
 from wgtrain.files.source import Data, Source, read_range, shown, source_name, source_size
 
-__all__ = ["GGUF", "Raw", "TensorInfo", "gguf_head", "parse_gguf", "read_gguf", "write_gguf"]
+__all__ = [
+    "GGUF",
+    "NUMBERS",
+    "Raw",
+    "TensorInfo",
+    "gguf_head",
+    "parse_gguf",
+    "read_gguf",
+    "with_numbers",
+    "write_gguf",
+]
 
+# Tensors that are part of the configuration: what rotary frequencies are divided by.
+NUMBERS = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight")
+_MOST = 4096  # bytes of one
 READ = 1 << 20  # bytes at a time
 
 
@@ -45,15 +60,50 @@ class Raw:
 
 
 async def read_gguf(source: Source) -> GGUF:
-    """Metadata and tensor table of a GGUF file, version 2 or 3, reading no more than its front."""
+    """Metadata and tensor table of a GGUF file, version 2 or 3, reading no more than its front, and
+    `NUMBERS`.
+    """
     parser = Parser(source_name(source), source_size(source))
     need = 0
     while True:
         await _move(parser, source, need)
         try:
-            return parser.run()
+            return await with_numbers(parser.run(), source)
         except NeedMore as more:
             need = more.end
+
+
+async def with_numbers(gguf: GGUF, source: Source) -> GGUF:
+    """The same with the content of `NUMBERS`, from the source of its tensors; FileError for one
+    that is not a row of positive F32.
+    """
+    found = {}
+    for tensor in _number_tensors(gguf):
+        found[tensor.name] = _numbers(
+            gguf, tensor, await read_range(source, tensor.offset, tensor.nbytes)
+        )
+    return replace(gguf, numbers=found) if found else gguf
+
+
+def _number_tensors(gguf: GGUF) -> list[TensorInfo]:
+    found = [gguf.tensors[name] for name in NUMBERS if name in gguf.tensors]
+    for tensor in found:
+        if tensor.type != "F32" or len(tensor.shape) != 1 or tensor.nbytes > _MOST:
+            raise FileError(
+                f"{gguf.name}: tensor {tensor.name} is {tensor.type} {tensor.shape}; F32 and a "
+                f"row of up to {_MOST // 4} are needed"
+            )
+    return found
+
+
+def _numbers(gguf: GGUF, tensor: TensorInfo, data: Data) -> np.ndarray:
+    values = np.frombuffer(data, "<f4")
+    if not ((values >= F32_MIN) & (values <= F32_MAX)).all():
+        at = int(np.flatnonzero(~((values >= F32_MIN) & (values <= F32_MAX)))[0])
+        raise FileError(
+            f"{gguf.name}: tensor {tensor.name}[{at}] is {values[at]}; a number above 0 is needed"
+        )
+    return values
 
 
 def parse_gguf(data: Data, name: str = "file") -> GGUF:
@@ -61,7 +111,12 @@ def parse_gguf(data: Data, name: str = "file") -> GGUF:
     view = memoryview(data).cast("B")
     parser = Parser(name, view.nbytes)
     parser.data = view
-    return parser.run()
+    gguf = parser.run()
+    found = {
+        tensor.name: _numbers(gguf, tensor, view[tensor.offset : tensor.offset + tensor.nbytes])
+        for tensor in _number_tensors(gguf)
+    }
+    return replace(gguf, numbers=found) if found else gguf
 
 
 async def _move(parser: Parser, source: Source, need: int) -> None:

@@ -7,7 +7,8 @@ docs/gguf.md.
 
 import math
 import struct
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, TypeVar, overload
 
@@ -74,7 +75,8 @@ class GGUF:
     """What stands in front of a model's weights.
 
     Values are int, float, bool, str, list[str], a numpy array, or a tuple of arrays in an array.
-    `notes`: what a person should be told of the file.
+    `notes`: what a person should be told of the file; `numbers`: the content of tensors that are
+    part of the configuration, by name.
     """
 
     name: str
@@ -82,6 +84,7 @@ class GGUF:
     metadata: dict[str, Any]
     tensors: dict[str, TensorInfo]
     notes: tuple[str, ...] = ()
+    numbers: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @overload
     def get(self, key: str, kind: type[T]) -> T: ...

@@ -12,6 +12,7 @@ from typing import Any
 
 from wgtrain.errors import FileError
 from wgtrain.files.architectures import find_architecture, unusable
+from wgtrain.files.gguf import with_numbers
 from wgtrain.files.gguf_parser import GGUF, METADATA_LIMIT
 from wgtrain.files.hf_config import Settings, read_settings
 from wgtrain.files.hf_metadata import Translation, translate
@@ -98,7 +99,8 @@ async def open_folder_model(files: Files, name: str = "folder") -> FolderModel:
     if settings.whole is not None:
         metadata[WHOLE] = True
     gguf = GGUF(name, 3, metadata, placed.infos, (*settings.notes, *placed.notes))
-    return FolderModel(FolderSource(name, placed.parts), gguf, settings, translation)
+    source = FolderSource(name, placed.parts)
+    return FolderModel(source, await with_numbers(gguf, source), settings, translation)
 
 
 def _general(architecture: str, name: str) -> dict[str, Any]:

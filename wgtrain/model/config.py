@@ -1,8 +1,10 @@
 """What a model is, in a few dozen knobs read from GGUF metadata."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+
+import numpy as np
 
 from wgtrain.engine.attention import default_attention_scale
 from wgtrain.files import GGUF
@@ -152,12 +154,10 @@ def read_config(gguf: GGUF) -> ModelConfig:
     if features := feature_problems(gguf, row):
         raise unusable(gguf.name, features)
     values = read_values(gguf, row)
-    if problems := _not_yet(row, values):
-        raise unusable(gguf.name, problems)
     if values["n_layer"] > (count := len(gguf.tensors)):
         problem = f"{row.name}.block_count {values['n_layer']}, but the file has {count} tensors"
         raise unusable(gguf.name, [problem])
-    if problems := shape_problems(row, values):
+    if problems := shape_problems(gguf, row, values):
         raise unusable(gguf.name, problems)
     embedding = gguf.tensors.get("token_embd.weight")
     config = make_config(
@@ -165,6 +165,7 @@ def read_config(gguf: GGUF) -> ModelConfig:
         values,
         vocabulary=embedding.shape[0] if embedding and len(embedding.shape) == 2 else 0,
         optional=optional_tensors(row, gguf.tensors),
+        factors=gguf.numbers,
         tied_head=row.head == "tied" or (row.head == "any" and "output.weight" not in gguf.tensors),
         notes=notes_on(gguf, row),
     )
@@ -172,16 +173,6 @@ def read_config(gguf: GGUF) -> ModelConfig:
     if problems:
         raise unusable(gguf.name, problems)
     return config
-
-
-def _not_yet(row: Architecture, values: Values) -> list[str]:
-    problems = []
-    if row.name not in ("llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3"):
-        problems.append(f"general.architecture {row.name} is not supported")
-    scaled = values["rope_scaling"] not in ("none", "linear") or values["rope_factor"] not in (0, 1)
-    if scaled or values["rope_attention"] not in (0, 1):
-        problems.append(f"{row.name}.rope.scaling is not supported")
-    return problems
 
 
 def optional_tensors(row: Architecture, tensors: Iterable[str]) -> frozenset[str]:
@@ -199,13 +190,14 @@ def make_config(
     vocabulary: int,
     optional: frozenset[str] = frozenset(),
     tied_head: bool,
+    factors: Mapping[str, np.ndarray] | None = None,
     notes: tuple[str, ...] = (),
 ) -> ModelConfig:
     """The configuration of an architecture with numbers by `Key.field`, not checked; those that are
     not given are what they are where a file is silent.
     """
     values = row.complete(given)
-    layers = make_layers(row, values)
+    layers = make_layers(row, values, factors or {})
     return ModelConfig(
         architecture=row.name,
         width=values["width"],

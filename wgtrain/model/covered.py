@@ -13,16 +13,17 @@ from wgtrain.engine.weight import MATRIX_TYPES
 from wgtrain.errors import FileError
 from wgtrain.files import GGUF, TensorInfo
 from wgtrain.files.architecture import ANYTHING, MAX_COUNT, Architecture, Key, Values
+from wgtrain.files.gguf import NUMBERS
 from wgtrain.files.known_keys import KNOWN_KEYS
 from wgtrain.files.source import shown
 from wgtrain.model.converted import CONVERTED
 
-FACTORS = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight")
 _VISION = ("v.", "mm.")  # of tensors, and of keys below the architecture's name as in the next
 _VISION_KEYS = ("vision.", "mm.")
 _PATTERN, _WINDOWED = "attention.sliding_window_pattern", "attention.window_pattern"
 _BLOCK = re.compile(r"blk\.([0-9]{1,6})\.")
 _EXPERTS = re.compile(r"_exps|_shexp|ffn_gate_inp")
+_SCALE = Key("score_scale", "attention.scale", kind=float)
 # Read or of no effect in every architecture.
 _SILENT = {
     *("vocab_size", "attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon"),
@@ -151,11 +152,11 @@ def _beside(gguf: GGUF, row: Architecture, n_layer: int) -> Values:
         raise FileError(
             f"{gguf.name}: {name} is {shown(value)}; a number or {n_layer} booleans are needed"
         )
-    if "wgtrain.attention.scale" in gguf.metadata:
-        found["score_scale"] = gguf.get("wgtrain.attention.scale", float)
+    if (name := f"wgtrain.{_SCALE.gguf}") in gguf.metadata:
+        found[_SCALE.field] = _read(gguf, name, _SCALE, n_layer)
     if "wgtrain.rope.no_rope_layers" in gguf.metadata:
-        layers = gguf.get("wgtrain.rope.no_rope_layers", np.ndarray)
-        found["no_rope"] = frozenset(layers.tolist())
+        still = gguf.get("wgtrain.rope.no_rope_layers", np.ndarray)
+        found["no_rope"] = frozenset(still.tolist())
     found["yarn_truncate"] = gguf.get("wgtrain.rope.yarn_truncate", bool, True)
     return found
 
@@ -176,7 +177,7 @@ def _read(gguf: GGUF, name: str, key: Key, n_layer: int) -> Any:
     return value
 
 
-def shape_problems(row: Architecture, values: Values) -> list[str]:
+def shape_problems(gguf: GGUF, row: Architecture, values: Values) -> list[str]:
     """Numbers that do not go together."""
     problems = []
     heads, kv_heads, size = values["n_head"], values["n_head_kv"], values["head_size"]
@@ -198,6 +199,14 @@ def shape_problems(row: Architecture, values: Values) -> list[str]:
         problems.append(
             f"{row.name}.rope.dimension_count {rotary} is not an even number up to {size}"
         )
+    for name, numbers in gguf.numbers.items():
+        if numbers.shape != (rotary // 2,):
+            problems.append(f"tensor {name} has shape {numbers.shape}, ({rotary // 2},) is needed")
+    short, long = NUMBERS[1:]
+    if (short in gguf.numbers) != (long in gguf.numbers):
+        problems.append(f"of the tensors {short} and {long} one is missing")
+    if values["rope_scaling"] == "longrope" and not gguf.numbers:
+        problems.append(f"{row.name}.rope.scaling.type is 'longrope', and tensor {long} is missing")
     return problems
 
 
@@ -226,7 +235,7 @@ def tensor_problems(
             supported = ", ".join(MATRIX_TYPES + CONVERTED)
             problems.append(f"tensor {name} has type {tensor.type}; supported are {supported}")
     for name in gguf.tensors:
-        if name in expected or name.startswith(_VISION) or name in FACTORS:
+        if name in expected or name.startswith(_VISION) or name in NUMBERS:
             continue
         block = _BLOCK.match(name)
         if block and row.reads("unused") and int(block[1]) >= n_layer:

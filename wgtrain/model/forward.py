@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from wgtrain.engine import ops
-from wgtrain.engine.attention import attention, rope
+from wgtrain.engine.attention import attention, rope, scale_positions
 from wgtrain.engine.graph import Graph, Tensor, Window
 from wgtrain.engine.linear import Adapter, Linear, linear, linear_rows
 from wgtrain.engine.ops import Inputs
@@ -124,13 +124,15 @@ class _Block:
 
     def turned(self, x: Tensor, name: str, heads: int) -> Tensor:
         """A query or key projection, normalised where the model does so, then rotated."""
-        config, kind = self.net.config, self.layer.rope
-        x = self.normed(x, f"{name}_norm", 1 if config.row.wide_qk_norm else heads)
-        if kind is None:
-            return x
-        how = heads, kind.rotary, kind.interleaved
-        table = self.net.ropes[kind]
-        return rope(self.g, x, self.inputs.positions, table, *how, f"{name}_rope")
+        layer, ropes, positions = self.layer, self.net.ropes, self.inputs.positions
+        x = self.normed(x, f"{name}_norm", 1 if self.net.config.row.wide_qk_norm else heads)
+        if (kind := layer.rope) is not None:
+            how = heads, kind.rotary, kind.interleaved
+            x = rope(self.g, x, positions, ropes[kind], *how, f"{name}_rope")
+        grown = layer.query_scale if name == "attn_q" else None
+        if grown is not None and grown in ropes:
+            x = scale_positions(self.g, x, positions, ropes[grown], "attn_q_scale")
+        return x
 
     def feed_forward(self, h: Tensor) -> Tensor:
         """h (T, D) -> (T, D)."""
