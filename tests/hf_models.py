@@ -36,6 +36,7 @@ _VISION: Settings = {
     "patch_size": 14,
 }
 _GEMMA: Settings = {**_SHAPE, "head_dim": 20, "query_pre_attn_scalar": 20, "sliding_window": 8}
+_EPS: Settings = {"rms_norm_eps": 1e-10}  # llama.cpp takes none for them
 _SECTIONS: Settings = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]}
 
 # name -> model_type, and what its configuration class is given.
@@ -185,14 +186,14 @@ MODELS: dict[str, tuple[str, Settings]] = {
     "qwen2_vl": (
         "qwen2_vl",
         {
-            "text_config": {**_SHAPE, "rope_parameters": _SECTIONS},
+            "text_config": {**_SHAPE, **_EPS, "rope_parameters": _SECTIONS},
             "vision_config": {"embed_dim": 16, "hidden_size": 64, "depth": 1, "num_heads": 2},
         },
     ),
     "qwen2_5_vl": (
         "qwen2_5_vl",
         {
-            "text_config": {**_SHAPE, "rope_parameters": _SECTIONS},
+            "text_config": {**_SHAPE, **_EPS, "rope_parameters": _SECTIONS},
             "vision_config": {
                 "hidden_size": 16,
                 "out_hidden_size": 64,
