@@ -53,6 +53,7 @@ class FakeModel:
         context=5,
         vocabulary=VOCAB,
         block_linears=LINEARS,
+        notes=(),
     )
     gguf = SimpleNamespace(
         metadata={"general.name": "Fake"},

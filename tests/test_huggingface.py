@@ -479,7 +479,7 @@ def test_training(tmp_path: Path) -> None:
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A run on a folder, resumed, and refused once the folder has changed."""
     folder, run = tmp_path / "base", tmp_path / "run"
-    by_hand(folder, "qwen2")
+    by_hand(folder, "qwen2", attention_dropout=0.1)
     add_tokenizer(folder)
     data = write_rows(tmp_path / "rows.jsonl")
 
@@ -497,6 +497,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     options = ("--iters", 3, "--save-every", 1, "--rank", 2, "--seq-len", 40)
     code, said = wgtrain("--model", folder, "--data", data, "--out", run, *options)
     assert code == 0, said
+    assert "attention_dropout = 0.1: dropout within the base model is not applied" in said
     adapter = (run / "adapter.gguf").read_bytes()
     unfinish()
     code, said = wgtrain("--resume", run)

@@ -83,7 +83,7 @@ def feature_problems(gguf: GGUF, row: Architecture) -> list[str]:
 
 def notes_on(gguf: GGUF, row: Architecture) -> tuple[str, ...]:
     """What of a file is passed over, in a line each."""
-    notes = []
+    notes = list(gguf.notes)
     vision = [name for name in gguf.tensors if name.startswith(_VISION)]
     if vision or any(_key(name, row).startswith(_VISION_KEYS) for name in gguf.metadata):
         notes.append(f"the vision part is passed over ({len(vision)} tensors); text is trained")

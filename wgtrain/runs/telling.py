@@ -67,6 +67,7 @@ def opening(folder: RunFolder, trainer: Trainer) -> str:
         [
             f"{rows.name}: {', '.join(parts)}",
             *([long] if longest > context else []),
+            *trainer.model.config.notes,
             *rows.notes,
             *_odd(trainer),
             f"{learner.parameter_count:,} parameters, {trainer.total_steps} steps",
