@@ -136,3 +136,42 @@ def test_every_type_is_tested() -> None:
         *WHOLES,
     }
     assert not REFUSED.keys() & {*TYPES, *WHOLES}
+
+
+JUNK: list[Any] = [
+    *(None, True, 0, -1, 3, 10**400, 1e308, 1e-320, float("nan"), "", "yarn", [], [None]),
+    *(["full_attention"] * 8, [1] * 9, {}, {"rope_type": "yarn"}, {"full_attention": 3}, 1 << 40),
+]
+
+
+def paths(settings: dict[str, Any], above: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    found = []
+    for key, value in settings.items():
+        found.append((*above, key))
+        if isinstance(value, dict):
+            found += paths(value, (*above, key))
+    return found
+
+
+@pytest.mark.oracle
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize("name", hf_models.MODELS)
+def test_any_value_is_read_or_refused(name: str) -> None:
+    """Each setting with some other values, a different part of them for each model."""
+    new = written(name)
+    start = list(hf_models.MODELS).index(name)
+    refused = 0
+    for settings in (new, hf_models.as_on_the_hub(new)):
+        for i, path in enumerate(paths(settings)):
+            for value in JUNK[(start + i) % 4 :: 4]:
+                changed = copy.deepcopy(settings)
+                inner = changed
+                for key in path[:-1]:
+                    inner = inner[key]
+                inner[path[-1]] = copy.deepcopy(value)
+                try:
+                    translated(changed)
+                except FileError as error:
+                    refused += 1
+                    assert len(str(error)) < 4000
+    assert refused > 50

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from wgtrain.files.architecture import MAX_COUNT
 from wgtrain.files.gguf_parser import F32_MAX, F32_MIN
 from wgtrain.files.hf_types import ModelType
 from wgtrain.files.source import shown
@@ -179,6 +180,10 @@ def _rope(
         if (outer := text.get(original, values.get(original))) is not None:
             numbers[original] = _number({original: outer}, original, True, "", problems) or 1.0
         numbers.setdefault(original, float(context))
+        if not 2 <= numbers[original] <= MAX_COUNT or numbers[original] % 1:
+            what = f"{where}: {original} is {numbers[original]:g}"
+            problems.append(f"{what}; an integer from 2 to {MAX_COUNT} is needed")
+            numbers[original] = 2.0
         if name != "llama3":
             numbers.setdefault("factor", context / numbers[original])
     if name == "llama3" and numbers.get("low_freq_factor") == numbers.get("high_freq_factor"):
@@ -193,7 +198,7 @@ def _rope(
         pairs = int(size * values["partial_rotary_factor"]) // 2
         long = _factors(raw, "long_factor", pairs, where, problems)
         short = _factors(raw, "short_factor", pairs, where, problems)
-    return Rope(
+    made = Rope(
         name,
         theta or 1.0,
         numbers,
@@ -202,6 +207,10 @@ def _rope(
         short,
         _sections(raw, where, problems),
     )
+    if not F32_MIN <= made.magnitude <= F32_MAX:
+        problems.append(f"{where}: cos and sin would be multiplied by {made.magnitude:g}")
+        return Rope("default", made.theta)
+    return made
 
 
 def _number(
