@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from wgtrain.data import Dataset, Tokenizer, check_vocabulary, load_rows, read_rows
 from wgtrain.data import load_tokenizer as read_tokenizer
@@ -23,9 +23,8 @@ from wgtrain.files.adapters import (
     read_adapter_gguf,
     read_adapter_peft,
 )
-from wgtrain.files.gguf import read_gguf
-from wgtrain.files.huggingface import MORE_TEMPLATES
-from wgtrain.files.source import BytesSource, Source, shown
+from wgtrain.files.parts import read_parts
+from wgtrain.files.source import Source, shown
 from wgtrain.gpu import run
 from wgtrain.infer.model import Model, open_model
 from wgtrain.model.config import ModelConfig
@@ -34,106 +33,33 @@ from wgtrain.model.host import Host, Loaded, Show
 from wgtrain.notebook import chart
 from wgtrain.runs import parts, progress
 from wgtrain.runs.chats import templating
-from wgtrain.runs.paths import (
-    check_model,
-    no_adapter_in,
-    no_model_in,
-    read_input,
-    unusable,
+from wgtrain.runs.paths import no_adapter_in, no_model_in, read_input
+from wgtrain.runs.sources import (
+    AnyBytes,
+    AnyPath,
+    ModelFiles,
+    as_sources,
+    folder_sources,
+    is_dir,
+    is_folder,
 )
 from wgtrain.train.trainer import Trainer
 from wgtrain.tune.cache import choose
 
-AnyPath = str | os.PathLike[str]
-AnyBytes = bytes | bytearray | memoryview
-_MODEL_FILES = (".json", ".jinja", ".safetensors", ".model", ".bin")  # the last two for messages
-
-
-class FileSource:
-    """A file on disk seen through byte ranges; nothing of it is kept in memory."""
-
-    def __init__(self, path: AnyPath):
-        self.name = str(path)
-        check_model(Path(path))
-        try:
-            self._file = open(path, "rb", buffering=0)  # noqa: SIM115
-            self.size = os.fstat(self._file.fileno()).st_size
-        except (OSError, ValueError) as error:
-            raise unusable(path, error) from None
-
-    def read_range(self, offset: int, n: int) -> bytes:
-        """The `n` bytes from `offset`; fewer where the file ends."""
-        parts = []
-        self._file.seek(offset)
-        while n > 0 and (part := self._file.read(n)):
-            parts.append(part)
-            n -= len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
-
 
 @contextmanager
-def as_source(source: AnyPath | AnyBytes | Source) -> Iterator[Source]:
-    """A `Source` over a path, bytes, or an object that is one already; a file is closed after."""
-    if isinstance(source, str | os.PathLike):
-        file = FileSource(source)
-        try:
-            yield file
-        finally:
-            file.close()
-    elif isinstance(source, bytes | bytearray | memoryview):
-        yield BytesSource(source)
-    elif {"read_range", "size"} <= {*dir(source)}:  # no property of a stranger's is asked here
-        yield source
-    else:
-        raise OptionError(
-            f"a path, bytes, or an object with read_range and size, not {shown(source)}"
-        )
-
-
-@contextmanager
-def folder_sources(path: AnyPath) -> Iterator[dict[str, Source]]:
-    """The files that a Hugging Face folder may consist of, by name; they are closed after."""
-    with ExitStack() as stack:
-        files: dict[str, Source] = {}
-        try:
-            found = [p for p in sorted(Path(path).iterdir()) if p.suffix in _MODEL_FILES]
-            found += sorted(Path(path, MORE_TEMPLATES).glob("*.jinja"))
-            found = [p for p in found if p.is_file()]
-        except OSError as error:
-            raise unusable(path, error) from None
-        for file in found:
-            files[file.relative_to(path).as_posix()] = opened = FileSource(file)
-            stack.callback(opened.close)
-        yield files
-
-
-def _is_folder(source: Any) -> TypeGuard[AnyPath]:
-    return isinstance(source, str | os.PathLike) and _is_dir(source)
-
-
-def _is_dir(path: AnyPath) -> bool:
-    try:
-        return Path(path).is_dir()
-    except (OSError, ValueError):  # too long for a name, or a NUL in it
-        return False
-
-
-@contextmanager
-def opened_base(source: AnyPath | AnyBytes | Source) -> Iterator[Folder]:
+def opened_base(source: ModelFiles) -> Iterator[Folder]:
     """A base model read up to its tensors, for `load_model` and `base_tokenizer`."""
     with ExitStack() as stack:
-        if _is_folder(source):
+        if is_folder(source):
             if problem := no_model_in(Path(source)):
                 raise problem
             files = stack.enter_context(folder_sources(source))
             yield run(open_folder(files, str(source)))
         else:
-            opened = stack.enter_context(as_source(source))
-            yield Folder(opened, run(read_gguf(opened)), None)
+            parted = stack.enter_context(as_sources(source))
+            opened, gguf = run(read_parts(parted))
+            yield Folder(opened, gguf, None)
 
 
 def base_tokenizer(base: Folder) -> Tokenizer:
@@ -145,7 +71,7 @@ def base_tokenizer(base: Folder) -> Tokenizer:
 
 @dual_function
 async def load_model(
-    source: AnyPath | AnyBytes | Source | Folder,
+    source: ModelFiles | Folder,
     adapter_index: int | None = None,
     limits: str | None = None,
     precision: str = "f32",
@@ -155,7 +81,8 @@ async def load_model(
     """Opens a model on a GPU: the strongest, or number `adapter_index` of `list_adapters`.
 
     `source`: the path of a GGUF or of a Hugging Face folder, a GGUF's bytes, an object with `size`
-    and `read_range(offset, n)`, or what `opened_base` gives. With `limits="default"` only what
+    and `read_range(offset, n)`, a list of the parts of a split one (by path, the parts beside it
+    are found), or what `opened_base` gives. With `limits="default"` only what
     every WebGPU adapter grants is asked for. `precision="f16"` multiplies with the weights in f16
     and stores no wider ones, on a GPU that can: docs/precision.md. `quantize_base` quantises the
     blocks' linears of a full-precision base as they are loaded: "nf4", "nf4-double", "int4" or
@@ -176,14 +103,15 @@ async def load_model(
 
     if isinstance(source, Folder):
         return await load(source)
-    if _is_folder(source):
+    if is_folder(source):
         if problem := no_model_in(Path(source)):
             raise problem
         with folder_sources(source) as files:
             model = await load(await open_folder(files, str(source)))
     else:
-        with as_source(source) as opened:
-            model = await load(opened)
+        with as_sources(source) as parted:
+            opened, gguf = await read_parts(parted)
+            model = await load(Folder(opened, gguf, None))
     return model
 
 
@@ -296,7 +224,7 @@ def data_file(path: AnyPath, part: str = "train") -> Path:
     "valid" also `validation.jsonl`).
     """
     path = Path(path)
-    if not _is_dir(path):
+    if not is_dir(path):
         return path
     found = path / f"{part}.jsonl"
     longer = path / "validation.jsonl"
@@ -308,13 +236,13 @@ def data_file(path: AnyPath, part: str = "train") -> Path:
 
 
 @dual_function
-async def load_tokenizer(source: AnyPath | AnyBytes | Source) -> Tokenizer:
+async def load_tokenizer(source: ModelFiles) -> Tokenizer:
     """The tokenizer in a GGUF or a Hugging Face folder; neither needs to hold weights."""
-    if _is_folder(source):
+    if is_folder(source):
         with folder_sources(source) as files:
             return read_tokenizer(await read_tokenizer_metadata(files, str(source)), str(source))
-    with as_source(source) as opened:
-        gguf = await read_gguf(opened)
+    with as_sources(source) as parted:
+        _, gguf = await read_parts(parted)
     return read_tokenizer(gguf.metadata, gguf.name)
 
 
@@ -347,7 +275,7 @@ def adapter_file(path: AnyPath) -> Path:
     path = Path(path)
     if path.name == CONFIG_FILE:
         path = path.parent
-    if not _is_dir(path):
+    if not is_dir(path):
         return path
     if not (path / TENSOR_FILE).exists():
         raise no_adapter_in(path)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from wgtrain.api import folder_sources
 from wgtrain.errors import FileError
 from wgtrain.files.adapters import CONFIG_FILE
 from wgtrain.files.gguf_writer import gguf_chunks, planned_nbytes
@@ -15,6 +14,7 @@ from wgtrain.gpu import run
 from wgtrain.model.convert import plan_conversion
 from wgtrain.runs.output import check_output, write_output
 from wgtrain.runs.paths import check_path
+from wgtrain.runs.sources import folder_sources
 
 Say = Callable[[str], None]
 

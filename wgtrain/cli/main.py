@@ -13,6 +13,7 @@ import click
 from wgtrain import __version__
 from wgtrain.cli import streams
 from wgtrain.errors import DeviceError, OptionError, WgtrainError
+from wgtrain.files.file_types import TARGETS
 from wgtrain.train.config import CONFIGS, RunConfig
 from wgtrain.train.settings import build, canonical, merge, setting_of
 from wgtrain.train.spellings import nearest
@@ -192,6 +193,24 @@ def convert(source: str, out: str, kind: str | None, force: bool) -> None:
     from wgtrain.cli import convert
 
     convert.convert(source, out, kind, force, _say)
+
+
+@cli.command()
+@click.argument("model")
+@click.option("--type", "kind", metavar="TYPE", required=True, help=f"{', '.join(TARGETS)}.")
+@click.option("--out", metavar="FILE", required=True, help="The GGUF to write.")
+@click.option(
+    "--allow-requantize",
+    "requantise",
+    is_flag=True,
+    help="Also matrices that are quantised to another type already.",
+)
+@click.option("--force", is_flag=True, help="Replace a file that is there.")
+def quantize(model: str, kind: str, out: str, requantise: bool, force: bool) -> None:
+    """Make a GGUF of another block type, or a mix of types as llama.cpp chooses them."""
+    from wgtrain.cli import quantize
+
+    quantize.quantize(model, out, kind.upper(), requantise, force, _say)
 
 
 @cli.command()

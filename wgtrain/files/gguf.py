@@ -119,6 +119,15 @@ def parse_gguf(data: Data, name: str = "file") -> GGUF:
     return replace(gguf, numbers=found) if found else gguf
 
 
+def typed_metadata(gguf: GGUF) -> dict[str, Any]:
+    """Its metadata with each number of the type that the file has, for a file that keeps them."""
+    kinds = gguf.kinds
+    return {
+        key: kinds[key].type(value) if key in kinds and type(value) in (int, float, bool) else value
+        for key, value in gguf.metadata.items()
+    }
+
+
 async def _move(parser: Parser, source: Source, need: int) -> None:
     """The window from where the next run begins to at least `need`; of an entry that is longer
     than a window it doubles.

@@ -76,7 +76,8 @@ class GGUF:
 
     Values are int, float, bool, str, list[str], a numpy array, or a tuple of arrays in an array.
     `notes`: what a person should be told of the file; `numbers`: the content of tensors that are
-    part of the configuration, by name.
+    part of the configuration, by name; `kinds`: the types in which the file has its scalar
+    numbers, by key.
     """
 
     name: str
@@ -85,6 +86,7 @@ class GGUF:
     tensors: dict[str, TensorInfo]
     notes: tuple[str, ...] = ()
     numbers: Mapping[str, np.ndarray] = field(default_factory=dict)
+    kinds: dict[str, np.dtype] = field(default_factory=dict)
 
     @overload
     def get(self, key: str, kind: type[T]) -> T: ...
@@ -138,6 +140,7 @@ class Parser:
         self.what = "the header"  # what is being read, for messages
         self.counts: tuple[int, int, int] | None = None  # version, tensors, keys
         self.metadata: dict[str, Any] = {}
+        self.kinds: dict[str, np.dtype] = {}
         self.rows: dict[str, Row] = {}
 
     def run(self) -> GGUF:
@@ -161,7 +164,7 @@ class Parser:
             name, row = self.tensor()
             self.rows[name] = row
             self.done = self.pos, self.items
-        return GGUF(self.name, version, self.metadata, self.place())
+        return GGUF(self.name, version, self.metadata, self.place(), kinds=self.kinds)
 
     def fail(self, problem: str, at: int | None = None) -> FileError:
         at = self.pos if at is None else at
@@ -257,6 +260,7 @@ class Parser:
             return self.string("a string")
         if kind not in _NUMBERS:
             raise self.fail(f"value type {kind}, known are {_known(_TYPE_NAMES)}", at)
+        self.kinds[self.key] = _NUMBERS[kind][1]
         return self.numbers(kind, 1, "a value")[0].item()
 
     def numbers(self, kind: int, n: int, each: str) -> np.ndarray:

@@ -20,6 +20,8 @@ _STRETCHES = {
     "Q5_K": np.linspace(-2, 1, 9),
     "Q6_K": np.linspace(-0.9, 0.9, 10),
 }
+_LARGEST = 1e9  # no type holds more, and f32 holds what the search makes of it
+_BEYOND = "a scale is beyond f16"
 _REFINED = 2  # more trials, each with the integers that belong to the best scale and minimum so far
 
 
@@ -30,6 +32,8 @@ def quantise(values: np.ndarray, kind: str) -> np.ndarray:
     """
     encode = {"Q4_K": _q4_k, "Q5_K": _q5_k, "Q6_K": _q6_k}[kind]
     blocks = values.reshape(-1, BLOCK)
+    if np.abs(values).max(initial=0) > _LARGEST:
+        raise OverflowError(_BEYOND)
     if not len(blocks):
         return encode(np.zeros((1, BLOCK), np.float32))[:0]
     return np.concatenate([encode(blocks[at : at + SLICE]) for at in range(0, len(blocks), SLICE)])
@@ -178,7 +182,7 @@ def _half(values: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):
         found = values.astype(np.float16).astype(np.float32)
     if not np.isfinite(found).all():
-        raise OverflowError("a scale is beyond f16")
+        raise OverflowError(_BEYOND)
     return found
 
 

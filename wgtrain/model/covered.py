@@ -67,7 +67,7 @@ def feature_problems(gguf: GGUF, row: Architecture) -> list[str]:
     problems = []
     parts = gguf.metadata.get("split.count", 1)
     if not is_one_of(parts, (0, 1)):
-        problems.append(f"split.count = {shown(parts)}: one part of a model; join the parts first")
+        problems.append(f"split.count = {shown(parts)}: one part of a model; all are needed")
     for name, value in gguf.metadata.items():
         prefix, _, key = name.partition(".")
         if prefix != row.name or key in row.known | _SILENT or key in _SAME:

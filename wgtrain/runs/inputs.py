@@ -11,6 +11,7 @@ from typing import Any
 from wgtrain.api import adapter_file, data_file
 from wgtrain.data.templates import CHATML
 from wgtrain.errors import FileError, WgtrainError
+from wgtrain.files.parts import part_names
 from wgtrain.runs.paths import check_model, check_path, is_pipe, native, read_input
 from wgtrain.train.config import RunConfig, TrainConfig
 
@@ -231,7 +232,8 @@ class _ModelHash:
 
 def _model_files(path: Path) -> Iterable[Path]:
     if not path.is_dir():
-        return [path]
+        parts = [path.with_name(name) for name in part_names(path.name)]
+        return parts if parts and all(part.is_file() for part in parts) else [path]
     kinds = (".json", ".jinja", ".safetensors")
     return sorted(file for file in path.iterdir() if file.suffix in kinds and file.is_file())
 
