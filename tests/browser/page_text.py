@@ -39,6 +39,23 @@ def ids(vocabulary: bytes, texts: list[str]) -> list[list[int]]:
     return [e.ids.tolist() for e in tokenizer.encode_batch([*texts, *STRANGE])]
 
 
+def words(
+    pieces: list[str], merges: list[str], names: list[str], texts: list[str]
+) -> dict[str, list[list[int]]]:
+    """The ids of each text under the words of each name."""
+    metadata = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.tokens": pieces,
+        "tokenizer.ggml.merges": merges,
+        "tokenizer.ggml.add_bos_token": False,
+    }
+    found = {}
+    for name in names:
+        tokenizer = load_tokenizer(metadata | {"tokenizer.ggml.pre": name}, "pairs")
+        found[name] = [e.ids.tolist() for e in tokenizer.encode_batch(texts)]
+    return found
+
+
 def rows(vocabulary: bytes, template: str) -> list[Any]:
     """[tokens, targets] of conversations under a template, or what is said against them."""
     metadata = {**parse_gguf(vocabulary, "vocab").metadata, "tokenizer.chat_template": template}

@@ -1,10 +1,15 @@
 """Ids and masks in the page equal native ones, on all shared vocabularies and templates."""
 
+import random
 from pathlib import Path
 from typing import Any
 
 import page_text
 import pytest
+import unicode_texts
+import vocabs
+
+from wgtrain.data.pretokenizers import PRE_TOKENIZERS
 
 pytestmark = pytest.mark.browser
 
@@ -14,6 +19,11 @@ def vocabulary(data_dir: Path, name: str) -> Path:
 
 
 IDS = "import page_text; page_text.ids(page_text.vocabulary, values.texts.to_py())"
+WORDS = """
+import page_text
+given = values.to_py()
+page_text.words(**given)
+"""
 ROWS = "import page_text; page_text.rows(page_text.vocabulary, values.template)"
 
 
@@ -41,6 +51,25 @@ def test_ids(tab: Any, data_dir: Path, name: str) -> None:
     for text, ours, theirs in zip([*texts, *page_text.STRANGE], found, expected, strict=True):
         assert ours == theirs, repr(text)
     assert sum(map(len, expected)) > 10_000
+
+
+def test_words_of_every_name(tab: Any) -> None:
+    """JavaScript's patterns cut where those of the native library do."""
+    rows: dict[tuple[str, ...], str] = {}
+    for name, row in PRE_TOKENIZERS.items():
+        rows.setdefault(tuple(row.patterns), name)
+    seen = unicode_texts.FEW + unicode_texts.AWKWARD + "".join(unicode_texts.PLAIN)
+    made = vocabs.pairs("default", seen)
+    rng = random.Random(1)
+    kinds = unicode_texts.by_category(list(unicode_texts.FEW))
+    texts = [unicode_texts.random_text(rng, kinds, []) for _ in range(150)]
+    values = {
+        "pieces": made["tokenizer.ggml.tokens"],
+        "merges": made["tokenizer.ggml.merges"],
+        "names": list(rows.values()),
+        "texts": [unicode_texts.AWKWARD, *texts],
+    }
+    assert tab.python(WORDS, **values) == page_text.words(**values)
 
 
 def test_masks(tab: Any, data_dir: Path, name: str) -> None:
