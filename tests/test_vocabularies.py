@@ -6,6 +6,7 @@ from typing import Any
 import needs
 import numpy as np
 import pytest
+import random_model
 import unicode_texts
 import vocabs
 from vocabs import bpe, spm
@@ -14,6 +15,7 @@ from wgtrain.data import Tokenizer, load_tokenizer
 from wgtrain.data.merges import scored_merges
 from wgtrain.data.pretokenizers import PRE_TOKENIZERS
 from wgtrain.data.special_tokens import CONTROL, NORMAL, UNKNOWN, USER_DEFINED
+from wgtrain.model.host import Host
 
 pytestmark = pytest.mark.oracle
 TEXTS = 50  # a name; scripts/evidence takes more, of all of Unicode
@@ -199,3 +201,17 @@ def test_equal_tokenizers_share_nothing() -> None:
     first: Tokenizer = load_tokenizer(spm("ab"))
     assert first.id_of("ab") == first.vocab_size - 1 and first.id_of("\ud800") is None
     assert load_tokenizer(spm("cd")).id_of("ab") is None
+
+
+@pytest.mark.gpu
+def test_a_large_vocabulary_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    model = random_model.load(random_model.build(random_model.Shape()), host=Host(say=said.append))
+    model.gguf.metadata.update(bpe())
+    monkeypatch.setattr("wgtrain.infer.model.LARGE_VOCABULARY", 258)
+    assert model.tokenizer.vocab_size == 257 and not said
+    monkeypatch.setattr("wgtrain.infer.model.LARGE_VOCABULARY", 257)
+    monkeypatch.setattr(model, "_tokenizer", None)
+    assert model.tokenizer is model.tokenizer
+    assert said == ["random.gguf: a vocabulary of 257 pieces is read"]
+    model.close()

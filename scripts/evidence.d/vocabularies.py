@@ -136,7 +136,7 @@ def agreed(table: Path, figures: dict[str, Any]) -> list[str]:
 
 def compare(metadata: dict[str, Any], kinds: list[list[str]], n: int) -> tuple[int, int]:
     """How many of n random strings have other ids than llama.cpp's, with and without special
-    tokens, and how many of the former decode to other bytes.
+    tokens, and how many of the tokens in them stand for other bytes.
     """
     import unicode_texts
     from llama_cpp_vocab import LlamaCppVocab
@@ -147,14 +147,17 @@ def compare(metadata: dict[str, Any], kinds: list[list[str]], n: int) -> tuple[i
     ours, theirs = load_tokenizer(metadata), LlamaCppVocab(metadata)
     rng, specials = random.Random(metadata.get("tokenizer.ggml.pre")), special_pieces(metadata)
     texts = [unicode_texts.random_text(rng, kinds, specials) for _ in range(n - 1)]
-    ids = decoded = 0
+    ids, seen = 0, set()
     for text in [unicode_texts.AWKWARD, *texts]:
         for special in (False, True):
             judged = theirs.encode(text, special=special)
             ids += ours.encode(text, special=special) != judged
-        decoded += ours.decode_bytes(judged, True, start=False) != theirs.spell(judged, True)
+            seen |= set(judged)
+    spelled = sum(
+        ours.decode_bytes([i], True, start=False) != theirs.spell([i], True) for i in seen
+    )
     theirs.close()
-    return ids, decoded
+    return ids, spelled
 
 
 def published(path: Path, kinds: list[list[str]]) -> dict[str, Any]:
