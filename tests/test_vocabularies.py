@@ -208,9 +208,9 @@ def test_a_large_vocabulary_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     model = random_model.load(random_model.build(random_model.Shape()), host=Host(say=said.append))
     model.gguf.metadata.update(bpe())
-    monkeypatch.setattr("wgtrain.infer.model.LARGE_VOCABULARY", 258)
+    monkeypatch.setattr("wgtrain.data.tokenizer.LARGE_VOCABULARY", 258)
     assert model.tokenizer.vocab_size == 257 and not said
-    monkeypatch.setattr("wgtrain.infer.model.LARGE_VOCABULARY", 257)
+    monkeypatch.setattr("wgtrain.data.tokenizer.LARGE_VOCABULARY", 257)
     monkeypatch.setattr(model, "_tokenizer", None)
     assert model.tokenizer is model.tokenizer
     assert said == ["random.gguf: a vocabulary of 257 pieces is read"]

@@ -240,10 +240,11 @@ async def load_tokenizer(source: ModelFiles) -> Tokenizer:
     """The tokenizer in a GGUF or a Hugging Face folder; neither needs to hold weights."""
     if is_folder(source):
         with folder_sources(source) as files:
-            return read_tokenizer(await read_tokenizer_metadata(files, str(source)), str(source))
+            metadata = await read_tokenizer_metadata(files, str(source))
+            return read_tokenizer(metadata, str(source), _say)
     with as_sources(source) as parted:
         _, gguf = await read_parts(parted)
-    return read_tokenizer(gguf.metadata, gguf.name)
+    return read_tokenizer(gguf.metadata, gguf.name, _say)
 
 
 def load_adapter(source: AnyPath | AnyBytes | Adapter, model: Model) -> Adapter:

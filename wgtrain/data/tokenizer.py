@@ -6,7 +6,7 @@ covers, are sums over pieces and need nothing of the library that merges.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from wgtrain.data.tokenizer_json import SPACE
 from wgtrain.data.vocabulary import Vocabulary, read_vocabulary
 from wgtrain.errors import FileError, OptionError
 
+LARGE_VOCABULARY = 200_000  # pieces; in a page such a one takes some five seconds
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>\Z")
 _LINES = re.compile(r"\n+|[^\n]+")
 _SPACE = SPACE.encode()
@@ -251,8 +252,16 @@ class Tokenizer:
         return {self._bytes[i] for i in np.flatnonzero(self._sizes == 1).tolist()}
 
 
-def load_tokenizer(metadata: dict[str, Any], name: str = "model") -> Tokenizer:
-    """The tokenizer of a GGUF's metadata; `name` is for messages. FileError if it is unusable."""
+def load_tokenizer(
+    metadata: dict[str, Any], name: str = "model", say: Callable[[str], None] | None = None
+) -> Tokenizer:
+    """The tokenizer of a GGUF's metadata; `name` is for messages. FileError if it is unusable.
+
+    `say` hears a line before a vocabulary is read that may take seconds.
+    """
+    pieces = metadata.get("tokenizer.ggml.tokens")
+    if say is not None and isinstance(pieces, list) and len(pieces) >= LARGE_VOCABULARY:
+        say(f"{name}: a vocabulary of {len(pieces):,} pieces is read")
     return Tokenizer(read_vocabulary(metadata, name), name)
 
 

@@ -30,7 +30,6 @@ from wgtrain.model.host import NOWHERE, Host, Loaded
 from wgtrain.model.weights import check_precision, load_weights
 from wgtrain.turn import Turn
 
-LARGE_VOCABULARY = 200_000  # pieces; in a page such a one takes seconds
 AdapterLike = Any  # an Adapter, the bytes of an adapter GGUF, or what the face's reader takes
 _SAMPLE = 1 << 20  # bytes of tensor data at either end that the fingerprint covers
 
@@ -72,10 +71,7 @@ class Model:
         if self._no_tokenizer is not None:
             raise FileError(self._no_tokenizer)
         if self._tokenizer is None:
-            pieces = self.gguf.metadata.get("tokenizer.ggml.tokens")
-            if isinstance(pieces, list) and len(pieces) >= LARGE_VOCABULARY:
-                self.host.say(f"{self.name}: a vocabulary of {len(pieces):,} pieces is read")
-            self._tokenizer = load_tokenizer(self.gguf.metadata, self.name)
+            self._tokenizer = load_tokenizer(self.gguf.metadata, self.name, self.host.say)
         return self._tokenizer
 
     @property
