@@ -4,7 +4,9 @@ import datetime
 import json
 from typing import Any
 
-from wgtrain.data import load_rows, load_tokenizer
+from wgtrain.data import load_rows, load_tokenizer, read_rows
+from wgtrain.data.preview import Preview
+from wgtrain.data.templates import Templating
 from wgtrain.errors import WgtrainError
 from wgtrain.files import parse_gguf
 
@@ -57,7 +59,9 @@ def words(
 
 
 def rows(vocabulary: bytes, template: str) -> list[Any]:
-    """[tokens, targets] of conversations under a template, or what is said against them."""
+    """[tokens, targets] of conversations under a template, or what is said against them; and what
+    a preview shows of rows under another.
+    """
     metadata = {**parse_gguf(vocabulary, "vocab").metadata, "tokenizer.chat_template": template}
     tokenizer = load_tokenizer(metadata, "vocab")
     found: list[Any] = []
@@ -74,4 +78,9 @@ def rows(vocabulary: bytes, template: str) -> list[Any]:
             found += [[row.tokens.tolist(), row.targets.tolist()] for row in data.rows]
         except WgtrainError as error:
             found.append(str(error))
-    return found
+    own = Templating(
+        "{% for m in messages %}{{ m.content }}{{ x }}{% endfor %}", {"x": "ü"}, now=NOW
+    )
+    lines = "\n".join(json.dumps(row) for row in ({"messages": CHAT}, {"text": "a<é>"}))
+    shown = Preview(read_rows(lines.encode(), tokenizer, seq_len=300, chat=own), tokenizer)
+    return [*found, shown.text, shown.colored, shown.html]

@@ -58,7 +58,7 @@ class Chats:
                     more = bool(batch) and failure is None
                     chats = [example.chat for example in batch if example.chat is not None]
                     if chats and (opened := self._template()):
-                        opened.send([self._sent(chat) for chat in chats])
+                        opened.send(self._sent(chats))
                     under_way.append(batch)
                 if len(under_way) > 1 or not more:
                     for example in under_way.popleft():
@@ -71,11 +71,16 @@ class Chats:
         if failure is not None:
             raise failure
 
-    def _sent(self, chat: Chat) -> Conversation:
-        args = {**self._templating.args, **chat.args}
-        typed = self._tokenizer.control_in(_texts([chat.messages, chat.tools, args]))
-        pieces = [self._tokenizer.pieces[i] for i in dict.fromkeys(typed)]
-        return chat.messages, chat.tools, args, pieces
+    def _sent(self, chats: list[Chat]) -> list[Conversation]:
+        """What a template gets of them; special tokens are looked for in all at once first."""
+        args = [{**self._templating.args, **chat.args} for chat in chats]
+        given = [(c.messages, c.tools, more) for c, more in zip(chats, args, strict=True)]
+        there = self._tokenizer.control_in(["\0".join(_texts(given))])
+        out: list[Conversation] = []
+        for messages, tools, more in given:
+            typed = self._tokenizer.control_in(_texts([messages, tools, more])) if there else []
+            out.append((messages, tools, more, [self._tokenizer.pieces[i] for i in {*typed}]))
+        return out
 
     def notes(self) -> list[str]:
         """What a person should know of the rows rendered so far."""
@@ -140,7 +145,7 @@ def _texts(value: Any) -> Iterator[str]:
         item = open_.pop()
         if isinstance(item, str):
             yield item
-        elif isinstance(item, list | dict):
+        elif isinstance(item, list | tuple | dict):
             open_ += item.values() if isinstance(item, dict) else item
 
 
