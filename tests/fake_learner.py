@@ -24,6 +24,8 @@ from wgtrain.files import ARCHITECTURES
 from wgtrain.files.names import resolve_targets, tensor_name
 from wgtrain.gpu import Limits
 from wgtrain.model.host import Host, adapter_from_bytes
+from wgtrain.train.fit import Fit
+from wgtrain.train.needs import Needs
 
 LINEARS = ARCHITECTURES["qwen2"].linears
 VOCAB, WIDTH, LAYERS = 11, 6, 3
@@ -36,6 +38,15 @@ class FakeDevice:
 
     def find_budget(self):
         return "not known"
+
+
+class FakePlan:
+    """As much of a plan as a session asks for."""
+
+    problem, needs = "", Needs({"base": 3 << 20}, ("base", 3), 16, 16, False, {})
+
+    def __init__(self, *arguments, **options):
+        self.options = options
 
 
 class FakeModel:
@@ -64,8 +75,16 @@ class FakeModel:
         },
     )
 
-    def __init__(self, path="fake.gguf", adapter_index=None, precision="f32", quantize_base=None):
+    def __init__(
+        self,
+        path="fake.gguf",
+        adapter_index=None,
+        precision="f32",
+        quantize_base=None,
+        gpu_memory=None,
+    ):
         self.adapter_index, self.precision = adapter_index, precision
+        self.gpu_memory = gpu_memory
         self.quantize_base = quantize_base
         if path != "fake.gguf":
             self.fingerprint = hashlib.sha256(Path(path).read_bytes()).hexdigest()
@@ -121,6 +140,9 @@ class FakeLearner:
 
     def check(self, device):
         pass
+
+    def take_over(self, other):
+        self.set_parameters(other.p)
 
     async def build(self):
         self.built = True
@@ -288,6 +310,8 @@ def install(patch=setattr):
     patch(session, "base_tokenizer", lambda base: None)
     patch(session, "load_model", FakeModel)
     patch(session, "load_dataset", fake_dataset)
+    patch(session, "plan", FakePlan)
+    patch(Fit, "explained", lambda self, error: error)
 
 
 if __name__ == "__main__":  # the command line with the toy; each step takes at least argv[1]

@@ -101,6 +101,7 @@ def test_default_folder(toy, capsys):
 # name -> (arguments, what it must be in config.yaml)
 OPTIONS = {
     "adapter_index": (["--adapter-index", "3"], 3),
+    "gpu_memory": (["--gpu-memory", "6GiB"], 6 << 30),
     "kind": (["--kind", "text"], "text"),
     "chat_template": (["--chat-template", "chatml"], "chatml"),
     "template_args": (["--template-args", '{"a": 1}'], '{"a": 1}'),
@@ -142,7 +143,7 @@ OPTIONS = {
 SAME_NUMBERS = {"adapter_index", "method", "optimizer", "grad_checkpoint", "capture", "tuning"}
 # Of chats, which the toy's rows are not: test_chat_options.py.
 SAME_NUMBERS |= {"chat_template", "template_args", "system"}
-SAME_NUMBERS |= {"kind", "eval_every", "save_every", "save_total_limit", "precision"}
+SAME_NUMBERS |= {"kind", "gpu_memory", "eval_every", "save_every", "save_total_limit", "precision"}
 SAME_NUMBERS |= {"quantize_base"}
 
 
@@ -338,7 +339,7 @@ def test_settings_that_do_not_do_what_they_seem_to(toy, capsys, options):
         assert f"warning: {options.replace(' ', ' = ')}" in screen
     assert said.count("warning") == bool(options)
     training = fake_learner.FakeModel.weights.nbytes / 2**20
-    assert f"MiB, of it {training:.1f} MiB weights and 0." in said
+    assert f" MiB (base {training:.1f} MiB, adapter 0." in said
 
 
 def test_no_escape_of_a_file_reaches_the_screen(toy, capsys, monkeypatch):

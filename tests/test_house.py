@@ -38,12 +38,12 @@ BELOW: dict[str, set[str]] = {
     # Faces of several modules: what they may know of each other.
     "tune": {*GROUND, "gpu", "engine"},
     "web": {"errors"},
-    "runs": {*GROUND, "files", "data", "gpu", "engine", "train", "api"},
+    "runs": {*GROUND, "files", "data", "gpu", "engine", "train", "api", "planned"},
     "notebook": {"train", "runs"},
     "bench": {*GROUND, "files", "data", "gpu", "engine", "model", "infer", "train", "runs", "tune"},
     "cli": {
         *(*GROUND, "files", "data", "gpu", "engine", "model", "infer", "train"),
-        *("api", "runs", "tune", "web", "bench"),
+        *("api", "planned", "runs", "tune", "web", "bench"),
     },
 }
 

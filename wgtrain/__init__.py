@@ -22,6 +22,7 @@ _WHERE = {
     "read_adapter_peft": "files.adapters",
     "list_adapters": "gpu",
     "run": "gpu",
+    "plan": "planned",
     "load_dataset": "api",
     "load_model": "api",
     "load_tokenizer": "api",
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from wgtrain.files.adapters import read_adapter_peft as read_adapter_peft
     from wgtrain.gpu import list_adapters as list_adapters
     from wgtrain.gpu import run as run
+    from wgtrain.planned import plan as plan
     from wgtrain.train.config import LoraConfig as LoraConfig
     from wgtrain.train.config import TrainConfig as TrainConfig
     from wgtrain.train.results import StepResult as StepResult

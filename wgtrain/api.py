@@ -25,7 +25,7 @@ from wgtrain.files.adapters import (
 )
 from wgtrain.files.parts import read_parts
 from wgtrain.files.source import Source, shown
-from wgtrain.gpu import run
+from wgtrain.gpu import read_size, run
 from wgtrain.infer.model import Model, open_model
 from wgtrain.model.config import ModelConfig
 from wgtrain.model.folder import Folder, open_folder
@@ -77,6 +77,7 @@ async def load_model(
     precision: str = "f32",
     quantize_base: str | None = None,
     progress: Loaded | None = None,
+    gpu_memory: int | str | None = None,
 ) -> Model:
     """Opens a model on a GPU: the strongest, or number `adapter_index` of `list_adapters`.
 
@@ -87,8 +88,13 @@ async def load_model(
     and stores no wider ones, on a GPU that can: docs/precision.md. `quantize_base` quantises the
     blocks' linears of a full-precision base as they are loaded: "nf4", "nf4-double", "int4" or
     "int8". `progress(done, total)` is called with bytes while weights are loaded; without it a
-    large model shows a bar in a terminal.
+    large model shows a bar in a terminal. `gpu_memory`, as "6GiB"
+    or bytes, is how much of the GPU's memory may be used.
     """
+    try:
+        budget = None if gpu_memory is None else read_size(gpu_memory)
+    except ValueError as error:
+        raise OptionError(f"gpu_memory = {shown(gpu_memory)}: allowed is {error}") from None
 
     async def load(opened: Source | Folder) -> Model:
         return await open_model(
@@ -98,6 +104,7 @@ async def load_model(
             precision=precision,
             quantize_base=quantize_base,
             progress=progress,
+            budget=budget,
             host=HOST,
         )
 

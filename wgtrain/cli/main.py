@@ -90,22 +90,29 @@ def cli() -> None:
     "--resume",
     metavar="RUN",
     help="Go on with the run in this folder; beside it only --iters or --epochs for another "
-    "length, and --model, --data, --valid, --init-adapter for files that moved.",
+    "length, --gpu-memory, and --model, --data, --valid, --init-adapter for files that moved.",
 )
 def train(config_file: str | None, resume: str | None, **given: Any) -> int:
     """Train an adapter on a GGUF model and JSONL rows."""
     from wgtrain.runs import session
-    from wgtrain.runs.yaml_file import read_yaml
 
     explicit = {name: value for name, value in given.items() if value is not None}
     if resume is not None:
         beside = {**explicit, **({"config": config_file} if config_file else {})}
         return DONE if session.resume(resume, _say, beside) else INTERRUPTED
+    return DONE if session.start(_settings(config_file, given), _say) else INTERRUPTED
+
+
+def _settings(config_file: str | None, given: dict[str, Any]) -> dict[str, Any]:
+    """What was given on the command line, over a YAML file."""
+    from wgtrain.runs.yaml_file import read_yaml
+
+    explicit = {name: value for name, value in given.items() if value is not None}
     settings = canonical(explicit, CONFIGS, "command line")
-    if config_file is not None:
-        file = canonical(read_yaml(Path(config_file)), CONFIGS, config_file)
-        settings = merge(file, settings, CONFIGS)
-    return DONE if session.start(settings, _say) else INTERRUPTED
+    if config_file is None:
+        return settings
+    file = canonical(read_yaml(Path(config_file)), CONFIGS, config_file)
+    return merge(file, settings, CONFIGS)
 
 
 @cli.command()
@@ -134,16 +141,28 @@ def preview(
     Ends with 2 where training would refuse them.
     """
     from wgtrain.cli.preview import report
-    from wgtrain.runs.yaml_file import read_yaml
 
-    explicit = {name: value for name, value in given.items() if value is not None}
-    settings = canonical(explicit, CONFIGS, "command line")
-    if config_file is not None:
-        file = canonical(read_yaml(Path(config_file)), CONFIGS, config_file)
-        settings = merge(file, settings, CONFIGS)
-    text, usable = report(settings, rows, html, as_json)
+    text, usable = report(_settings(config_file, given), rows, html, as_json)
     click.echo(text, nl=False, color=True)  # it is coloured for a terminal alone
     return DONE if usable else UNUSABLE
+
+
+@cli.command()
+@options_of(*CONFIGS)
+@click.option("--type", "type_", metavar="TYPE", help="Type of the matrices, in place of theirs.")
+@click.option("--config", "config_file", metavar="FILE", help="YAML file of these settings.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def plan(type_: str | None, config_file: str | None, as_json: bool, **given: Any) -> int:
+    """Tell what train would take with these options, and whether it fits; nothing is loaded.
+
+    The model may also be a config.json alone; data may be left out. Ends with 3 where it does not
+    fit.
+    """
+    from wgtrain.cli.plan import show
+
+    text, fits = show(_settings(config_file, given), type_, as_json)
+    click.echo(text if as_json else as_options(text))
+    return DONE if fits else GPU_FAILED
 
 
 @cli.command()

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Coroutine, Iterable
 from typing import Any
 
-from wgtrain.gpu.memory import Memory, find_memory, read_size
+from wgtrain.gpu.memory import GIVEN, UNKNOWN, Memory, find_memory, read_size
 from wgtrain.gpu.protocol import (
     INDEX_VARIABLE,
     AdapterInfo,
@@ -20,12 +20,15 @@ from wgtrain.gpu.protocol import (
     Limits,
     Room,
     Slot,
+    chosen_adapter,
     features_of,
     granted_limits,
 )
 
 __all__ = [
+    "GIVEN",
     "INDEX_VARIABLE",
+    "UNKNOWN",
     "AdapterInfo",
     "Binding",
     "Buffer",
@@ -35,6 +38,7 @@ __all__ = [
     "Memory",
     "Room",
     "Slot",
+    "chosen_adapter",
     "features_of",
     "find_adapters",
     "find_memory",

@@ -22,13 +22,13 @@ from wgtrain.files.source import Source, read_range
 from wgtrain.gpu import native_library, native_pass, native_process, native_timing
 from wgtrain.gpu.base import CLOSED, BindGroup, DeviceBase, Program, compile_message
 from wgtrain.gpu.protocol import (
-    INDEX_VARIABLE,
     AdapterInfo,
     Binding,
     Buffer,
     Data,
     Dispatch,
     Slot,
+    chosen_adapter,
     granted_limits,
     wanted_features,
 )
@@ -106,18 +106,7 @@ def open_device(
     adapters = _adapters()
     if not adapters:
         raise DeviceError(_NO_ADAPTER)
-    given = adapter_index if adapter_index is not None else os.environ.get(INDEX_VARIABLE) or "0"
-    try:
-        if isinstance(given, str) and not re.fullmatch(r" *[0-9]+ *", given):
-            raise ValueError
-        index = int(given)
-        info, adapter = adapters[index]
-        if index < 0:
-            raise IndexError
-    except (ValueError, IndexError):
-        names = ", ".join(f"{i.index} = {i.name} ({i.backend})" for i, _ in adapters)
-        where = "adapter index" if adapter_index is not None else INDEX_VARIABLE
-        raise OptionError(f"{where} {given!r} is not one of: {names}") from None
+    info, adapter = adapters[chosen_adapter([info for info, _ in adapters], adapter_index)]
     return NativeDevice(info, adapter, limits, budget)
 
 

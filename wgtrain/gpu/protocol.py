@@ -7,6 +7,7 @@ else is queued and returns at once. The device frees no buffer by itself: whoeve
 it, `close` frees all. Threads take turns, and `close` waits for its own; a forked child is refused.
 """
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from wgtrain.errors import OptionError
 from wgtrain.files.source import Source
 
 INDEX_VARIABLE = "WGTRAIN_ADAPTER_INDEX"  # environment, in place of an adapter index
@@ -172,6 +174,22 @@ class Device(Protocol):
 
     def close(self) -> None:
         """Frees every buffer and the device; later calls raise DeviceLostError."""
+
+
+def chosen_adapter(infos: Sequence[AdapterInfo], adapter_index: int | None) -> int:
+    """The number of the adapter to open; OptionError for one that is not there."""
+    given = adapter_index if adapter_index is not None else os.environ.get(INDEX_VARIABLE) or "0"
+    try:
+        if isinstance(given, str) and not re.fullmatch(r" *[0-9]+ *", given):
+            raise ValueError
+        index = int(given)
+        if not 0 <= index < len(infos):
+            raise ValueError
+    except ValueError:
+        names = ", ".join(f"{i.index} = {i.name} ({i.backend})" for i in infos)
+        where = "adapter index" if adapter_index is not None else INDEX_VARIABLE
+        raise OptionError(f"{where} {given!r} is not one of: {names}") from None
+    return index
 
 
 def granted_limits(info: AdapterInfo, limits: str | None = None) -> Limits:

@@ -46,7 +46,7 @@ class Inputs:
         self, paths: RunConfig, config: TrainConfig, read: Mapping[str, Rows] | None = None
     ):
         check_model(Path(paths.model))
-        files = {"data": data_file(paths.data), "valid": _valid_file(paths, config)}
+        files = {"data": data_file(paths.data), "valid": valid_file(paths, config)}
         if paths.init_adapter is not None:
             files["init_adapter"] = adapter_file(paths.init_adapter)
         done = read or {}
@@ -98,7 +98,7 @@ class Inputs:
         return {"model": {key: value for key, value in model.items() if value}, **files}
 
 
-def _valid_file(paths: RunConfig, config: TrainConfig) -> Path | None:
+def valid_file(paths: RunConfig, config: TrainConfig) -> Path | None:
     """The file of validation rows: as set, or that of a data folder."""
     if isinstance(config.valid, str):
         return data_file(config.valid, "valid")

@@ -16,13 +16,14 @@ from wgtrain.data import Dataset
 from wgtrain.data.templates import Templating
 from wgtrain.engine.tables import from_json, to_json
 from wgtrain.engine.tuning import Tuning
-from wgtrain.errors import FileError, NonFiniteError, OptionError
+from wgtrain.errors import FileError, NonFiniteError, OptionError, OutOfMemoryError
+from wgtrain.planned import plan
 from wgtrain.runs import progress
 from wgtrain.runs.chats import templating
 from wgtrain.runs.folder import SUMMARY, TEMPLATE, RunFolder, check_free
 from wgtrain.runs.inputs import NAMES, Inputs, Rows, changed, found_again, read_entries
 from wgtrain.runs.stopping import stopped_by_signals
-from wgtrain.runs.telling import Say, Voice, ending, facts, in_words, opening
+from wgtrain.runs.telling import Say, Voice, ending, facts, in_words, memory, opening
 from wgtrain.train.checkpoint import unpack
 from wgtrain.train.config import CONFIGS, LoraConfig, RunConfig
 from wgtrain.train.schedule import make_schedule
@@ -30,9 +31,10 @@ from wgtrain.train.settings import as_mapping, build, canonical, merge
 from wgtrain.train.trainer import Trainer
 from wgtrain.train.windows import Windows
 
-# What may stand beside `resume`: more steps, and where files are now.
+# What may stand beside `resume`: more steps, the machine, and where files are now.
 LENGTH = ("iters", "epochs")
-BESIDE_RESUME = (*LENGTH, *NAMES)
+MACHINE = ("gpu_memory",)  # no matter of numbers
+BESIDE_RESUME = (*LENGTH, *MACHINE, *NAMES)
 
 
 def start(settings: dict[str, Any], say: Say = print) -> bool:
@@ -70,16 +72,17 @@ def resume(path: str, say: Say = print, given: Mapping[str, Any] | None = None) 
         stack.callback(folder.close)
         before, now, tuning, ended = _earlier(folder)
         longer = {name: given.pop(name) for name in LENGTH if name in given}
+        other = {name: given.pop(name) for name in MACHINE if name in given}
         if ended is not None and not longer and folder.has_results():
             voice.show(f"{path} is finished: {ended}; more steps: --resume {path} --iters N")
             return True
         voice.attach(folder)
         config_file = str(folder.path / "config.yaml")
         stored = canonical(folder.settings(), CONFIGS, config_file)
-        paths, lora, config = build(merge(stored, longer, CONFIGS), *CONFIGS)
+        paths, lora, config = build(merge(stored, longer | other, CONFIGS), *CONFIGS)
         inputs = found_again(paths, config, before, given, folder.path)
         chat = _templating(paths, now, folder)
-        trainer = stack.enter_context(_open(inputs, lora, (), chat, voice, tuning))
+        trainer = stack.enter_context(_open(inputs, lora, (), chat, voice, tuning, True))
         model = before.get("model", {})
         if model.get("fingerprint", trainer.model.fingerprint) != trainer.model.fingerprint or (
             model.get("sha256") and model["sha256"] != inputs.model_hash()
@@ -99,6 +102,7 @@ def _open(
     chat: Templating,
     voice: Voice,
     tuning: Tuning | None = None,
+    resumed: bool = False,
 ) -> Iterator[Trainer]:
     """Model, rows and trainer of a run."""
     paths, config = inputs.paths, inputs.config
@@ -111,15 +115,23 @@ def _open(
 
         rows = load(inputs.data)
         valid = None if inputs.valid is None else load(inputs.valid)
-        model = load_model(
-            base,
-            adapter_index=paths.adapter_index,
-            precision=paths.precision,
-            quantize_base=paths.quantize_base,
-        )
+        where: dict[str, Any] = {
+            "adapter_index": paths.adapter_index,
+            "precision": paths.precision,
+            "quantize_base": paths.quantize_base,
+            "gpu_memory": paths.gpu_memory,
+        }
+        brought = paths.init_adapter
+        planned = plan(base, lora, config, rows, valid, init_adapter=brought, given=given, **where)
+        voice.show(memory(planned.needs))
+        if planned.problem:
+            raise OutOfMemoryError(planned.shortage(advice=not resumed))
+        model = load_model(base, **where)
     try:
         adapter = load_adapter(paths.init_adapter, model) if paths.init_adapter else None
         trainer = Trainer(model, rows, lora, config, valid, adapter, given, tuning)
+        if resumed:
+            trainer.fixed_settings()
         try:
             trainer.build()
             yield trainer
@@ -248,6 +260,7 @@ def _other_length(trainer: Trainer, settings: Mapping[str, Any]) -> str:
 def _train(folder: RunFolder, inputs: Inputs, trainer: Trainer, voice: Voice) -> bool:
     """Runs a trainer to its end in a folder; False if interrupted."""
     first = trainer.step
+    voice.log(memory(trainer.needs))
     voice("\n".join([*inputs.notes(), opening(folder, trainer)]))
     folder.write_summary(status="running", error=None, **facts(folder, trainer))
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from wgtrain.errors import NonFiniteError, WgtrainError, printable
 from wgtrain.runs.folder import RESULTS, RunFolder
+from wgtrain.train.needs import Needs, size
 from wgtrain.train.trainer import Trainer
 
 Say = Callable[[str], None]
@@ -62,7 +63,6 @@ def opening(folder: RunFolder, trainer: Trainer) -> str:
     learner, context = trainer.learner, trainer.model.config.context
     longest = max(len(row.tokens) for row in rows.rows)
     long = f"rows of up to {longest} tokens, but the model was made for {context}"
-    weights = trainer.model.base.weights.nbytes
     return "\n".join(
         [
             f"{rows.name}: {', '.join(parts)}",
@@ -71,16 +71,19 @@ def opening(folder: RunFolder, trainer: Trainer) -> str:
             *rows.notes,
             *_odd(trainer),
             f"{learner.parameter_count:,} parameters, {trainer.total_steps} steps",
-            f"GPU memory: {_mib(weights + learner.nbytes)}, of it {_mib(weights)} weights and "
-            f"{_mib(learner.nbytes)} for training",
             f"kernels: {learner.tuning.origin}",
             f"writing to {folder.path}",
         ]
     )
 
 
-def _mib(nbytes: int) -> str:
-    return f"{nbytes / 2**20:,.1f} MiB"
+def memory(needs: Needs) -> str:
+    """The line of GPU memory by purpose."""
+    parts = ", ".join(f"{purpose} {size(nbytes)}" for purpose, nbytes in needs.by_purpose.items())
+    name, nbytes = needs.largest_binding
+    how = "; activations are recomputed in the backward pass" if needs.recompute else ""
+    text = f"GPU memory: {size(needs.total)} ({parts}); largest binding {name}, {size(nbytes)}"
+    return text + how
 
 
 def _odd(trainer: Trainer) -> list[str]:

@@ -13,6 +13,7 @@ from wgtrain.train.config import LoraConfig, TrainConfig
 from wgtrain.train.learner import Learner
 from wgtrain.train.needs import Lengths, Planner, Settings, Space, size
 
+BROUGHT = frozenset({"rank", "target_modules", "layers"})  # settings that an adapter brings
 _FEW_TARGETS = "q_proj,v_proj"  # those of the paper on LoRA
 _SHORTEST, _LOWEST = 64, 4  # seq_len and rank that are still proposed
 

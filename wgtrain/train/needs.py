@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from wgtrain.data import Dataset
 from wgtrain.errors import OutOfMemoryError
 from wgtrain.gpu import Limits
 from wgtrain.model.base import Base
@@ -89,6 +90,12 @@ class Lengths:
         held = [min(n, cut) if shorter else n for n in self.valid]
         batches = [sum(held[i : i + size]) for i in range(0, len(held), size)]
         return max([tokens, *batches]), max([lengths[0], *held])
+
+
+def lengths_of(rows: Dataset, valid: Dataset | None = None) -> Lengths:
+    """Those of rows that are read."""
+    held = [len(row.tokens) for row in valid.rows] if valid else []
+    return Lengths([len(row.tokens) for row in rows.rows], held, rows.seq_len)
 
 
 @dataclass

@@ -109,6 +109,12 @@ class TrainingPlan:
             return False
         return None if self.memory.nbytes is None else True
 
+    def shortage(self, advice: bool = True) -> str:
+        """The text of the error that it does not fit."""
+        text = f"the run needs {size(self.total_bytes)} of GPU memory, {self._there()}"
+        text = f"{text}: {self.problem}"
+        return f"{text}\n{self.advice}" if advice and self.advice else text
+
     def as_json(self) -> dict[str, Any]:
         """All of it as JSON values."""
         name, nbytes = self.needs.largest_binding
@@ -161,13 +167,15 @@ class TrainingPlan:
         ]
 
     def _verdict(self) -> str:
-        if self.memory.nbytes is None:
-            there = f"how much memory there is is {self.memory.origin}"
-        else:
-            there = f"{size(self.memory.nbytes)} of memory ({self.memory.origin})"
+        there = self._there()
         if self.problem:
             return f"{there}; it does not fit: {self.problem}"
         return there if self.fits is None else f"{there}; it fits"
+
+    def _there(self) -> str:
+        if self.memory.nbytes is None:
+            return f"how much there is is {self.memory.origin}"
+        return f"{size(self.memory.nbytes)} are there ({self.memory.origin})"
 
     def table(self) -> list[tuple[str, ...]]:
         """By layer, with a row of names in front and of sums behind; equal blocks are one row."""

@@ -18,6 +18,7 @@ _ELSEWHERE = {
     "out": "output output_dir output_folder output_path save_dir adapter_path checkpoint_dir",
     "init_adapter": "adapter_name_or_path lora_model_dir resume_adapter_file from_adapter",
     "adapter_index": "gpu gpu_id device device_id",
+    "gpu_memory": "vram max_memory memory gpu_memory_limit memory_limit max_gpu_memory",
     "precision": "dtype torch_dtype fp16 bf16 mixed_precision",
     "quantize_base": "load_in_4bit load_in_8bit bnb_4bit_quant_type quantization_bit qlora "
     "quantization quantize quantise_base bnb_4bit_use_double_quant",

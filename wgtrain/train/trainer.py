@@ -23,10 +23,10 @@ from wgtrain.model.base import OpenModel
 from wgtrain.model.host import Host
 from wgtrain.train import checkpoint as ckpt
 from wgtrain.train.config import LoraConfig, TrainConfig
-from wgtrain.train.fit import Fit
+from wgtrain.train.fit import BROUGHT, Fit
 from wgtrain.train.learner import lora_learner
 from wgtrain.train.loop import Loop
-from wgtrain.train.needs import Lengths, Needs, needs_of
+from wgtrain.train.needs import Needs, lengths_of, needs_of
 from wgtrain.train.results import Place, StepResult
 from wgtrain.train.schedule import make_schedule
 from wgtrain.train.settings import as_mapping
@@ -101,9 +101,9 @@ class Trainer(Loop):
         self.schedule = make_schedule(config, self.total_steps, self._windows.per_epoch)
         self._held = list(in_batches(valid, config.batch_size)) if valid else []
         self.memory_origin = model.device.find_budget()
-        self._fit = Fit(model, lora, config, _lengths(rows, valid), lora_learner)
+        self._fit = Fit(model, lora, config, lengths_of(rows, valid), lora_learner)
         if init_adapter is not None:
-            self._fit.fixed |= {"rank", "target_modules", "layers"}
+            self._fit.fixed |= BROUGHT
         self.learner = self._fit.learner(tuning and self._listed(tuning, "tuning"))
         if tuning is None:
             batches = self.total_steps * config.grad_accum
@@ -377,8 +377,3 @@ class Trainer(Loop):
         """
         if self._turn.close("the trainer was closed: its adapter is gone from the GPU"):
             self.learner.close()
-
-
-def _lengths(rows: Dataset, valid: Dataset | None) -> Lengths:
-    held = [len(row.tokens) for row in valid.rows] if valid else []
-    return Lengths([len(row.tokens) for row in rows.rows], held, rows.seq_len)

@@ -1,0 +1,55 @@
+"""`wgtrain plan`: what a run would take, told before anything is loaded."""
+
+import json
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any
+
+from wgtrain.api import base_tokenizer, data_file, load_dataset, opened_base
+from wgtrain.data import Dataset
+from wgtrain.errors import OptionError, printable
+from wgtrain.model.folder import Folder
+from wgtrain.planned import config_file, plan
+from wgtrain.runs.chats import templating
+from wgtrain.runs.inputs import valid_file
+from wgtrain.train.config import CONFIGS, RunConfig, TrainConfig
+from wgtrain.train.settings import build
+
+
+def show(settings: Mapping[str, Any], type_: str | None, as_json: bool) -> tuple[str, bool]:
+    """(the plan of a run with these settings, False where it does not fit)."""
+    named = {name: value for name, value in settings.items() if value is not None}
+    paths, lora, config = build({"data": "-", **named}, *CONFIGS)
+    alone = config_file(paths.model)
+    with nullcontext(alone) if alone else opened_base(paths.model) as model:
+        rows = valid = None
+        if "data" in named:
+            rows, valid = _rows(model, paths, config)
+        found = plan(
+            model,
+            lora,
+            config,
+            rows,
+            valid,
+            init_adapter=paths.init_adapter,
+            given=tuple(named),
+            type=type_,
+            quantize_base=paths.quantize_base,
+            precision=paths.precision,
+            gpu_memory=paths.gpu_memory,
+            adapter_index=paths.adapter_index,
+        )
+    text = json.dumps(found.as_json(), ensure_ascii=False) if as_json else printable(str(found))
+    return text, found.fits is not False
+
+
+def _rows(model: Any, paths: RunConfig, config: TrainConfig) -> tuple[Dataset, Dataset | None]:
+    """The rows of a run, as they are read there, and those for validation in files."""
+    if not isinstance(model, Folder):
+        raise OptionError(f"data = {paths.data}: {model} has no tokenizer; leave the data out")
+    tokenizer = base_tokenizer(model)
+    chat = templating(paths.chat_template, json.loads(paths.template_args or "{}"), paths.system)
+    read = (tokenizer, config.seq_len, config.train_on, None, paths.kind)
+    rows = load_dataset(data_file(paths.data), *read, chat=chat)
+    held = valid_file(paths, config)
+    return rows, None if held is None else load_dataset(held, *read, chat=chat)

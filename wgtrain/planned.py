@@ -1,0 +1,181 @@
+"""`wgtrain.plan`: what a run would take, by a model's metadata or by its shapes alone."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from wgtrain.api import HOST, opened_base
+from wgtrain.data import Dataset
+from wgtrain.dual import dual_function
+from wgtrain.errors import DeviceError, FileError, OptionError
+from wgtrain.files import GGUF, adapter_fits
+from wgtrain.files.huggingface import CONFIG, INDEX
+from wgtrain.files.source import shown
+from wgtrain.gpu import (
+    GIVEN,
+    UNKNOWN,
+    Limits,
+    Memory,
+    chosen_adapter,
+    find_adapters,
+    find_memory,
+    granted_limits,
+    read_size,
+)
+from wgtrain.infer.model import Model
+from wgtrain.model.config import read_config
+from wgtrain.model.folder import Folder
+from wgtrain.model.shapes import gguf_of_config, gguf_of_tensors
+from wgtrain.runs.paths import read_input
+from wgtrain.train.config import LoraConfig, TrainConfig
+from wgtrain.train.fit import BROUGHT
+from wgtrain.train.needs import Lengths, Settings, lengths_of
+from wgtrain.train.planning import TrainingPlan, make_plan, retyped
+from wgtrain.train.start import adopt, split_rows
+
+
+@dual_function
+async def plan(
+    model: Any,
+    lora: LoraConfig | None = None,
+    config: TrainConfig | None = None,
+    rows: Dataset | None = None,
+    valid: Dataset | None = None,
+    *,
+    init_adapter: Any = None,
+    given: tuple[str, ...] = (),
+    type: str | None = None,
+    quantize_base: str | None = None,
+    precision: str | None = None,
+    gpu_memory: int | str | None = None,
+    adapter_index: int | None = None,
+) -> TrainingPlan:
+    """What training would take, by layer and by purpose, and whether it fits; nothing is loaded.
+
+    `model`: a GGUF or a Hugging Face folder (paths, bytes and sources as in `load_model`), or
+    shapes alone: a config.json, as a path, in a folder without weights, or as a dict; an object
+    with `metadata()` and `tensors()`; or an open `Model`. Without `rows` a batch is `batch_size`
+    rows of `seq_len` tokens. `valid`, `init_adapter` and `given` are those of `Trainer`.
+
+    `type` is what its matrices would be in place of what they are: a type of GGUF, or "nf4",
+    "nf4-double", "int4", "int8", which quantise the blocks' linears. `gpu_memory` ("6GiB") stands
+    in for what the GPU has free; without a GPU the plan is for WebGPU's own limits.
+    """
+    lora, config = lora or LoraConfig(), config or TrainConfig()
+    for name, value, kind in (("lora", lora, LoraConfig), ("config", config, TrainConfig)):
+        if not isinstance(value, kind):
+            raise OptionError(f"{name}: a {kind.__name__} is needed, not {shown(value)}")
+    for name, part in (("rows", rows), ("valid", valid)):
+        if part is not None and not (isinstance(part, Dataset) and part.rows):
+            raise OptionError(f"{name}: {shown(part)}: what wgtrain.load_dataset gives is needed")
+    gguf = _metadata(model)
+    if isinstance(model, Model):
+        precision = precision or model.precision
+        quantize_base = quantize_base or (model.quantize_base if type is None else None)
+        gpu, limits, memory = _open_space(model)
+    else:
+        gpu, limits, memory = await _space(adapter_index)
+    if gpu_memory is not None:
+        memory = _given(gpu_memory)
+    if type is not None:
+        if quantize_base is not None:
+            raise OptionError(f"type, quantize_base: only one of them may be given: {type} is both")
+        gguf, quantize_base = retyped(gguf, type)
+    fixed = {"quantize_base"} if type is not None else set()
+    if init_adapter is not None:
+        lora = adopted(gguf, lora, init_adapter, given)
+        fixed |= BROUGHT
+    if rows is not None and valid is None and isinstance(config.valid, float):
+        rows, valid = split_rows(rows, config.valid, config.seed)
+    if rows is not None:
+        config = replace(config, seq_len=rows.seq_len)
+    return make_plan(
+        gguf,
+        Settings(lora, config, quantize_base),
+        Lengths() if rows is None else lengths_of(rows, valid),
+        gpu=gpu,
+        limits=limits,
+        memory=memory,
+        precision=precision or "f32",
+        fixed=fixed,
+    )
+
+
+def adopted(gguf: GGUF, lora: LoraConfig, init_adapter: Any, given: tuple[str, ...]) -> LoraConfig:
+    """`lora` with what an adapter brings, which has to fit the model."""
+    model = read_config(gguf)
+    adapter = HOST.read_adapter(init_adapter, model)
+    adapter_fits(adapter, gguf.tensors, model.architecture, "init_adapter")
+    return adopt(lora, adapter, model.n_layer, model.block_linears, given)
+
+
+def _given(gpu_memory: int | str) -> Memory:
+    try:
+        return Memory(read_size(gpu_memory), GIVEN)
+    except ValueError as error:
+        raise OptionError(f"gpu_memory = {shown(gpu_memory)}: allowed is {error}") from None
+
+
+def _metadata(model: Any) -> GGUF:
+    """The metadata of whatever names a model."""
+    if isinstance(model, Model):
+        return model.gguf
+    if isinstance(model, Folder):
+        return model.gguf
+    if isinstance(model, Mapping):
+        return gguf_of_config(model)
+    if hasattr(model, "metadata") and hasattr(model, "tensors"):
+        return gguf_of_tensors(
+            str(getattr(model, "name", "shapes")), model.metadata(), model.tensors()
+        )
+    if (path := config_file(model)) is not None:
+        return gguf_of_config(_object(path), str(path))
+    with opened_base(model) as base:
+        return base.gguf
+
+
+def config_file(model: Any) -> Path | None:
+    """The config.json that a path means where there are no weights beside it."""
+    if not isinstance(model, str | os.PathLike):
+        return None
+    path = Path(model)
+    if path.suffix == ".json" and path.is_file():
+        return path
+    if not (path / CONFIG).is_file() or (path / INDEX).is_file():
+        return None
+    return None if any(path.glob("*.safetensors")) else path / CONFIG
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(read_input(path))
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise FileError(f"{path}: no JSON object; the config.json of a model is needed")
+    return found
+
+
+def _open_space(model: Model) -> tuple[str, Limits, Memory]:
+    """What there would be without the model."""
+    device = model.device
+    origin = device.find_budget()
+    free = None
+    if device.budget is not None:
+        free = device.budget - device.allocated + model.weights.nbytes
+    return device.info.name, device.limits, Memory(free, origin)
+
+
+async def _space(adapter_index: int | None) -> tuple[str, Limits, Memory]:
+    """The name, the limits and the free memory of the GPU that a run would take."""
+    try:
+        infos = await find_adapters()
+    except (DeviceError, ImportError, OSError):
+        infos = []
+    if not infos and adapter_index is None:
+        return "no GPU was found here; with what every WebGPU adapter grants", Limits(), UNKNOWN
+    info = infos[chosen_adapter(infos, adapter_index)]
+    return info.name, granted_limits(info), find_memory(info)
