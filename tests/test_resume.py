@@ -549,9 +549,8 @@ def test_a_model_changed_where_the_fingerprint_does_not_look(monkeypatch):
         session.resume("run", lambda text: None)
 
 
-def plain_model(self, path, adapter_index=None, precision="f32", quantize_base=None):
-    self.adapter_index, self.precision = adapter_index, precision
-    self.quantize_base = quantize_base
+def plain_model(self, path, adapter_index=None, precision="f32", **more):
+    self.adapter_index, self.precision, self.quantize_base = adapter_index, precision, None
 
 
 def test_a_finished_run_without_its_adapter_writes_it_again(whole, monkeypatch):
