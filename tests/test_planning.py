@@ -18,9 +18,12 @@ from wgtrain.cli.main import cli
 from wgtrain.data import Dataset, Row
 from wgtrain.engine.weight import MATRIX_TYPES
 from wgtrain.errors import FileError, OptionError
+from wgtrain.files import BytesSource, read_gguf
+from wgtrain.gpu import UNKNOWN, Limits
 from wgtrain.infer.model import Model
 from wgtrain.train.config import LoraConfig, TrainConfig
-from wgtrain.train.needs import PURPOSES
+from wgtrain.train.needs import PURPOSES, Lengths, Settings
+from wgtrain.train.planning import TrainingPlan, make_plan
 from wgtrain.train.trainer import Trainer
 
 pytestmark = pytest.mark.gpu
@@ -257,3 +260,25 @@ def test_the_command(bytes_: bytes, tmp_path: Path) -> None:
     settings.write_text(f"model: {path}\nrank: 6\nbatch_size: 3\nseq_len: 48\n")
     _, output = command("--config", settings, "--json")
     assert json.loads(output)["total_bytes"] == planned.total_bytes
+
+
+def limited(bytes_: bytes, settings: Settings, **limits: int) -> TrainingPlan:
+    gguf = wgtrain.run(read_gguf(BytesSource(bytes_, "m.gguf")))
+    small = replace(Limits(), **limits)
+    return make_plan(gguf, settings, Lengths(), gpu="", limits=small, memory=UNKNOWN)
+
+
+def test_limits_of_a_binding_say_what_helps(bytes_: bytes) -> None:
+    """Weights and arenas become segments; activations cannot, and an option that helps is named."""
+    settings = Settings(LORA, replace(CONFIG, batch_size=8))
+    whole = limited(bytes_, settings)
+    limit = whole.needs.largest_binding[1] - 256
+    planned = limited(bytes_, settings, binding=limit)
+    assert planned.fits is False and "in one binding" in planned.problem
+    assert "batch_size, seq_len" in planned.problem and "\nbatch_size = 4: " in planned.advice
+    for change in ({"batch_size": 4}, {"seq_len": 24}):
+        smaller = limited(bytes_, settings.with_(**change), binding=limit)
+        assert smaller.fits is None and smaller.needs.largest_binding[1] <= limit
+    split = limited(bytes_, settings.with_(batch_size=1, seq_len=4), binding=160 << 10)
+    assert split.fits is None and split.needs.largest_binding[1] <= 160 << 10
+    assert split.base_bytes >= whole.base_bytes

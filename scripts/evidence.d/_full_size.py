@@ -61,6 +61,7 @@ def measure(shape: Real, figures: dict[str, Any]) -> None:
         warmup_steps=0,
         grad_checkpoint="on",
         train_on="all",
+        tuning="default",
     )
     began = time.perf_counter()
     source = RandomWeights(shape)

@@ -99,21 +99,14 @@ def _fits(planner: Planner, settings: Settings, changes: dict[str, Any]) -> int 
     return None if problem else needs.total
 
 
-def _total(planner: Planner, settings: Settings, changes: dict[str, Any]) -> int | None:
-    """The same, whether it fits or not."""
-    unbounded = replace(planner, space=replace(planner.space, budget=None))
-    return _fits(unbounded, settings, changes)
-
-
 def advice(planner: Planner, settings: Settings, fixed: Collection[str] = ()) -> str:
     """The lines of an error that say what would fit, with the names of settings in front."""
-    total = planner.plan(settings)[0].total
-    if _fits(planner, settings, {}) or planner.space.budget is None:  # the driver knows better
+    if total := _fits(planner, settings, {}):  # so it seemed, but the driver knows better
         lines = [
             f"{name} = {values[0]}: {size(less)}"
             for name, values in _ladders(planner, settings)
             if name not in fixed
-            if (less := _total(planner, settings, {name: values[0]})) and less < total
+            if (less := _fits(planner, settings, {name: values[0]})) and less < total
         ]
         return "\n".join([f"It needs {size(total)} in all; with any one of these:", *lines])
     found, alone = suggestions(planner, settings, fixed)
