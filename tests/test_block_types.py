@@ -88,6 +88,14 @@ def test_scales_of_any_size_decode_bit_for_bit(device: Device, type_: str) -> No
     free(device, weights)
 
 
+def test_every_finite_f16_decodes_bit_for_bit(device: Device) -> None:
+    raw = np.arange(1 << 16, dtype="<u2")
+    raw = raw[(raw & 0x7C00) != 0x7C00].reshape(62, 1024).view(np.uint8)
+    weights = load(device, {"w": ("F16", raw)}, device.limits)
+    assert_bits(rm.decoded(device, weights.matrices["w"]), dequantised(raw, "F16"))
+    free(device, weights)
+
+
 def test_exponents_of_any_size_decode_bit_for_bit(device: Device) -> None:
     """All of MXFP4 that are finite. Those of 0 and 1 stand for subnormal f32, which may be zero."""
     raw = random_blocks(np.random.default_rng(3), "MXFP4", 253, 64)
