@@ -19,7 +19,7 @@ from wgtrain.engine.kernel import (
     shader_paths,
 )
 from wgtrain.engine.structs import step_bytes, struct_type
-from wgtrain.engine.weight import FORMATS
+from wgtrain.engine.weight import ALL_FORMATS, FORMATS
 from wgtrain.errors import ShaderError
 from wgtrain.gpu import Device, Limits, Slot, run
 
@@ -114,7 +114,7 @@ def test_header(name: str) -> None:
 
 
 def test_every_library_is_used() -> None:
-    roles = {entry.library for entry in FORMATS.values()}
+    roles = {entry.library for entry in ALL_FORMATS.values()}
     roles |= {"tile_f16", "lora", "score_capped", "activation_gelu", "bias"}
     assert {library for name in kernel_names() for library in used(read_shader(name))} <= set(
         LIBRARIES
