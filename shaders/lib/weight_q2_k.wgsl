@@ -16,5 +16,5 @@ fn weight_load(row: u32, next: u32, pack: u32) -> WeightPack {
 
 fn weight_at(pack: WeightPack, s: u32) -> vec4<f32> {
   let scale = select(pack.scale.x, pack.scale.y, s >= 4u);
-  return scale * vec4<f32>(crumbs(pack.quants, s)) - select(pack.least.x, pack.least.y, s >= 4u);
+  return scale * vec4<f32>(crumbs(pack.quants, s, 0u)) - select(pack.least.x, pack.least.y, s >= 4u);
 }

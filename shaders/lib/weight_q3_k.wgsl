@@ -12,6 +12,6 @@ fn weight_load(row: u32, next: u32, pack: u32) -> WeightPack {
 }
 
 fn weight_at(pack: WeightPack, s: u32) -> vec4<f32> {
-  let q = crumbs(pack.quants, s) | (bits(pack.high, s) << vec4<u32>(2u));
+  let q = crumbs(pack.quants, s, 0u) | bits(pack.high, s, 2u);
   return select(pack.scale.x, pack.scale.y, s >= 4u) * (vec4<f32>(q) - 4.0);
 }

@@ -11,6 +11,6 @@ fn weight_load(row: u32, next: u32, pack: u32) -> WeightPack {
 }
 
 fn weight_at(pack: WeightPack, s: u32) -> vec4<f32> {
-  let q = nibbles(pack.quants, s) | (bits(pack.high, s) << vec4<u32>(4u));
+  let q = nibbles(pack.quants, s) | bits(pack.high, s, 4u);
   return pack.scale * vec4<f32>(q) + pack.least;
 }
