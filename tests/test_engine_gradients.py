@@ -14,7 +14,8 @@ from wgtrain.engine.graph import Tensor
 from wgtrain.engine.tuning import DEFAULT_CPU, DEFAULT_GPU
 from wgtrain.errors import OptionError
 from wgtrain.infer.model import Model
-from wgtrain.model.layers import Layer, Rope
+from wgtrain.model.layers import Layer, QueryScale, Rope
+from wgtrain.model.rope import Yarn
 from wgtrain.train.config import LoraConfig
 from wgtrain.train.learner import Learner
 
@@ -29,13 +30,28 @@ LAYERS = (
     Layer(Rope(1e4, 16, interleaved=True), window=5, softcap=1.5),
     Layer(Rope(1e2, 8, interleaved=False)),
 )
+STRETCHED = (  # cos and sin are no longer those of a turn alone
+    Layer(Rope(1e2, 12, interleaved=True, scaling=Yarn(4.0, 16, 2.0, 0.5), attn_factor=1.2)),
+    Layer(None, window=7, query_scale=QueryScale(0.3, 4)),
+)
+KNOBS = {
+    "layers that differ": {"layers": LAYERS},
+    "factors, caps and stretched layers": {
+        "layers": STRETCHED,
+        "softcap": 3.0,
+        "embedding_scale": 5.0,
+        "residual_scale": 0.4,
+        "logit_scale": 2.5,
+        "attention_scale": 0.09,
+    },
+}
 
 
-@pytest.fixture(scope="module", params=[*SHAPES, "layers that differ"])
+@pytest.fixture(scope="module", params=[*SHAPES, *KNOBS])
 def model(request: pytest.FixtureRequest) -> Iterator[Model]:
     opened = rm.load(rm.build(SHAPES.get(request.param, SHAPES["qwen2"])))
-    if request.param not in SHAPES:
-        opened.config = replace(opened.config, layers=LAYERS)
+    opened.config = replace(opened.config, **KNOBS.get(request.param, {}))
+    opened.base = replace(opened.base, config=opened.config)
     yield opened
     opened.close()
 
@@ -72,6 +88,7 @@ def assert_close(
 def test_gradients_are_those_of_finite_differences(model: Model) -> None:
     targets = "all-linear" if model.config.tied_head else "all-linear,lm_head"
     learner = rm.learner(model, LoraConfig(rank=4, alpha=8.0, target_modules=targets))
+    assert model.base.config is model.config  # the learner's is the former
     [batch] = batches(model)
     found = gradients(learner, batch)
     parameters = gpu.run(learner.parameters())
