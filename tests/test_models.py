@@ -310,6 +310,20 @@ def test_metadata_that_cannot_be(key: str, value: Any, part: str) -> None:
     refused(part, metadata=metadata)
 
 
+@pytest.mark.parametrize("divisor", [0.0, -1.0, np.nan, np.inf])
+def test_rotations_that_are_no_numbers(divisor: float) -> None:
+    """YaRN's ramp has no place by a base of 1; divisors of frequencies are numbers above 0."""
+    yarn = {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0}
+    config(yarn)
+    refused("llama.rope.*: freq_base 1 with", metadata={**yarn, "llama.rope.freq_base": 1.0})
+    whole = parse_gguf(write_gguf(SHAPE.metadata(), rm.tensors(SHAPE)), "model.gguf")
+    whole.numbers["rope_freqs.weight"] = np.full(8, 2.0, np.float32)
+    read_config(whole)
+    whole.numbers["rope_freqs.weight"][3] = divisor
+    with pytest.raises(FileError, match="makes angles or factors that are no numbers"):
+        read_config(whole)
+
+
 def test_a_value_length_alone_is_checked_too() -> None:
     refused(
         "value_length 8",

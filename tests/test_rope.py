@@ -184,6 +184,7 @@ UNUSABLE = {
     "a list too short": replace(PLAIN, divisors=(1.0,) * 31),
     "a divisor of zero": replace(PLAIN, divisors=(1.0,) * 31 + (0.0,)),
     "a divisor that is no number": replace(PLAIN, divisors=(1.0,) * 31 + (math.nan,)),
+    "a divisor without end": replace(PLAIN, divisors=(1.0,) * 31 + (math.inf,)),
     "a wrong long list": replace(PLAIN, scaling=LongRope(LISTS[0], LISTS[1][:31], 40)),
     "a wrong short list": replace(PLAIN, scaling=LongRope((), LISTS[1], 40)),
     "yarn of theta 1": replace(PLAIN, theta=1.0, scaling=Yarn(4.0, 256)),

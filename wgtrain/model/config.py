@@ -170,6 +170,11 @@ def read_config(gguf: GGUF) -> ModelConfig:
         notes=notes_on(gguf, row),
     )
     problems = tensor_problems(gguf, row, config.n_layer, config.matrices(), config.vectors())
+    for rope in {layer.rope for layer in config.layers if layer.rope and not layer.rope.usable}:
+        problems.append(
+            f"{row.name}.rope.*: freq_base {rope.theta:g} with the factors given makes angles or "
+            "factors that are no numbers f32 holds"
+        )
     if problems:
         raise unusable(gguf.name, problems)
     return config

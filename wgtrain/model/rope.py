@@ -95,8 +95,8 @@ class Rope:
 
     @property
     def usable(self) -> bool:
-        """Whether its numbers, which may come from a file, make frequencies and factors that f32
-        holds, one for each pair.
+        """Whether its numbers, which may come from a file, make frequencies and factors above 0,
+        one for each pair, that f32 holds.
         """
         shape = (self.rotary // 2,)
         try:
@@ -104,9 +104,10 @@ class Rope:
                 tables = [self.frequencies(length) for length in (1, 1 << 40)]
                 tables.append(np.full(shape, self.magnitude))
                 finite = all(np.isfinite(table.astype(np.float32)).all() for table in tables)
+                above = all((table > 0).all() for table in tables)
         except (ArithmeticError, ValueError):
             return False
-        return finite and all(table.shape == shape for table in tables)
+        return finite and above and all(table.shape == shape for table in tables)
 
     @property
     def magnitude(self) -> float:
