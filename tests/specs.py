@@ -32,6 +32,7 @@ class Spec:
     rope: tuple[tuple[str, Any], ...] = ()  # of rope_parameters
     optional: tuple[str, ...] = ()  # tensors of a block that it may have, as "attn_q.bias"
     lengths: tuple[int, ...] = ()  # of rows that show what is its own
+    fused: bool = False  # q, k and v are one tensor in the file, apart in transformers
     unseen_window: bool = False  # llama.cpp passes over it
     factors: tuple[tuple[str, tuple[float, ...]], ...] = ()  # of rotary frequencies, by tensor
 
@@ -103,12 +104,23 @@ class Spec:
     @property
     def linears(self) -> dict[str, str]:
         """The linears of a block, GGUF's name -> Hugging Face's module."""
-        return dict(self.row.linears)
+        return self.row.block_linears(self.fused)
 
     @property
     def biases(self) -> list[str]:
         """The linears that have one."""
         return [n for n in self.linears if n in self.row.biases or f"{n}.bias" in self.optional]
+
+    def parts(self, name: str, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """What of a tensor of the file goes where in transformers, by GGUF's names: q, k and v of a
+        fused one, whose rows or columns of B are theirs in this order.
+        """
+        block, found, kind = name.rpartition("attn_qkv")
+        if not (found and self.fused):
+            return {name: rows}
+        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        split = np.split(rows, [q, q + kv])
+        return {f"{block}{n}{kind}": x for n, x in zip(QKV, split, strict=True)}
 
     @property
     def norms(self) -> dict[str, tuple[int, ...]]:
@@ -142,6 +154,7 @@ class Spec:
         }[ours.split(".")[-1]]
 
 
+QKV = ("attn_q", "attn_k", "attn_v")
 # Widths for types without blocks (multiples of 4 alone), and for types in blocks of 32, whose rows
 # of 34 or 18 byte blocks are no multiples of 4 bytes.
 SPECS = {
@@ -252,6 +265,27 @@ MORE |= {
         factors=(("rope_factors_short.weight", SHORT), ("rope_factors_long.weight", LONG)),
         lengths=(33, 26),
     ),
+    "phi3-short": Spec(
+        *("phi3", 96, 4, 1, 24, 100, 2, 301),
+        tied=True,
+        rotary=20,
+        context=1024,
+        keys=(
+            ("rope.scaling.original_context_length", 256),
+            ("rope.scaling.attn_factor", float((1 + np.log(4) / np.log(256)) ** 0.5)),
+        ),
+        hf=(("original_max_position_embeddings", 256), _NO_PAD),
+        rope=(
+            ("rope_type", "longrope"),
+            ("short_factor", list(SHORT)),
+            ("long_factor", list(LONG)),
+            ("factor", 4.0),
+            ("original_max_position_embeddings", 256),
+            ("partial_rotary_factor", 20 / 24),
+        ),
+        factors=(("rope_factors_short.weight", SHORT), ("rope_factors_long.weight", LONG)),
+        lengths=(33, 26),
+    ),
     "smollm3": Spec(
         *("smollm3", 60, 4, 2, 20, 100, 5, 301),
         tied=True,
@@ -303,6 +337,39 @@ MORE |= {
         keys=(("attention.sliding_window", 8),),
         hf=(("model_type", "mistral"), ("sliding_window", 8)),
         unseen_window=True,
+    ),
+    "llama-fused": Spec(
+        *("llama", 60, 3, 1, 20, 100, 2, 97),
+        tied=False,
+        tokenizer="spm",
+        fused=True,
+    ),
+    "qwen2-fused": Spec(
+        *("qwen2", 48, 4, 2, 12, 76, 2, 301),
+        tied=True,
+        optional=("attn_qkv.bias",),
+        fused=True,
+    ),
+    # Layers with windows turn as they did before the rest was stretched.
+    "olmo3": Spec(
+        *("olmo2", 128, 2, 1, 64, 100, 4, 301),
+        tied=False,
+        context=1024,
+        keys=(*_YARN_KEYS, ("attention.sliding_window", 8)),
+        rope=(("rope_type", "yarn"), *_YARN.items(), ("local", 1e4)),
+        hf=(("model_type", "olmo3"), ("sliding_window", 8), _NO_PAD),
+        lengths=_YARN_ROWS,
+    ),
+    # So many layers are a "27B", whose scores are scaled by what each head has of the width.
+    "gemma2-27b": Spec(
+        *("gemma2", 16, 2, 1, 16, 24, 46, 293),
+        **_GEMMA,
+        keys=MORE["gemma2"].keys,
+        hf=tuple(
+            (key, 8 if key == "query_pre_attn_scalar" else value)
+            for key, value in MORE["gemma2"].hf
+        ),
+        lengths=(17,),
     ),
     "qwen3-yarn": Spec(
         *("qwen3", 60, 2, 1, 64, 100, 2, 301),

@@ -149,7 +149,8 @@ def tiny(name: str, type: str = "F32", seed: int = 0) -> Tiny:
 def hf_weights(spec: Spec, weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Weights by GGUF names -> by Hugging Face names, in its row order."""
     out = {}
-    for key, w in weights.items():
+    apart = {name: part for key, w in weights.items() for name, part in spec.parts(key, w).items()}
+    for key, w in apart.items():
         if key in dict(spec.factors):
             continue  # transformers computes them
         ours, kind = key.rsplit(".", 1)

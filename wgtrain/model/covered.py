@@ -154,8 +154,10 @@ def _beside(gguf: GGUF, row: Architecture, n_layer: int) -> Values:
         )
     if (name := f"wgtrain.{_SCALE.gguf}") in gguf.metadata:
         found[_SCALE.field] = _read(gguf, name, _SCALE, n_layer)
-    if "wgtrain.rope.no_rope_layers" in gguf.metadata:
-        still = gguf.get("wgtrain.rope.no_rope_layers", np.ndarray)
+    if (name := "wgtrain.rope.no_rope_layers") in gguf.metadata:
+        still = gguf.get(name, np.ndarray)
+        if still.dtype.kind not in "iu" or not set(still.tolist()) <= set(range(n_layer)):
+            raise FileError(f"{gguf.name}: {name} is {shown(still)}; numbers of layers are needed")
         found["no_rope"] = frozenset(still.tolist())
     found["yarn_truncate"] = gguf.get("wgtrain.rope.yarn_truncate", bool, True)
     return found
