@@ -4,14 +4,17 @@ import re
 from dataclasses import replace
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 import random_model as rm
 
 from wgtrain.errors import FileError
-from wgtrain.files import Raw, parse_gguf, write_gguf
+from wgtrain.files import ARCHITECTURES, Raw, parse_gguf, write_gguf
+from wgtrain.files.known_keys import KNOWN_KEYS
 from wgtrain.model.config import ModelConfig, read_config
 from wgtrain.model.layers import Layer, Rope
+from wgtrain.model.rope import LongRope, Yarn
 
 SHAPE = rm.Shape(width=32, heads=2, kv_heads=1, head_size=16, feed_forward=48, layers=2)
 
@@ -352,3 +355,186 @@ def test_a_file_without_tensors() -> None:
     data = write_gguf(SHAPE.metadata(), {})
     with pytest.raises(FileError, match=r"model\.gguf"):
         read_config(parse_gguf(data, "model.gguf"))
+
+
+def of(architecture: str, metadata: dict[str, Any] | None = None, **sizes: Any) -> ModelConfig:
+    """The configuration of a small model of an architecture; `metadata` below its name."""
+    shape = replace(SHAPE, architecture=architecture, **sizes)
+    return config({f"{architecture}.{k}": v for k, v in (metadata or {}).items()}, shape=shape)
+
+
+def windows(got: ModelConfig) -> list[int]:
+    return [layer.window for layer in got.layers]
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("clip", "the image projector of a model alone; take the model's own file"),
+        ("bert", "it does not generate text"),
+        ("qwen3moe", "take a dense model of its family"),
+        ("mamba2", "it has states"),
+        ("gemma3n", "take gemma3"),
+    ],
+)
+def test_what_else_there_is(name: str, hint: str) -> None:
+    refused(hint, metadata={"general.architecture": name})
+
+
+def test_a_projector_alone() -> None:
+    refused("the image projector of a model alone", metadata={"general.type": "mmproj"})
+
+
+def test_known_keys_are_those_of_the_package() -> None:
+    """Each of its keys is read, without effect at some value, or refuses the file."""
+    groups = [group for group in vars(gguf.Keys).values() if isinstance(group, type)]
+    keys = [key for group in groups for key in vars(group).values() if isinstance(key, str)]
+    ours = {key.removeprefix("{arch}.") for key in keys if key.startswith("{arch}.")}
+    assert {key for key in ours if "{" not in key} <= KNOWN_KEYS and len(KNOWN_KEYS) > 100
+    for row in ARCHITECTURES.values():
+        strange = row.known | set(row.neutral)
+        assert strange <= KNOWN_KEYS | {"rope.scale_linear"}, row.name
+
+
+def test_keys_that_nobody_reads_are_named_and_ignored() -> None:
+    got = config({"llama.new_idea": 1, "llama.other": np.array([1, 2], np.int32), "x.y": 2})
+    assert got.notes == (
+        "metadata that no program is known to read is ignored: llama.new_idea, llama.other",
+    )
+    assert config().notes == ()
+
+
+def test_vision_is_passed_over() -> None:
+    shape = replace(SHAPE, architecture="gemma3", tied=True)
+    got = config(
+        {"gemma3.vision.block_count": 2, "gemma3.mm.tokens_per_image": 256},
+        {"v.blk.0.attn_q.weight": f32(4, 4), "mm.0.bias": f32(4)},
+        shape,
+    )
+    assert got.notes == ("the vision part is passed over (2 tensors); text is trained",)
+    assert {*got.matrices(), *got.vectors()} == set(shape.tensors())
+
+
+def test_ollama() -> None:
+    """Its names of two keys, and what its files leave unsaid."""
+    shape = replace(SHAPE, architecture="gemma3", tied=True, layers=6)
+    gone = {f"gemma3.{key}": None for key in ("rope.freq_base", "attention.layer_norm_rms_epsilon")}
+    window = {"gemma3.attention.sliding_window": 8}
+    silent = config({**gone, **window, "gemma3.vision.block_count": 2}, shape=shape)
+    said = {"gemma3.rope.global.freq_base": 5e5, "gemma3.rope.local.freq_base": 2e4}
+    spelt = config({**gone, **window, **said}, shape=shape)
+    for got, whole, local in ((silent, 1e6, 1e4), (spelt, 5e5, 2e4)):
+        assert got.norm_eps == 1e-6
+        thetas = [layer.rope and layer.rope.theta for layer in got.layers]
+        assert thetas == [local] * 5 + [whole]
+    refused("layer_norm_rms_epsilon", metadata=gone, shape=shape)
+
+
+def test_windows_by_layer() -> None:
+    """As each architecture has them, or as the file says: a number or a list."""
+    eight = {"attention.sliding_window": 8}
+    assert windows(of("gemma2", layers=3, tied=True)) == [4096, 0, 4096]
+    assert windows(of("gemma3", eight, layers=7, tied=True)) == [8] * 5 + [0, 8]
+    assert windows(of("gemma3", layers=2, tied=True)) == [0, 0]
+    assert windows(of("olmo2", eight, layers=5)) == [8, 8, 8, 0, 8]
+    assert windows(of("llama", eight, layers=2)) == [8, 8]
+    key = "attention.sliding_window_pattern"
+    for pattern, expected in ((0, [8, 8, 8]), (1, [0, 0, 0]), (2, [8, 0, 8])):
+        assert windows(of("llama", {**eight, key: pattern}, layers=3)) == expected
+    assert windows(of("qwen2", {**eight, key: np.array([False, True])})) == [0, 8]
+    ours = {"wgtrain.attention.window_pattern": np.array([True, False])}
+    assert windows(config({"llama.attention.sliding_window": 8, **ours})) == [8, 0]
+    for wrong in (np.array([True]), np.array([1, 2], np.int32), "all", -1):
+        with pytest.raises(FileError, match=f"{key} is "):
+            of("llama", {**eight, key: wrong})
+
+
+def test_scales() -> None:
+    """What scores, embeddings and logits are multiplied by."""
+    assert of("llama").attention_scale == pytest.approx(16**-0.5)
+    for name, layers in (("gemma2", 46), ("gemma3", 62)):
+        whole = of(name, layers=layers, width=8, tied=True)
+        assert whole.attention_scale == pytest.approx((8 / 2) ** -0.5)
+        less = of(name, layers=layers - 1, width=8, tied=True)
+        assert less.attention_scale == pytest.approx(16**-0.5)
+    assert of("gemma", tied=True).embedding_scale == pytest.approx(32**0.5)
+    assert config({"wgtrain.attention.scale": 0.5}).attention_scale == 0.5
+    refused("granite.logit_scale", shape=replace(SHAPE, architecture="granite"))
+    off = of("granite", {"logit_scale": 4.0, "attention.scale": 0.0})
+    assert (off.logit_scale, off.embedding_scale, off.residual_scale) == (4, 1, 1)
+    assert off.attention_scale == pytest.approx(16**-0.5)
+
+
+def test_layers_without_rotation() -> None:
+    still = [layer.rope is None for layer in of("smollm3", layers=5).layers]
+    assert still == [False, False, False, True, False]
+    one = {"logit_scale": 1.0}
+    assert all(layer.rope for layer in of("granite", one).layers)
+    none = of("granite", {**one, "rope.scaling.finetuned": False})
+    assert not any(layer.rope for layer in none.layers)
+    ours = {"wgtrain.rope.no_rope_layers": np.array([1], np.int32)}
+    assert [layer.rope is None for layer in config(ours).layers] == [False, True]
+
+
+def first_rope(metadata: dict[str, Any] | None = None, **tensors: Any) -> Rope:
+    got = config({f"llama.{k}": v for k, v in (metadata or {}).items()}, tensors)
+    assert got.layers[0].rope is not None
+    return got.layers[0].rope
+
+
+def test_stretched_rotations() -> None:
+    factor = {"rope.scaling.factor": 3.0}
+    assert first_rope(factor).linear == first_rope({"rope.scale_linear": 3.0}).linear == 3
+    assert first_rope({**factor, "rope.scaling.type": "none"}).linear == 1
+    assert first_rope({"rope.scaling.attn_factor": 1.5}).attn_factor == 1.5
+    yarn = {**factor, "rope.scaling.type": "yarn"}
+    assert first_rope(yarn).scaling == Yarn(3.0, 512)
+    more = {"original_context_length": 64, "yarn_beta_fast": 4.0, "yarn_attn_factor": 1.25}
+    got = first_rope({**yarn, **{f"rope.scaling.{key}": value for key, value in more.items()}})
+    assert got.scaling == Yarn(3.0, 64, beta_fast=4.0, attention_factor=1.25)
+    said = config(
+        {f"llama.{k}": v for k, v in {**yarn, "rope.scaling.yarn_beta_fast": 4.0}.items()}
+    )
+    assert "llama.cpp passes over this model's own numbers of YaRN" in said.notes[0]
+    divided = first_rope(**{"rope_freqs.weight": np.arange(1, 9, dtype=np.float32)})
+    assert divided.divisors == tuple(range(1, 9))
+    short, long = (np.full(8, n, np.float32) for n in (2, 3))
+    lists = {"rope_factors_short.weight": short, "rope_factors_long.weight": long}
+    # Files of old have no magnitude.
+    found = first_rope({"rope.scaling.original_context_length": 128}, **lists)
+    assert found.scaling == LongRope((2.0,) * 8, (3.0,) * 8, 128)
+    assert found.attn_factor == pytest.approx((1 + np.log(4) / np.log(128)) ** 0.5)
+
+
+@pytest.mark.parametrize(
+    ("part", "changes"),
+    [
+        ("rope_freqs.weight has shape (4,), (8,) is", {"tensors": {"rope_freqs.weight": f32(4)}}),
+        ("rope_factors_long.weight one is", {"tensors": {"rope_factors_long.weight": f32(8)}}),
+        ("rope_freqs.weight[0] is 0.0", {"tensors": {"rope_freqs.weight": 0 * f32(8)}}),
+        ("'longrope', and tensor", {"metadata": {"llama.rope.scaling.type": "longrope"}}),
+        ("type is 'dynamic'; one of", {"metadata": {"llama.rope.scaling.type": "dynamic"}}),
+        ("key_length_swa is 8, 16", {"metadata": {"llama.attention.key_length_swa": 8}}),
+        ("experts that are not", {"tensors": {"blk.0.ffn_up_exps.weight": f32(2, 4, 4)}}),
+        ("output.weight is not known for gemma", {"shape": replace(SHAPE, architecture="gemma")}),
+    ],
+)  # fmt: skip
+def test_what_cannot_be(part: str, changes: dict[str, Any]) -> None:
+    if "shape" in changes:
+        changes = {**changes, "tensors": {"output.weight": f32(101, 32)}}
+    refused(part, **changes)
+
+
+def test_numbers_for_each_layer() -> None:
+    """Equal ones are one; a model of unlike layers is refused."""
+    two, unlike = np.array([2, 2], np.int32), np.array([2, 1], np.int32)
+    assert config({"llama.attention.head_count": two}).n_head == 2
+    refused("head_count_kv is", "2 equal ones", metadata={"llama.attention.head_count_kv": unlike})
+
+
+def test_layers_that_predict_further_tokens_are_not_run() -> None:
+    shape = replace(SHAPE, architecture="glm4")
+    more = {"blk.2.attn_norm.weight": f32(32), "blk.2.nextn.eh_proj.weight": f32(32, 64)}
+    metadata = {"glm4.block_count": 3, "glm4.nextn_predict_layers": 1}
+    assert config(metadata, more, shape).n_layer == 2
+    refused("blk.2.nextn.eh_proj.weight is not known", tensors=more, shape=shape)

@@ -167,14 +167,16 @@ def read_config(gguf: GGUF) -> ModelConfig:
         optional=optional_tensors(row, gguf.tensors),
         factors=gguf.numbers,
         tied_head=row.head == "tied" or (row.head == "any" and "output.weight" not in gguf.tensors),
-        notes=notes_on(gguf, row),
+        notes=(*gguf.notes, *notes_on(gguf, row, values)),
     )
-    problems = tensor_problems(gguf, row, config.n_layer, config.matrices(), config.vectors())
-    for rope in {layer.rope for layer in config.layers if layer.rope and not layer.rope.usable}:
-        problems.append(
-            f"{row.name}.rope.*: freq_base {rope.theta:g} with the factors given makes angles or "
-            "factors that are no numbers f32 holds"
-        )
+    problems = tensor_problems(gguf, row, values, config.matrices(), config.vectors())
+    ropes = dict.fromkeys(layer.rope for layer in config.layers if layer.rope)
+    problems += [
+        f"{row.name}.rope.*: freq_base {rope.theta:g} with the factors given makes angles or "
+        "factors that are no numbers f32 holds"
+        for rope in ropes
+        if not rope.usable
+    ]
     if problems:
         raise unusable(gguf.name, problems)
     return config

@@ -81,8 +81,8 @@ def feature_problems(gguf: GGUF, row: Architecture) -> list[str]:
     return problems
 
 
-def notes_on(gguf: GGUF, row: Architecture) -> tuple[str, ...]:
-    """What of a file is passed over, in a line each."""
+def notes_on(gguf: GGUF, row: Architecture, values: Values) -> tuple[str, ...]:
+    """What of a file is passed over here, or by llama.cpp, in a line each."""
     notes = list(gguf.notes)
     vision = [name for name in gguf.tensors if name.startswith(_VISION)]
     if vision or any(_key(name, row).startswith(_VISION_KEYS) for name in gguf.metadata):
@@ -98,6 +98,18 @@ def notes_on(gguf: GGUF, row: Architecture) -> tuple[str, ...]:
         more = f" and {len(strange) - 8} more" if len(strange) > 8 else ""
         named = ", ".join(shown(name)[1:-1] for name in strange[:8])
         notes.append(f"metadata that no program is known to read is ignored: {named}{more}")
+    if values["rope_scaling"] == "yarn" and not row.reads("yarn_log"):
+        betas = values["yarn_fast"], values["yarn_slow"]
+        if betas != (32.0, 1.0) or values["yarn_attention"]:
+            notes.append(
+                "llama.cpp passes over this model's own numbers of YaRN (rope.scaling.yarn_*), so "
+                "it computes something else"
+            )
+    if values["window"] and not row.window_pattern:
+        notes.append(
+            f"llama.cpp passes over this model's window of {values['window']} tokens: the same up "
+            "to that length, not beyond"
+        )
     return tuple(notes)
 
 
@@ -215,7 +227,7 @@ def shape_problems(gguf: GGUF, row: Architecture, values: Values) -> list[str]:
 def tensor_problems(
     gguf: GGUF,
     row: Architecture,
-    n_layer: int,
+    values: Values,
     matrices: Mapping[str, tuple[int, int]],
     vectors: Mapping[str, int],
 ) -> list[str]:
@@ -239,8 +251,8 @@ def tensor_problems(
     for name in gguf.tensors:
         if name in expected or name.startswith(_VISION) or name in NUMBERS:
             continue
-        block = _BLOCK.match(name)
-        if block and row.reads("unused") and int(block[1]) >= n_layer:
+        block, run = _BLOCK.match(name), values["n_layer"]
+        if block and run <= int(block[1]) < run + values.get("unused", 0):
             continue  # of layers that predict further tokens
         what = "experts" if _EXPERTS.search(name) else "a feature"
         problems.append(
