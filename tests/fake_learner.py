@@ -65,6 +65,7 @@ class FakeModel:
         vocabulary=VOCAB,
         block_linears=LINEARS,
         notes=(),
+        layers=(),
     )
     gguf = SimpleNamespace(
         metadata={"general.name": "Fake"},

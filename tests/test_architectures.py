@@ -12,7 +12,7 @@ import pytest
 import random_model as rm
 from figures import record
 from llama_cpp_oracle import LlamaCpp
-from peft_oracle import Pairs, Peft, Rows, Tensors
+from peft_oracle import Pairs, Peft, Rows, Tensors, load_peft_folder, logits_of
 from specs import LONG, MORE, QKV, SHORT
 from test_llama_cpp import EFFECT, effect
 from test_peft import ALPHA, GRADIENT, LOGITS, LOSS, RANK, flat, relative, to_rows, worst
@@ -21,8 +21,14 @@ from tiny import Tiny, random_adapter, random_rows, targets, tiny
 import wgtrain
 from wgtrain import gpu
 from wgtrain.data.batches import make_batch
+from wgtrain.engine.graph import Window
 from wgtrain.files import ARCHITECTURES
-from wgtrain.files.adapters import Adapter, write_adapter_gguf
+from wgtrain.files.adapters import (
+    Adapter,
+    read_adapter_peft,
+    write_adapter_gguf,
+    write_adapter_peft,
+)
 from wgtrain.infer.session import Session
 from wgtrain.model.config import ModelConfig
 from wgtrain.model.layers import Layer
@@ -147,6 +153,24 @@ def test_llama_cpp(name: str) -> None:
     deep = max(base.spec.layers / 8, 1)  # its error adds up
     assert logits < (GELU_LOGITS * deep if gelu else 1e-4)
     assert found < (GELU_EFFECT * deep if gelu else EFFECT)
+
+
+@pytest.mark.parametrize("name", list(MORE))
+def test_peft_folder(name: str) -> None:
+    """PEFT loads an adapter's folder and gives the logits of PEFT with the adapter; so do we."""
+    base = tiny(name)
+    spec, pairs = base.spec, adapted(base)
+    adapter = Adapter(spec.architecture, RANK, ALPHA, pairs, {})
+    heads: dict[str, Any] = {"n_head": spec.heads, "n_head_kv": spec.kv_heads}
+    files = write_adapter_peft(adapter, base_name=None, n_layer=spec.layers, **heads)
+    ((tokens, _),) = random_rows(spec, [17], seed=1)
+    expected = Peft(base, apart(base, pairs), ALPHA).logits(tokens)
+    np.testing.assert_array_equal(logits_of(load_peft_folder(base, files), tokens), expected)
+    back = read_adapter_peft(files, architecture=spec.architecture, **heads)
+    assert set(back.tensors) == set(apart(base, pairs))
+    for key, (a, b) in apart(base, pairs).items():
+        np.testing.assert_array_equal(back.tensors[key][0], a)
+        np.testing.assert_array_equal(back.tensors[key][1], b)
 
 
 # What a wrong reading of each knob would be.
@@ -311,15 +335,29 @@ def test_every_norm_and_bias_matters(name: str) -> None:
     with wgtrain.load_model(base.gguf, limits="default") as model:
         expected = model.logits(tokens)
         vectors = {key: w for key, w in model.weights.vectors.items() if ".1." not in key}
-        for key, window in vectors.items():
-            buffer = window.storage.live
-            kept = gpu.run(model.device.read(buffer, window.offset, window.size))
-            values = np.frombuffer(kept, np.float32)
-            # Every tenth of what a norm is away from 1, and a bias from 0.
-            others = values + np.float32(0.1) * (values - (0 if key.endswith("bias") else 1))
-            model.device.write(buffer, window.offset, others)
+        kept = {key: read_vector(model, window) for key, window in vectors.items()}
+
+        def missed_by(changed: dict[str, np.ndarray]) -> float:
+            for key, values in changed.items():
+                model.device.write(vectors[key].storage.live, vectors[key].offset, values)
             found = relative(model.logits(tokens), expected)
-            model.device.write(buffer, window.offset, values)
+            for key in changed:
+                model.device.write(vectors[key].storage.live, vectors[key].offset, kept[key])
+            return found
+
+        for key, values in kept.items():
+            # Every tenth of what a norm is away from 1, and a bias from 0.
+            plain = np.float32(0 if key.endswith("bias") else 1)
+            found = missed_by({key: values + np.float32(0.1) * (values - plain)})
             # Scores do not see a bias that all keys share.
             assert found > 10 * LOGITS or key.endswith("attn_k.bias"), key
-        assert relative(model.logits(tokens), expected) == 0
+        one, other = (f"blk.0.post_{of}_norm.weight" for of in ("attention", "ffw"))
+        if one in kept:
+            assert missed_by({one: kept[other], other: kept[one]}) > 10 * LOGITS, "exchanged"
+        assert missed_by({}) == 0
+
+
+def read_vector(model: Any, window: Window) -> np.ndarray:
+    """What lies in a window of the weights, float32."""
+    data = gpu.run(model.device.read(window.storage.live, window.offset, window.size))
+    return np.frombuffer(data, np.float32)

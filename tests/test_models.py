@@ -15,6 +15,7 @@ from wgtrain.files.known_keys import KNOWN_KEYS
 from wgtrain.model.config import ModelConfig, read_config
 from wgtrain.model.layers import Layer, Rope
 from wgtrain.model.rope import LongRope, Yarn
+from wgtrain.runs.telling import long_rotations
 
 SHAPE = rm.Shape(width=32, heads=2, kv_heads=1, head_size=16, feed_forward=48, layers=2)
 
@@ -538,3 +539,15 @@ def test_layers_that_predict_further_tokens_are_not_run() -> None:
     metadata = {"glm4.block_count": 3, "glm4.nextn_predict_layers": 1}
     assert config(metadata, more, shape).n_layer == 2
     refused("blk.2.nextn.eh_proj.weight is not known", tensors=more, shape=shape)
+
+
+@pytest.mark.parametrize(
+    ("longest", "said"),
+    [(128, "rotations for rows of up to 128 tokens"), (129, "rotations for rows longer than 128")],
+)
+def test_the_choice_of_long_rotations_is_told(longest: int, said: str) -> None:
+    lists = {f"rope_factors_{which}.weight": f32(8) for which in ("short", "long")}
+    got = config({"llama.rope.scaling.original_context_length": 128}, lists)
+    (line,) = long_rotations(got, longest)
+    assert line.startswith(said)
+    assert long_rotations(config(), longest) == []

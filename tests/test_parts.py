@@ -171,3 +171,12 @@ def test_quantised_to_one_file(parted: list[Path], capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit):
         cli.main(["quantize", str(parted[0]), "--type", "F16", "--out", str(parted[3]), "--force"])
     assert "the output is also the input" in capsys.readouterr().err
+
+
+def test_numbers_of_the_configuration_may_lie_in_any_part() -> None:
+    """What rotations are divided by is read wherever it is."""
+    whole = parse_gguf(tiny("llama-freqs").gguf)
+    parts = split(tiny("llama-freqs").gguf)
+    assert "rope_freqs.weight" not in parse_gguf(parts[0]).tensors
+    found = run(read_parts(sources(*parts)))[1].numbers
+    np.testing.assert_array_equal(found["rope_freqs.weight"], whole.numbers["rope_freqs.weight"])

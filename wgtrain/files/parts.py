@@ -66,7 +66,9 @@ async def read_parts(sources: Sequence[Source]) -> tuple[Source, GGUF]:
         if key not in (_NUMBER, _COUNT, _TENSORS)
     }
     parts = [part for part in heads + bodies if part.nbytes]
-    return FolderSource(first.name, parts), replace(first, metadata=kept, tensors=tensors)
+    numbers = {name: values for _, gguf in files for name, values in gguf.numbers.items()}
+    whole = replace(first, metadata=kept, tensors=tensors, numbers=numbers)
+    return FolderSource(first.name, parts), whole
 
 
 def _in_order(files: list[tuple[Source, GGUF]]) -> list[tuple[Source, GGUF]]:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from wgtrain.errors import NonFiniteError, WgtrainError, printable
+from wgtrain.model.config import ModelConfig
+from wgtrain.model.rope import LongRope
 from wgtrain.runs.folder import RESULTS, RunFolder
 from wgtrain.train.needs import Needs, size
 from wgtrain.train.trainer import Trainer
@@ -68,6 +70,7 @@ def opening(folder: RunFolder, trainer: Trainer) -> str:
             f"{rows.name}: {', '.join(parts)}",
             *([long] if longest > context else []),
             *trainer.model.config.notes,
+            *long_rotations(trainer.model.config, learner.max_row),
             *rows.notes,
             *_odd(trainer),
             f"{learner.parameter_count:,} parameters, {trainer.total_steps} steps",
@@ -75,6 +78,16 @@ def opening(folder: RunFolder, trainer: Trainer) -> str:
             f"writing to {folder.path}",
         ]
     )
+
+
+def long_rotations(config: ModelConfig, longest: int) -> list[str]:
+    """Which list of LongRoPE a run takes, where the model has two."""
+    scalings = {layer.rope.scaling for layer in config.layers if layer.rope}
+    contexts = {scaling.context for scaling in scalings if isinstance(scaling, LongRope)}
+    return [
+        f"rotations for rows {'longer than' if longest > context else 'of up to'} {context} tokens"
+        for context in contexts
+    ]
 
 
 def memory(needs: Needs) -> str:
