@@ -1,6 +1,7 @@
-"""Folders of every model type: converted, in llama.cpp beside transformers; adapters in PEFT."""
+"""Folders of every model type beside transformers, and as files in llama.cpp; adapters in PEFT."""
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,13 @@ def reference(model: Any, tokens: list[int] = TOKENS) -> np.ndarray:
     return logits
 
 
-@pytest.mark.parametrize("name", ["gemma3", "gemma3-whole"])
+ADAPTED = (
+    *("llama-linear", "phi3-long", "granite", "glm4", "starcoder2", "olmo2", "ministral3"),
+    *("gemma3-whole", "qwen2_5_vl"),
+)
+
+
+@pytest.mark.parametrize("name", ADAPTED)
 def test_adapters(name: str, tmp_path: Path) -> None:
     """PEFT puts an adapter's folder on the modules of the class, and finds all of them."""
     peft = needs.package("peft")
@@ -75,13 +82,17 @@ def test_adapters(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", hf_models.MODELS)
-def test_converted(name: str, tmp_path: Path) -> None:
-    """llama.cpp takes the file of a folder, and computes what transformers does of the folder."""
+def test_folder(name: str, tmp_path: Path) -> None:
+    """This program computes of a folder what transformers does, in rows longer than any window;
+    llama.cpp takes the file made of it, and computes the same.
+    """
     from llama_cpp_oracle import LlamaCpp
 
     folder = tmp_path / "base"  # a file's name would say something of Phi-3's tokenizer
     model = hf_models.save(name, folder).double()
     test_huggingface.add_tokenizer(folder)
+    with wgtrain.load_model(folder, limits="default") as opened:
+        assert relative(opened.logits(TOKENS), reference(model)) < 1e-5
     if name in REFUSED:
         with pytest.raises(FileError, match="a GGUF cannot hold all of this model"):
             test_convert.convert(folder)
@@ -106,3 +117,24 @@ def test_converted(name: str, tmp_path: Path) -> None:
         held = gpu.run(read_range(source, info.offset, info.nbytes))
         there = made.tensors[key]
         assert data[there.offset : there.offset + there.nbytes] == bytes(held), key
+
+
+def test_keys_of_granite_4(tmp_path: Path) -> None:
+    """Files of its models without states have keys of states, and of experts that are not there."""
+    hf_models.save("granite", tmp_path)
+    test_huggingface.add_tokenizer(tmp_path)
+    made = test_convert.convert(tmp_path)
+    more: dict[str, Any] = {
+        "granite.attention.head_count_kv": np.full(8, 2, np.int32),
+        "granite.expert_count": 0,
+        "granite.expert_shared_feed_forward_length": 100,
+        "granite.ssm.conv_kernel": 4,
+        "granite.ssm.inner_size": 128,
+        "granite.rope.scaling.finetuned": True,
+    }
+    logits = []
+    for metadata in (made.metadata, made.metadata | more):
+        data = test_convert.bytes_of(replace(made, metadata=metadata))
+        with wgtrain.load_model(data, limits="default") as opened:
+            logits.append(opened.logits(TOKENS))
+    np.testing.assert_array_equal(*logits)

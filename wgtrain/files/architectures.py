@@ -148,6 +148,14 @@ _POSITION_STREAMS: dict[str, tuple[Any, ...]] = {
     "rope.dimension_sections": (ANYTHING,),
     "n_deepstack_layers": (ANYTHING,),
 }
+# What files of Granite 4 say of states and experts though all their layers are attention.
+_STATELESS: dict[str, tuple[Any, ...]] = dict.fromkeys(
+    (
+        *("ssm.conv_kernel", "ssm.state_size", "ssm.group_count", "ssm.inner_size"),
+        *("ssm.time_step_rank", "expert_shared_feed_forward_length"),
+    ),
+    (ANYTHING,),
+)
 _ROWS = (
     _row(
         "llama",
@@ -221,7 +229,8 @@ _ROWS = (
         "granite",
         "granite",
         keys=(*_RMS, *_GRANITE),
-        neutral=_without("attention.scale", "embedding_scale", "residual_scale", "logit_scale"),
+        neutral=_without("attention.scale", "embedding_scale", "residual_scale", "logit_scale")
+        | _STATELESS,
         rope_interleaved=True,
         permuted=("attn_q", "attn_k"),
         may_bias=tuple(_LINEARS),
