@@ -6,29 +6,52 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from wgtrain.errors import FileError
-from wgtrain.files.adapters import CONFIG_FILE
+from wgtrain.errors import FileError, OptionError
+from wgtrain.files.adapters import CONFIG_FILE, TENSOR_FILE
+from wgtrain.files.gguf import read_gguf
 from wgtrain.files.gguf_writer import gguf_chunks, planned_nbytes
 from wgtrain.files.huggingface import CONFIG
 from wgtrain.gpu import run
 from wgtrain.model.convert import plan_conversion
 from wgtrain.runs.output import check_output, write_output
 from wgtrain.runs.paths import check_path
-from wgtrain.runs.sources import folder_sources
+from wgtrain.runs.sources import as_source, folder_sources
 
 Say = Callable[[str], None]
 
 
-def convert(source: str, out: str, kind: str | None, force: bool, say: Say) -> None:
+def convert(
+    source: str, out: str, kind: str | None, model: str | None, force: bool, say: Say
+) -> None:
     """Converts what is at `source`; FileError or OptionError for what cannot be."""
     path = Path(source)
     check_path(path)
+    if path.is_dir() and (path / CONFIG).is_file():
+        if model is not None:
+            raise OptionError(f"model: {path} is a model; only adapters have a base")
+        return convert_folder(path, Path(out), kind, force, say)
+    if _is_adapter(path):
+        from wgtrain.cli.convert_adapter import convert_adapter
+
+        if kind is not None:
+            raise OptionError(f"type: {path} is an adapter; adapters are written in f32")
+        return convert_adapter(path, Path(out), model, force, say)
+    raise FileError(
+        f"{path}: a model's folder with {CONFIG}, a PEFT folder with {CONFIG_FILE} or an adapter "
+        "GGUF is needed; for GGUFs of models there is wgtrain quantize"
+    )
+
+
+def _is_adapter(path: Path) -> bool:
     if path.is_dir():
-        if (path / CONFIG).is_file():
-            return convert_folder(path, Path(out), kind, force, say)
-        if (path / CONFIG_FILE).is_file():
-            raise FileError(f"{path}: PEFT adapters are not converted yet")
-    raise FileError(f"{path}: a folder with {CONFIG} is needed")
+        return (path / CONFIG_FILE).is_file()
+    if path.name in (CONFIG_FILE, TENSOR_FILE):
+        return True
+    with as_source(path) as opened:
+        try:
+            return run(read_gguf(opened)).get("general.type", str, "") == "adapter"
+        except FileError:
+            return False
 
 
 def convert_folder(path: Path, out: Path, kind: str | None, force: bool, say: Say) -> None:

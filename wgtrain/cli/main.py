@@ -198,20 +198,23 @@ def bench(arguments: tuple[str, ...]) -> None:
 
 
 @cli.command()
-@click.argument("source", metavar="FOLDER")
-@click.option("--out", metavar="FILE", required=True, help="The GGUF to write.")
+@click.argument("source", metavar="IN")
+@click.option("--out", metavar="PATH", required=True, help="The GGUF or PEFT folder to write.")
 @click.option(
     "--type",
     "kind",
     metavar="f32|f16|bf16",
     help="The type of its matrices; norms and biases are f32.  [default: that of the folder]",
 )
+@click.option("--model", metavar="MODEL", help="The base of an adapter, a GGUF or a folder.")
 @click.option("--force", is_flag=True, help="Replace a file that is there.")
-def convert(source: str, out: str, kind: str | None, force: bool) -> None:
-    """Make a GGUF of a Hugging Face folder, with its tokenizer and chat template."""
+def convert(source: str, out: str, kind: str | None, model: str | None, force: bool) -> None:
+    """Make a GGUF of a Hugging Face folder, with its tokenizer and chat template; or of an adapter
+    in a PEFT folder a GGUF, and of one in a GGUF a PEFT folder.
+    """
     from wgtrain.cli import convert
 
-    convert.convert(source, out, kind, force, _say)
+    convert.convert(source, out, kind, model, force, _say)
 
 
 @cli.command()

@@ -77,11 +77,7 @@ class Model:
     @property
     def base_name(self) -> str | None:
         """The repository this model came from, where the file says so."""
-        for key in ("general.base_model.0.repo_url", "general.base_model.0.name"):
-            value = self.gguf.metadata.get(key)
-            if isinstance(value, str):
-                return value
-        return None
+        return base_name(self.gguf)
 
     def read_adapter(self, adapter: AdapterLike) -> Adapter:
         """What a person names as an adapter for this model, read."""
@@ -222,6 +218,15 @@ class Model:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def base_name(gguf: GGUF) -> str | None:
+    """The repository a model came from, where its file says so."""
+    for key in ("general.base_model.0.repo_url", "general.base_model.0.name"):
+        value = gguf.metadata.get(key)
+        if isinstance(value, str):
+            return value
+    return None
 
 
 async def _fingerprint(source: Source, gguf: GGUF) -> str:

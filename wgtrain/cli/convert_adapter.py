@@ -1,0 +1,82 @@
+"""`wgtrain convert` of adapters: a GGUF <-> a folder of PEFT."""
+
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from wgtrain.api import HOST, adapter_file, opened_base
+from wgtrain.cli.convert import Say
+from wgtrain.errors import FileError, OptionError
+from wgtrain.files.adapters import (
+    CONFIG_FILE,
+    TENSOR_FILE,
+    Adapter,
+    adapter_fits,
+    fitted,
+    write_adapter_gguf,
+    write_adapter_peft,
+)
+from wgtrain.files.huggingface import WHOLE
+from wgtrain.infer.model import base_name
+from wgtrain.model.config import read_config
+from wgtrain.runs.output import check_output, write_output
+
+
+def convert_adapter(path: Path, out: Path, model: str | None, force: bool, say: Say) -> None:
+    """Writes the other form of the adapter at `path`, which has to fit the base `model`."""
+    if model is None:
+        raise OptionError(
+            f"model: {path} is an adapter; --model names its base, a GGUF or a folder, of which "
+            "the architecture and the heads are taken"
+        )
+    file = adapter_file(path)
+    to_gguf = file.name == TENSOR_FILE
+    if to_gguf:
+        check_output(out, force, file)
+    else:
+        _check_folder(out, force)
+    with opened_base(model) as base:
+        config = read_config(base.gguf)
+        adapter = HOST.read_adapter(path, config)
+        found = fitted(adapter, base.gguf.tensors)
+        adapter_fits(found, base.gguf.tensors, config.architecture, str(path))
+        name, whole = base_name(base.gguf), WHOLE in base.gguf.metadata
+    if to_gguf:
+        _write(out, write_adapter_gguf(found), force)
+        return say(f"{out}: an adapter GGUF, {_described(found)}")
+    files = write_adapter_peft(
+        adapter,
+        base_name=name,
+        n_head=config.n_head,
+        n_head_kv=config.n_head_kv,
+        n_layer=config.n_layer,
+        whole=whole,
+    )
+    try:
+        out.mkdir(exist_ok=True)
+    except OSError as error:
+        raise FileError(f"{out}: {error.strerror or error}") from None
+    for file_name in (TENSOR_FILE, CONFIG_FILE):  # the configuration says that both are there
+        _write(out / file_name, files[file_name], force)
+    say(f"{out}: a PEFT folder, {_described(adapter)}")
+
+
+def _described(adapter: Adapter) -> str:
+    return f"rank {adapter.rank}, alpha {adapter.alpha:g}, {len(adapter.tensors)} matrices adapted"
+
+
+def _check_folder(out: Path, force: bool) -> None:
+    if out.suffix == ".gguf":
+        raise FileError(f"{out}: the adapter is a GGUF and becomes a folder; name one")
+    there = [name for name in (CONFIG_FILE, TENSOR_FILE) if os.path.lexists(out / name)]
+    if there and not force:
+        raise FileError(f"{out}: {there[0]} exists already; --force replaces it")
+    if not out.is_dir() and os.path.lexists(out):
+        raise FileError(f"{out}: no folder")
+
+
+def _write(path: Path, data: bytes, force: bool) -> None:
+    async def whole() -> AsyncIterator[bytes]:
+        yield data
+
+    write_output(path, whole(), force)
