@@ -153,7 +153,7 @@ def test_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
         ((folder, "--out", out), "exists already; --force replaces it"),
         ((folder, "--out", out, "--force", "--type", "q3"), "type: 'q3' is not one of f32, f16"),
         ((tmp_path / "no", "--out", out), "No such file"),
-        ((out, "--out", tmp_path / "x.gguf"), "a folder with config.json is needed"),
+        ((out, "--out", tmp_path / "x.gguf"), "for GGUFs of models there is wgtrain quantize"),
         ((folder, "--out", tmp_path), "a folder; the name of a file is needed"),
     ):
         code, said = wgtrain(capsys, *arguments)
