@@ -218,6 +218,19 @@ def convert(source: str, out: str, kind: str | None, model: str | None, force: b
 
 
 @cli.command()
+@click.argument("source", metavar="IN")
+@click.option(
+    "--model", metavar="MODEL", help="The base of an adapter; for rows, whose tokenizer counts."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def inspect(source: str, model: str | None, as_json: bool) -> None:
+    """Show what a model, an adapter or a data set holds, and what would be refused."""
+    from wgtrain.cli.inspect import inspect
+
+    click.echo(inspect(source, model, as_json))
+
+
+@cli.command()
 @click.argument("model")
 @click.option("--type", "kind", metavar="TYPE", required=True, help=f"{', '.join(TARGETS)}.")
 @click.option("--out", metavar="FILE", required=True, help="The GGUF to write.")

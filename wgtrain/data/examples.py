@@ -139,7 +139,7 @@ class ExampleReader:
 
     def _kind_of(self, row: dict[str, Any]) -> str:
         if self._kind is None:
-            return _kind(row)
+            return kind_of_row(row)
         if missing := _missing(row, self._kind):
             raise RowError(f"kind = {self._kind}: field '{missing}' is missing")
         return self._kind
@@ -186,7 +186,7 @@ class ExampleReader:
                 raise RowError(f"field '{field}[{place}]': {shown(i)} is not {allowed}")
 
 
-def _kind(row: dict[str, Any]) -> str:
+def kind_of_row(row: dict[str, Any]) -> str:
     """The one kind whose required fields are all there."""
     whole = [kind for kind in KINDS if not _missing(row, kind)]
     if len(whole) == 1:

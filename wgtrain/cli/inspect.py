@@ -1,0 +1,361 @@
+"""`wgtrain inspect`: what a model, an adapter or a data set holds, and whether it can be used."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wgtrain.api import HOST, adapter_file, base_tokenizer, data_file, opened_base
+from wgtrain.data.examples import kind_of_row
+from wgtrain.data.jsonl import read_rows
+from wgtrain.data.records import RowError, read_records
+from wgtrain.errors import FileError, WgtrainError, printable
+from wgtrain.files import GGUF, read_gguf, read_range
+from wgtrain.files.adapters import (
+    CONFIG_FILE,
+    TENSOR_FILE,
+    Adapter,
+    adapter_fits,
+    fitted,
+    read_adapter_gguf,
+)
+from wgtrain.files.huggingface import CONFIG
+from wgtrain.files.names import split_tensor
+from wgtrain.files.safetensors import json_object, read_safetensors
+from wgtrain.gpu import run
+from wgtrain.model.base import plan_base
+from wgtrain.model.config import ModelConfig, read_config
+from wgtrain.model.folder import Folder
+from wgtrain.runs.paths import check_path, is_pipe, no_adapter_in, read_input
+from wgtrain.runs.sources import as_source
+from wgtrain.train.needs import size
+
+Facts = dict[str, Any]
+_LONGEST = 1 << 24  # tokens of a row: none is cut
+_ITEMS = 16  # of an array that JSON shows in full
+_TEXT = 4000  # characters of a text of metadata
+
+
+def inspect(source: str, model: str | None, as_json: bool) -> str:
+    """The facts of what is at `source` as text or JSON; `model` is the base of an adapter, or
+    gives the tokenizer for rows.
+    """
+    path = Path(source)
+    check_path(path)
+    kind = _kind(path)
+    if kind == "model" and model is not None:
+        raise FileError(f"model: {path} is a model itself; --model goes with adapters and rows")
+    found = {"model": _model, "adapter": _adapter, "data": _data}[kind](path, model)
+    facts = {"kind": kind, "file": source} | found
+    if as_json:
+        return json.dumps(facts, ensure_ascii=False)
+    return printable("\n".join(_lines(facts)))
+
+
+def _kind(path: Path) -> str:
+    """ "model", "adapter" or "data"."""
+    if path.is_dir():
+        if (path / CONFIG).is_file():
+            return "model"
+        if (path / CONFIG_FILE).is_file():
+            return "adapter"
+        if data_file(path).is_file() or data_file(path, "valid").is_file():
+            return "data"
+        raise FileError(
+            f"{path}: no model ({CONFIG}), no adapter ({CONFIG_FILE}) and no rows (train.jsonl)"
+        )
+    if path.name in (CONFIG_FILE, TENSOR_FILE):
+        return "adapter"
+    if is_pipe(path):
+        return "data"
+    with as_source(path) as opened:
+        if bytes(run(_head(opened))) != b"GGUF":
+            return "data"
+        gguf = run(read_gguf(opened))
+    return "adapter" if gguf.metadata.get("general.type") == "adapter" else "model"
+
+
+async def _head(source: Any) -> Any:
+    return await read_range(source, 0, min(4, source.size))
+
+
+def _model(path: Path, _: str | None) -> Facts:
+    try:
+        opened: Any = opened_base(str(path))
+        with opened as base:
+            return _of_base(base)
+    except FileError as error:
+        if not path.is_dir():
+            raise
+        return {"refused": _reason(error, str(path))}
+
+
+def _reason(error: WgtrainError, name: str) -> str:
+    """An error without the name of the file, which stands above."""
+    return str(error).removeprefix(f"{name}: ")
+
+
+def _of_base(base: Folder) -> Facts:
+    gguf = base.gguf
+    infos = gguf.tensors.values()
+    facts: Facts = {
+        "architecture": gguf.metadata.get("general.architecture"),
+        "name": gguf.metadata.get("general.name"),
+        "parameters": sum(math.prod(info.shape) for info in infos),
+        "types": dict(Counter(info.type for info in infos).most_common()),
+        "type_bytes": {},
+        "bytes": sum(info.nbytes for info in infos),
+    }
+    for info in infos:
+        sizes = facts["type_bytes"]
+        sizes[info.type] = sizes.get(info.type, 0) + info.nbytes
+    facts |= _use(gguf) | _text_side(base)
+    return facts | {"metadata": {key: _short(v) for key, v in gguf.metadata.items()}}
+
+
+def _use(gguf: GGUF) -> Facts:
+    """The configuration and memory of a model, or why it cannot be used."""
+    try:
+        config = read_config(gguf)
+        base = plan_base(gguf)
+    except WgtrainError as error:
+        return {"refused": _reason(error, gguf.name), "notes": list(gguf.notes)}
+    return {
+        "refused": None,
+        **_shape(config),
+        "gpu_bytes": base.weights.nbytes,
+        "notes": [*gguf.notes, *config.notes],
+    }
+
+
+def _shape(config: ModelConfig) -> Facts:
+    return {
+        "layers": config.n_layer,
+        "width": config.width,
+        "heads": config.n_head,
+        "kv_heads": config.n_head_kv,
+        "head_size": config.head_size,
+        "feed_forward": config.feed_forward,
+        "context": config.context,
+        "windows": [window for window in config.windows if window],
+        "vocabulary": config.vocabulary,
+        "tied_head": config.tied_head,
+    }
+
+
+def _text_side(base: Folder) -> Facts:
+    metadata = base.gguf.metadata
+    named = [metadata.get(f"tokenizer.ggml.{key}") for key in ("model", "pre")]
+    facts: Facts = {"tokenizer": " ".join(name for name in named if isinstance(name, str)) or None}
+    try:
+        template = base_tokenizer(base).chat_template
+        return facts | {"tokenizer_refused": None, "chat_template": template is not None}
+    except WgtrainError as error:
+        reason = _reason(error, base.gguf.name)
+        return facts | {"tokenizer_refused": reason, "chat_template": None}
+
+
+def _short(value: Any) -> Any:
+    """A value of metadata for JSON; of long arrays and texts the size."""
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, list | tuple) and len(value) > _ITEMS:
+        return f"{len(value)} values"
+    if isinstance(value, tuple):
+        return [_short(part) for part in value]
+    if isinstance(value, str) and len(value) > _TEXT:
+        return value[:_TEXT] + "..."
+    return value if not isinstance(value, float) or math.isfinite(value) else str(value)
+
+
+def _adapter(path: Path, model: str | None) -> Facts:
+    file = adapter_file(path)
+    facts: Facts
+    if file.name == TENSOR_FILE:
+        facts = _peft(file.parent)
+    else:
+        adapter = read_adapter_gguf(read_input(file), str(file))
+        facts = _of_adapter(adapter) | {
+            "form": "GGUF",
+            "base": adapter.metadata.get("base.name"),
+            "metadata": {key: _short(v) for key, v in adapter.metadata.items()},
+        }
+    return facts | ({} if model is None else _fit(path, model))
+
+
+def _of_adapter(adapter: Adapter) -> Facts:
+    places = [split_tensor(base) or (-1, base) for base in adapter.tensors]
+    return {
+        "architecture": adapter.architecture,
+        "rank": adapter.rank,
+        "alpha": adapter.alpha,
+        "parameters": sum(a.size + b.size for a, b in adapter.tensors.values()),
+        "targets": list(dict.fromkeys(target for _, target in places)),
+        "layers": sorted({layer for layer, _ in places if layer >= 0}),
+        "types": {"F32": 2 * len(adapter.tensors)},
+    }
+
+
+def _peft(folder: Path) -> Facts:
+    """A PEFT folder, as it says itself: without a base nobody knows more."""
+    config = json_object(read_input(folder / CONFIG_FILE), f"{folder}/{CONFIG_FILE}")
+    if not (folder / TENSOR_FILE).exists():
+        raise no_adapter_in(folder)
+    tensors = read_safetensors(read_input(folder / TENSOR_FILE), f"{folder}/{TENSOR_FILE}")
+    return {
+        "form": "PEFT folder",
+        "architecture": None,
+        "rank": config.get("r"),
+        "alpha": config.get("lora_alpha"),
+        "parameters": sum(array.size for array in tensors.values()),
+        "targets": config.get("target_modules"),
+        "types": dict(Counter(str(array.dtype) for array in tensors.values())),
+        "base": config.get("base_model_name_or_path"),
+        "metadata": config,
+    }
+
+
+def _fit(path: Path, model: str) -> Facts:
+    """Whether an adapter fits a base."""
+    with opened_base(model) as base:
+        try:
+            config = read_config(base.gguf)
+            adapter = fitted(HOST.read_adapter(path, config), base.gguf.tensors)
+            adapter_fits(adapter, base.gguf.tensors, config.architecture, str(path))
+        except WgtrainError as error:
+            return {"fits": False, "refused": _reason(error, str(path))}
+    return {"fits": True, "refused": None, "architecture": config.architecture}
+
+
+def _data(path: Path, model: str | None) -> Facts:
+    file = data_file(path)
+    if path.is_dir() and not file.is_file():
+        file = data_file(path, "valid")
+    content = read_input(file)
+    kinds: Counter[str] = Counter()
+    columns: Counter[str] = Counter()
+    problems: dict[str, int] = {}
+    first: Any = None
+    rows = 0
+    for line, row in read_records(content, str(file)):
+        first = row if not rows else first
+        rows += 1
+        try:
+            if not isinstance(row, dict):
+                raise RowError("no JSON object")
+            columns.update(row.keys())
+            kinds[kind_of_row(row)] += 1
+        except RowError as error:
+            problems.setdefault(str(error), line)
+    shown = [f"line {line}: {problem}" for problem, line in list(problems.items())[:_ITEMS]]
+    facts = {"rows": rows, "kinds": dict(kinds), "columns": dict(columns), "problems": shown}
+    lengths: Any = nullcontext(None) if model is None else opened_base(model)
+    with lengths as base:
+        if base is not None:
+            facts |= _lengths(content, base, str(file))
+    return facts | {"first": first}
+
+
+def _lengths(content: bytes, base: Folder, name: str) -> Facts:
+    """How many tokens rows have with the tokenizer and template of a model."""
+    try:
+        found = read_rows(content, base_tokenizer(base), seq_len=_LONGEST, name=name)
+    except FileError as error:
+        return {"refused": _reason(error, name)}
+    rows = [*found.rows, *(row for row, _ in found.without)]
+    lengths = sorted(len(row.tokens) for row in rows)
+    return {
+        "refused": None,
+        "tokens": sum(lengths),
+        "trained_tokens": sum(int((row.targets >= 0).sum()) for row in rows),
+        "lengths": {
+            "least": lengths[0],
+            "median": lengths[len(lengths) // 2],
+            "of 95 %, up to": lengths[math.ceil(0.95 * len(lengths)) - 1],
+            "most": lengths[-1],
+        },
+        "notes": found.notes,
+    }
+
+
+def _lines(facts: Mapping[str, Any]) -> Iterable[str]:
+    """Facts in words, a name and its value a line."""
+    words = {"model": _model_words, "adapter": _adapter_words, "data": _data_words}
+    named = [(name, text) for name, text in words[facts["kind"]](facts) if text]
+    width = max(len(name) for name, _ in named) + 2
+    for name, text in named:
+        for number, part in enumerate(text.split("\n")):
+            yield f"{'' if number else name:<{width}}{part}".rstrip()
+
+
+def _model_words(facts: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    yield "model", facts["file"]
+    if "architecture" in facts:
+        yield "architecture", str(facts["architecture"])
+        yield "name", facts["name"] if isinstance(facts["name"], str) else ""
+        yield "parameters", f"{facts['parameters']:,}"
+        yield (
+            "types",
+            "\n".join(
+                f"{kind:<8}{count:>5} tensors {size(facts['type_bytes'][kind]):>12}"
+                for kind, count in facts["types"].items()
+            ),
+        )
+    if "layers" in facts:
+        heads, shared = facts["heads"], facts["kv_heads"]
+        yield (
+            "shape",
+            f"{facts['layers']} blocks of width {facts['width']}, feed-forward "
+            f"{facts['feed_forward']}, {heads} heads of {facts['head_size']}, "
+            f"{shared} of keys and values",
+        )
+        windows = ", ".join(map(str, facts["windows"]))
+        yield "context", f"{facts['context']:,}" + (f", windows of {windows}" if windows else "")
+        tied = ", the head is the embedding" if facts["tied_head"] else ""
+        yield "vocabulary", f"{facts['vocabulary']:,}{tied}"
+    if "tokenizer" in facts:
+        yield "tokenizer", facts["tokenizer_refused"] or facts["tokenizer"] or "none"
+        yield "chat template", {True: "yes", False: "none", None: ""}[facts["chat_template"]]
+    if "gpu_bytes" in facts:
+        yield (
+            "GPU memory",
+            f"{size(facts['gpu_bytes'])} for the weights; wgtrain plan tells what a run takes",
+        )
+    yield "training", f"refused: {facts['refused']}" if facts["refused"] else "possible"
+    yield "notes", "\n".join(facts.get("notes", []))
+
+
+def _adapter_words(facts: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    yield "adapter", f"{facts['file']}, a {facts['form']}"
+    yield "architecture", facts["architecture"] or ""
+    yield "rank", str(facts["rank"])
+    yield "alpha", f"{facts['alpha']}"
+    yield "parameters", f"{facts['parameters']:,}"
+    targets = facts["targets"]
+    yield "targets", ", ".join(targets) if isinstance(targets, list) else str(targets)
+    if facts.get("layers"):
+        yield "layers", f"{len(facts['layers'])}, {facts['layers'][0]} to {facts['layers'][-1]}"
+    yield "base", str(facts["base"] or "not said")
+    if "fits" in facts:
+        yield "fits", "yes" if facts["fits"] else f"no: {facts['refused']}"
+
+
+def _data_words(facts: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    yield "data", facts["file"]
+    yield "rows", f"{facts['rows']:,}"
+    yield "kinds", "\n".join(f"{kind:<14}{n:>9,}" for kind, n in facts["kinds"].items())
+    yield "columns", "\n".join(f"{name:<14}{n:>9,}" for name, n in facts["columns"].items())
+    yield "problems", "\n".join(facts["problems"])
+    if "lengths" in facts:
+        yield "tokens", f"{facts['tokens']:,}, of which {facts['trained_tokens']:,} are trained"
+        yield "tokens a row", ", ".join(f"{k} {v:,}" for k, v in facts["lengths"].items())
+        yield "notes", "\n".join(facts["notes"])
+    elif facts.get("refused"):
+        yield "training", f"refused: {facts['refused']}"
+    text = json.dumps(facts["first"], ensure_ascii=False)
+    yield "first row", text if len(text) <= 600 else text[:600] + "..."
