@@ -456,8 +456,8 @@ def test_only_commands_that_exist_are_listed():
     result = CliRunner().invoke(cli.cli, ["--help"])
     commands = result.output.partition("Commands:")[2].split("\n")
     listed = [line.split()[0] for line in commands if line.strip()]
-    assert listed[:6] == ["bench", "convert", "demo", "doctor", "plan", "preview"]
-    assert listed[6:] == ["quantize", "train", "web"]
+    assert listed[:6] == ["bench", "convert", "demo", "doctor", "inspect", "plan"]
+    assert listed[6:] == ["preview", "quantize", "train", "web"]
 
 
 def test_a_full_disk_is_told(toy, capsys, monkeypatch):
