@@ -1,9 +1,9 @@
 """A Hugging Face folder's tokenizer.json -> the `tokenizer.*` metadata of a GGUF.
 
 Ids are those of the `tokenizers` library wherever llama.cpp's rules, which `wgtrain.data.tokenizer`
-follows, give the same. They do not for text that is not in Unicode's form NFC under a tokenizer
-with that normaliser, and where Metaspace puts its space: here it stands in front of every text,
-also of one that begins with a space, and after every special token.
+follows, give the same. They do not where Metaspace puts its space: here it stands in front of every
+text, also of one that begins with a space, and after every special token; and where special tokens
+overlap in a text, since here a longer one goes before one that begins earlier.
 """
 
 from typing import Any
@@ -15,6 +15,7 @@ from wgtrain.data.special_tokens import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, 
 from wgtrain.data.tokenizer import byte_alphabet
 from wgtrain.data.tokenizer_json import SPACE
 from wgtrain.data.vocabulary import (
+    COMPOSED,
     EXACT_MERGES,
     EXACT_PATTERNS,
     NO_ID,
@@ -287,7 +288,9 @@ class _Reader:
         """How byte-level text is split into words: a name where there is one for it, and the
         patterns where no name says the same.
         """
-        for step in self.chain("normalizer", "normalizers"):
+        normalizers = self.chain("normalizer", "normalizers")
+        composed = {COMPOSED: True} if normalizers else {}
+        for step in normalizers:
             if step.get("type") != "NFC":
                 raise self.error(f"normalizer {shown(step.get('type'))} is not supported, only NFC")
         unknown = self.model.get("unk_token")
@@ -301,10 +304,10 @@ class _Reader:
         same = [name for name, row in PRE_TOKENIZERS.items() if row.patterns == patterns]
         exact = [name for name in same if PRE_TOKENIZERS[name].whole == whole]
         if exact:
-            return {"tokenizer.ggml.pre": exact[0]}
+            return {"tokenizer.ggml.pre": exact[0]} | composed
         same += [name for name, own in OWN_PATTERNS.items() if own == patterns]
         named = {"tokenizer.ggml.pre": same[0]} if same else {}
-        return named | {EXACT_PATTERNS: patterns, WHOLE_WORDS: whole}
+        return named | composed | {EXACT_PATTERNS: patterns, WHOLE_WORDS: whole}
 
     def patterns(self, step: dict[str, Any]) -> list[str]:
         """The patterns by which one pre-tokenizer splits."""

@@ -6,12 +6,14 @@ covers, are sums over pieces and need nothing of the library that merges.
 """
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from wgtrain.data.composed import composed
 from wgtrain.data.cutter import Cutter
 from wgtrain.data.library import open_library
 from wgtrain.data.special_tokens import BYTE, CONTROL, UNKNOWN, UNUSED, USER_DEFINED
@@ -39,6 +41,7 @@ class _Part(NamedTuple):
 
     token: int | None
     text: str  # what merges, without a space put in front
+    places: np.ndarray | None  # of text that was composed: where its bytes were
     prefixed: bool  # whether a space goes in front
     before: int  # bytes that the token swallows before it
     size: int  # bytes from there on, with those it swallows behind it
@@ -61,6 +64,7 @@ class Tokenizer:
         self.unk_id = self._unk_id = vocabulary.unk_id
         self._prefix = vocabulary.add_space_prefix
         self._strips = (vocabulary.strip_left, vocabulary.strip_right, vocabulary.blanks)
+        self._composed = vocabulary.composed
         self._lines = vocabulary.model == "gemma4"
         self._library = open_library(vocabulary, name)
         self._bytes = _Spelling(vocabulary)
@@ -168,7 +172,7 @@ class Tokenizer:
         for i, part in enumerate(cut):
             if isinstance(part, int):
                 size = before + int(self._sizes[part])
-                parts.append(_Part(part, "", False, before, size))
+                parts.append(_Part(part, "", None, False, before, size))
                 fresh, before = True, 0
                 continue
             text = part
@@ -185,9 +189,12 @@ class Tokenizer:
                 prefixed = self._prefix and fresh and not isinstance(line, int)
                 fresh = isinstance(line, int)
                 if isinstance(line, int):
-                    parts.append(_Part(line, "", False, 0, int(self._sizes[line])))
+                    parts.append(_Part(line, "", None, False, 0, int(self._sizes[line])))
                 else:
-                    parts.append(_Part(None, line, prefixed, 0, len(line.encode())))
+                    size, places = len(line.encode()), None
+                    if self._composed and not unicodedata.is_normalized("NFC", line):
+                        line, places = composed(line)
+                    parts.append(_Part(None, line, places, prefixed, 0, size))
         return parts
 
     def _cut_lines(self, text: str) -> list[str | int]:
@@ -210,7 +217,8 @@ class Tokenizer:
                 ends.append(np.array([at + part.size], np.int64))
             else:
                 ids.append(next(merged))
-                ends.append(at + self._ends(ids[-1], part.text.encode(), part.prefixed))
+                found = self._ends(ids[-1], part.text.encode(), part.prefixed)
+                ends.append(at + (found if part.places is None else part.places[found]))
             at += part.size
         flat = np.array([i for group in ids for i in group], np.uint32)
         return Encoding(flat, np.concatenate(ends) if ends else np.zeros(0, np.int64))

@@ -40,10 +40,12 @@ _OTHERS = {
 }
 # What else a folder's tokenizer.json says, which llama.cpp has no keys for: the merges of model
 # `llama`, the patterns of a pre-tokenizer and whether its words that are pieces are taken whole,
-# and the ids of special tokens that swallow the blanks before and behind them.
+# whether text is composed (NFC) first, and the ids of special tokens that swallow the blanks before
+# and behind them.
 EXACT_MERGES = "wgtrain.tokenizer.merges"
 EXACT_PATTERNS = "wgtrain.tokenizer.patterns"
 WHOLE_WORDS = "wgtrain.tokenizer.whole_words"
+COMPOSED = "wgtrain.tokenizer.nfc"
 STRIP_LEFT = "wgtrain.tokenizer.strip_left"
 STRIP_RIGHT = "wgtrain.tokenizer.strip_right"
 _C_BLANKS = " \t\n\v\f\r"
@@ -76,6 +78,7 @@ class Vocabulary:
     add_space_prefix: bool
     chat_templates: dict[str, str]  # by name, "default" the one of all conversations
     special_tokens: dict[str, str]  # by the names templates know them by, as bos_token
+    composed: bool  # text is brought to Unicode's form NFC
     strip_left: frozenset[int]  # special tokens that swallow the `blanks` before them
     strip_right: frozenset[int]  # and behind them
     blanks: str
@@ -128,6 +131,7 @@ def read_vocabulary(metadata: dict[str, Any], name: str) -> Vocabulary:
         stop_ids=frozenset(stops),
         add_bos=add_bos,
         add_space_prefix=spm and get.flag("tokenizer.ggml.add_space_prefix", True),
+        composed=get.flag(COMPOSED, False),
         strip_left=frozenset(left or ()),
         strip_right=frozenset(named_right if right is None else right),
         blanks=_C_BLANKS if right is None else _BLANKS,
