@@ -16,7 +16,7 @@ import tiny
 import vocabs
 
 import wgtrain as package
-from wgtrain import gpu
+from wgtrain import api, gpu
 from wgtrain.cli import main as cli
 from wgtrain.data.gguf_tokenizer import looks_special
 from wgtrain.data.pre_hashes import NAMES, TEXT
@@ -26,6 +26,7 @@ from wgtrain.files import GGUF, BytesSource, parse_gguf
 from wgtrain.files.floats import float_bytes
 from wgtrain.files.gguf_writer import gguf_chunks
 from wgtrain.model.convert import Conversion, plan_conversion
+from wgtrain.model.folder import Folder, open_folder
 
 
 def convert(folder: Path, kind: str | None = None) -> Conversion:
@@ -189,6 +190,12 @@ def sentencepiece(gguf: GGUF) -> bytes:
     return out + b"\x12" + varint(len(trainer)) + trainer + b"\x79" + bytes(8)
 
 
+def opened_folder(path: Path) -> Folder:
+    return gpu.run(
+        open_folder({p.name: BytesSource(p.read_bytes()) for p in path.iterdir()}, str(path))
+    )
+
+
 def test_a_model_of_sentencepiece(tmp_path: Path) -> None:
     """Pieces, scores and types of tokenizer.model, tokens added to it, rows that have none."""
     stories = parse_gguf((needs.data() / "stories260K.gguf").read_bytes())
@@ -220,6 +227,12 @@ def test_a_model_of_sentencepiece(tmp_path: Path) -> None:
     ours = package.load_tokenizer(bytes_of(convert(base)))
     theirs = package.load_tokenizer((needs.data() / "stories260K.gguf").read_bytes())
     assert ours.encode(text, special=False) == theirs.encode(text, special=False)
+    opened = api.base_tokenizer(opened_folder(base))
+    assert opened.encode(text) == ours.encode(text)
+    assert (opened.pieces, opened.bos_id, opened.add_bos) == (ours.pieces, 1, True)
+    (base / "tokenizer.model").write_bytes(b"")
+    with pytest.raises(FileError, match=r"base/tokenizer.model: no pieces of SentencePiece"):
+        api.base_tokenizer(opened_folder(base))
 
 
 @pytest.mark.parametrize(

@@ -410,7 +410,7 @@ def test_without_tokenizer(tmp_path: Path) -> None:
             with pytest.raises(FileError, match=r"tokenizer.json is missing; there is config.json"):
                 model.tokenizer  # noqa: B018
     (tmp_path / "tokenizer.model").write_bytes(b"")
-    with pytest.raises(FileError, match=r"tokenizer.model is not read"):
+    with pytest.raises(FileError, match=r"tokenizer.model is read with its model, not alone"):
         wgtrain.load_tokenizer(tmp_path)
 
 

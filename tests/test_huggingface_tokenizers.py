@@ -190,7 +190,7 @@ def test_ids(style: str, tmp_path: Path) -> None:
 def test_own_patterns_are_not_those_of_llama_cpp(tmp_path: Path) -> None:
     """Where llama.cpp splits a name's text otherwise, a folder is split as its model was."""
     text = "éÉa приВЕТ"
-    spec = json.loads(tokenizer_json(vocabs.pairs("tekken", text)))
+    spec = json.loads(tokenizer_json(vocabs.pairs(text)))
     spec["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = CASED % ("", "", "")
     library = Tokenizer.from_str(json.dumps(spec))
     ours = wgtrain.load_tokenizer(folder(tmp_path, spec))

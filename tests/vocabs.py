@@ -72,12 +72,12 @@ def bpe(*merges: str, specials: tuple[str, ...] = ("<|end|>",), **more: Any) -> 
 
 
 @functools.cache
-def pairs(pre: str, text: str = "") -> dict[str, Any]:
+def pairs(text: str = "") -> dict[str, Any]:
     """Byte-level metadata in which any two bytes (of `text`) merge, so that where words end always
-    shows.
+    shows; give it a `pre`.
     """
     letters = bpe()["tokenizer.ggml.tokens"][:256]
     known = byte_alphabet()
     some = [a for a in letters if not text or known[a] in text.encode()]
     merges = [f"{a} {b}" for a in some for b in some]
-    return bpe(*merges, pre=pre, specials=("<|end|>", "<|x|>"))
+    return bpe(*merges, specials=("<|end|>", "<|x|>"))

@@ -59,7 +59,7 @@ def test_words_of_every_name(tab: Any) -> None:
     for name, row in PRE_TOKENIZERS.items():
         rows.setdefault(tuple(row.patterns), name)
     seen = unicode_texts.FEW + unicode_texts.AWKWARD + "".join(unicode_texts.PLAIN)
-    made = vocabs.pairs("default", seen)
+    made = vocabs.pairs(seen)
     rng = random.Random(1)
     kinds = unicode_texts.by_category(list(unicode_texts.FEW))
     texts = [unicode_texts.random_text(rng, kinds, []) for _ in range(150)]

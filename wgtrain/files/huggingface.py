@@ -125,7 +125,7 @@ async def read_small(files: Files, file: str, name: str) -> Data:
         if "adapter_config.json" in files and CONFIG not in files:
             hint = "; this is the folder of a PEFT adapter, not of a model"
         elif file == TOKENIZER and "tokenizer.model" in files:
-            hint = "; tokenizer.model is not read: load and save the tokenizer with transformers"
+            hint = "; a tokenizer.model is read with its model, not alone"
         raise FileError(f"{name}: {file} is missing{hint}; there is {_listed(files)}")
     source = files[file]
     size = source_size(source)

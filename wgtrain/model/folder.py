@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass, replace
 
+from wgtrain.data.gguf_tokenizer import SENTENCEPIECE, tokenizer_for_gguf
 from wgtrain.data.huggingface import read_tokenizer_metadata
 from wgtrain.errors import FileError
 from wgtrain.files import GGUF
-from wgtrain.files.huggingface import Files, read_folder
+from wgtrain.files.huggingface import TOKENIZER, Files, read_folder
 from wgtrain.files.source import Source
 
 
@@ -19,10 +20,17 @@ class Folder:
 
 
 async def open_folder(files: Files, name: str = "folder") -> Folder:
-    """The model whose files are given by their names; see `read_folder`."""
+    """The model whose files are given by their names; see `read_folder`. Where `tokenizer.model` is
+    all there is of a tokenizer, it is read as llama.cpp's converter would.
+    """
     source, gguf = await read_folder(files, name)
     try:
-        tokenizer = await read_tokenizer_metadata(files, name)
+        if TOKENIZER in files or SENTENCEPIECE not in files:
+            tokenizer = await read_tokenizer_metadata(files, name)
+        else:
+            architecture = gguf.metadata["general.architecture"]
+            rows = gguf.tensors["token_embd.weight"].shape[0]
+            tokenizer, _ = await tokenizer_for_gguf(files, name, architecture, rows)
     except FileError as error:
         return Folder(source, gguf, str(error))
     return Folder(source, replace(gguf, metadata=gguf.metadata | tokenizer), None)
