@@ -309,7 +309,11 @@ class Template:
         found = self._stop.search(places.text, end)
         limit = places.marks.get((i + 1, "s"), len(places.text))
         if self._stop.search(calls) or not found or found.end() > limit:
-            raise FileError(f"the chat template does not show where messages[{i}] ends")
+            ends = " ".join(self._stops[:8]) or "it has none"
+            raise FileError(
+                f"the chat template does not show where messages[{i}] ends: no token that ends a "
+                f"turn of this model ({ends}) stands behind its calls alone"
+            )
         if i + 1 < len(places.messages) and (i + 1, "s") not in places.marks:
             raise FileError(f"the chat template does not show where messages[{i + 1}] begins")
         if not places.text[end : found.start()].strip():

@@ -22,7 +22,7 @@ _CHUNK = 512  # rows tokenised in one call of the library
 
 NO_TEMPLATE = (
     "the model has no chat template: user and system texts, a blank line, the answer and the end"
-    " token make a row"
+    " token make a row; --chat-template (in Python chat_template=) brings one"
 )
 NO_END_TOKEN = "the model names no end token: the rows end without one"
 NOTHING = "nothing in it is trained"
