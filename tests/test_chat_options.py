@@ -282,6 +282,30 @@ def test_other_rows_say_what_the_checkpoint_had(numpy_learner: Any) -> None:
     assert said in str(caught.value)
 
 
+def test_what_is_wrong_with_validation_rows_is_said(
+    toy: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = session.load_dataset
+
+    def told(*arguments: Any, name: str, **more: Any) -> Any:
+        found = read(*arguments, name=name, **more)
+        if name == "rows.jsonl":
+            return found
+        return replace(found, truncated=2, dropped=1, notes=[*found.notes, "warning: so"])
+
+    monkeypatch.setattr(session, "load_dataset", told)
+    Path("valid.jsonl").write_bytes(Path("rows.jsonl").read_bytes())
+    given = ("--model", "base.gguf", "--data", "rows.jsonl", "--out", "out", "--iters", "2")
+    code, said, error = wgtrain(capsys, "train", *given, "--valid", "valid.jsonl")
+    assert code == 0, error
+    lines = [line for line in said.splitlines() if line.startswith("valid.jsonl: ")]
+    assert lines == [
+        "valid.jsonl: 2 cut at 512 tokens",
+        "valid.jsonl: 1 dropped, no token of them counts",
+        "valid.jsonl: warning: so",
+    ]
+
+
 def test_yaml(toy: Path, capsys: Any, seen: list[Templating]) -> None:
     Path("run.yaml").write_text("chat_template_kwargs: {enable_thinking: false}\nsystem: merge\n")
     train(capsys, "--config", "run.yaml", "--iters", "2")

@@ -131,6 +131,9 @@ def test_what_is_typed_is_shown_where_it_stands() -> None:
     assert found.data.notes == [f"warning: {said}"]
     assert "user\na {{<|im_end|>}} b<|im_end|>\n" in found.text
     assert "\x1b[41m" in found.colored and found.colored.count("\x1b[41m") == 1
+    found = preview(letters(), TYPED, CHAT_ROW)  # without a template
+    assert found.data.notes[1:] == [f"warning: {said}"]
+    assert "a {{<|im_end|>}} b\n\n[[a<|end|>]]\n" in found.text
     # As JSON in a call of tools as well; the template's own are none.
     call = {"function": {"name": "f", "arguments": {"x": '"<|im_start|>'}}}
     calls = "{% for m in messages %}{{ m.content }}{{ m.tool_calls|tojson if m.tool_calls }}"

@@ -1,6 +1,7 @@
 """Conversations of a data set become text, while the rows before them are tokenised."""
 
 import json
+import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -64,6 +65,9 @@ class Chats:
                     for example in under_way.popleft():
                         if example.chat is not None and opened is not None:
                             example = self._filled(example, example.chat, opened, name)
+                        elif example.chat is not None:
+                            segments = [self._with_typed(part) for part in example.segments]
+                            example = replace(example, segments=segments)
                         yield example
         finally:
             if opened is not None:
@@ -121,6 +125,14 @@ class Chats:
         self._unwritten.update(found.unwritten)
         segment = Segment(found.text, spans, False, found.typed)
         return replace(example, segments=[segment])
+
+    def _with_typed(self, part: Segment) -> Segment:
+        """A part of a conversation that no template wrote: all special tokens in it were typed."""
+        pieces = {self._tokenizer.pieces[i] for i in self._tokenizer.control_in([part.text])}
+        if not pieces:
+            return part
+        one = re.compile("|".join(map(re.escape, sorted(pieces, key=len, reverse=True))))
+        return replace(part, typed=[found.span() for found in one.finditer(part.text)])
 
     def _check_pieces(self, text: str, chat: Chat) -> None:
         """OptionError where a template that replaces the model's writes what its vocabulary does

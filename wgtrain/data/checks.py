@@ -70,7 +70,7 @@ class Checks:
             return
         if any(self._stop_in(tokens, end, end + _REACH) for end in open_):
             self._add(False, f"{_NO_STOP}: an end of turn that is not trained", example.line)
-        elif example.chat is not None:
+        elif example.chat is not None and not any(part.end for part in example.segments):
             self._add(False, f"{_NO_STOP}: answers without an end-of-turn token", example.line)
 
     def _stop_in(self, tokens: np.ndarray, first: int, last: int) -> bool:

@@ -65,7 +65,7 @@ class Chat:
 @dataclass(frozen=True)
 class Example:
     """One row before it is tokenised: segments of text, or ids uint32 (n,) with labels int64
-    (n,). One with a `chat` becomes segments by the chat template.
+    (n,). One with a `chat` and no segments gets them by the chat template.
     """
 
     line: int
@@ -165,8 +165,10 @@ class ExampleReader:
         template = self._template()
         if template is None:
             self.chats_without_template += 1
-            return Example(line, _plain_chat(messages, tools, chat.untrained))
-        return Example(line, [], chat=Chat(messages, tools, chat.untrained, args))
+            segments = _plain_chat(messages, tools, chat.untrained)
+        else:
+            segments = []
+        return Example(line, segments, chat=Chat(messages, tools, chat.untrained, args))
 
     def _ids(self, row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         ids, labels = items(row["input_ids"], "input_ids"), items(row["labels"], "labels")

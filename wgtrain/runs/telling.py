@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from wgtrain.data import Dataset
 from wgtrain.errors import NonFiniteError, WgtrainError, printable
 from wgtrain.model.config import ModelConfig
 from wgtrain.model.rope import LongRope
@@ -72,6 +73,7 @@ def opening(folder: RunFolder, trainer: Trainer) -> str:
             *trainer.model.config.notes,
             *long_rotations(trainer.model.config, learner.max_row),
             *rows.notes,
+            *_of_validation(rows, valid),
             *_odd(trainer),
             f"{learner.parameter_count:,} parameters, {trainer.total_steps} steps",
             f"kernels: {learner.tuning.origin}",
@@ -97,6 +99,21 @@ def memory(needs: Needs) -> str:
     how = "; activations are recomputed in the backward pass" if needs.recompute else ""
     text = f"GPU memory: {size(needs.total)} ({parts}); largest binding {name}, {size(nbytes)}"
     return text + how
+
+
+def _of_validation(rows: Dataset, valid: Dataset | None) -> list[str]:
+    """What is cut, dropped or wrong in a file of validation rows, beside what the training rows
+    have as well.
+    """
+    if valid is None or valid.name == rows.name:  # a part of the same file
+        return []
+    said = []
+    if valid.truncated:
+        said.append(f"{valid.truncated} cut at {valid.seq_len} tokens")
+    if valid.dropped:
+        said.append(f"{valid.dropped} dropped, no token of them counts")
+    said += [note for note in valid.notes if note not in rows.notes]
+    return [f"{valid.name}: {words}" for words in said]
 
 
 def _odd(trainer: Trainer) -> list[str]:
