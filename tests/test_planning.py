@@ -58,6 +58,7 @@ GEMMA_4B: dict[str, Any] = {
         "hidden_size": 2560,
         "intermediate_size": 10240,
         "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
         "sliding_window": 1024,
     },
     "torch_dtype": "bfloat16",
@@ -194,6 +195,13 @@ def test_large_models_by_their_shapes(config: dict[str, Any], tmp_path: Path) ->
     assert planned.needs.largest_binding[1] <= 128 << 20
 
 
+def test_a_mix_is_that_of_llama_cpp() -> None:
+    """Beside the sizes of files that people have."""
+    planned = wgtrain.plan(LLAMA_8B, type="Q4_K_M")
+    assert dict(planned.types) == {"Q4_K": 193, "Q6_K": 33}
+    assert 4.91e9 < planned.base_bytes < 1.12 * 4.92e9
+
+
 def test_shapes_of_other_kinds(bytes_: bytes) -> None:
     shape = Shape("x", "llama", 256, 3, 4, 2, 64, 512, 131, "F32", tied=False)
     assert wgtrain.plan(shape, LORA, CONFIG).needs == wgtrain.plan(bytes_, LORA, CONFIG).needs
@@ -201,9 +209,9 @@ def test_shapes_of_other_kinds(bytes_: bytes) -> None:
         wgtrain.plan({"model_type": "mamba"})
     with pytest.raises(OptionError, match="lora: a LoraConfig is needed"):
         wgtrain.plan(bytes_, CONFIG)  # type: ignore[arg-type]
-    with pytest.raises(OptionError, match="gpu_memory = 6G: allowed is"):
+    with pytest.raises(OptionError, match="gpu_memory = '6G': allowed is"):
         wgtrain.plan(bytes_, gpu_memory="6G")
-    with pytest.raises(OptionError, match="gpu_memory = lots: allowed is"):
+    with pytest.raises(OptionError, match="gpu_memory = 'lots': allowed is"):
         wgtrain.load_model(bytes_, gpu_memory="lots")
 
 

@@ -60,9 +60,10 @@ async def plan(
     with `metadata()` and `tensors()`; or an open `Model`. Without `rows` a batch is `batch_size`
     rows of `seq_len` tokens. `valid`, `init_adapter` and `given` are those of `Trainer`.
 
-    `type` is what its matrices would be in place of what they are: a type of GGUF, or "nf4",
-    "nf4-double", "int4", "int8", which quantise the blocks' linears. `gpu_memory` ("6GiB") stands
-    in for what the GPU has free; without a GPU the plan is for WebGPU's own limits.
+    `type` is what its matrices would be in place of what they are: a type of GGUF, a mix such as
+    "Q4_K_M", or "nf4", "nf4-double", "int4", "int8", which quantise the blocks' linears.
+    `gpu_memory` ("6GiB") stands in for what the GPU has free; without a GPU the plan is for
+    WebGPU's own limits.
     """
     lora, config = lora or LoraConfig(), config or TrainConfig()
     for name, value, kind in (("lora", lora, LoraConfig), ("config", config, TrainConfig)):
