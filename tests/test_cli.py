@@ -593,3 +593,23 @@ def test_an_interrupt_while_the_command_line_is_imported(monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         entry.main()
     assert ended.value.code == cli.INTERRUPTED and capsys.readouterr().err == "interrupted\n"
+
+
+def test_a_run_goes_on_with_other_memory(toy, capsys, monkeypatch):
+    """It is a matter of the machine, and changes no number."""
+    opened = []
+    make = fake_learner.FakeModel.__init__
+
+    def watched(self, *arguments, gpu_memory=None, **options):
+        opened.append(gpu_memory)
+        make(self, *arguments, **options)
+
+    monkeypatch.setattr(fake_learner.FakeModel, "__init__", watched)
+    train(capsys, "--iters", "4", out="whole")
+    train(capsys, "--iters", "2", "--gpu-memory", "3GiB")
+    beside = ["--resume", "out", "--iters", "4", "--gpu-memory", "5000MB"]
+    code, said, error = wgtrain(capsys, "train", *beside)
+    assert code == 0, said + error
+    assert opened == [None, 3 << 30, 5_000_000_000]
+    assert yaml.safe_load(Path("out/config.yaml").read_text())["gpu_memory"] == 5_000_000_000
+    assert "GPU memory: " in said and "GPU memory: " in Path("out/train.log").read_text()

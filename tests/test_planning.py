@@ -18,7 +18,7 @@ from wgtrain.cli.main import cli
 from wgtrain.data import Dataset, Row
 from wgtrain.engine.weight import MATRIX_TYPES
 from wgtrain.errors import FileError, OptionError
-from wgtrain.files import BytesSource, read_gguf
+from wgtrain.files import Adapter, BytesSource, read_gguf
 from wgtrain.gpu import UNKNOWN, Limits
 from wgtrain.infer.model import Model
 from wgtrain.train.config import LoraConfig, TrainConfig
@@ -144,6 +144,26 @@ def test_without_rows_a_batch_is_full(bytes_: bytes) -> None:
     assert (fewer.needs.max_tokens, fewer.needs.max_row) == (50, 40)
     split = wgtrain.plan(bytes_, LORA, replace(CONFIG, valid=0.5), rows(40, 40, 40, 40))
     assert split.needs.max_tokens == 80
+
+
+def test_an_adapter_to_start_from_brings_its_rank(bytes_: bytes) -> None:
+    rng = np.random.default_rng(0)
+    tensors = {
+        f"blk.{layer}.attn_v.weight": (
+            rng.random((3, 256), np.float32),
+            rng.random((128, 3), np.float32),
+        )
+        for layer in range(3)
+    }
+    adapter = Adapter("llama", 3, 6.0, tensors, {})
+    brought = LoraConfig(rank=3, alpha=6, target_modules="v_proj")
+    planned = wgtrain.plan(bytes_, None, CONFIG, init_adapter=adapter)
+    assert planned.needs == wgtrain.plan(bytes_, brought, CONFIG).needs
+    with pytest.raises(OptionError, match="rank = 6"):
+        wgtrain.plan(bytes_, LORA, CONFIG, init_adapter=adapter, given=("rank",))
+    small = planned.total_bytes - planned.by_purpose["activations"] + 1000
+    squeezed = wgtrain.plan(bytes_, None, CONFIG, init_adapter=adapter, gpu_memory=small // 2)
+    assert squeezed.fits is False and "rank" not in squeezed.advice
 
 
 def test_types_in_place_of_the_files(bytes_: bytes) -> None:

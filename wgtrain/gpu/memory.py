@@ -4,7 +4,6 @@ where memory is the machine's own, else the tools of the driver's maker, where t
 
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -84,6 +83,8 @@ def _physical() -> int | None:
 
 def run_tool(command: Sequence[str]) -> str | None:
     """What a tool prints; None where it is missing, fails, hangs or prints no text."""
+    import subprocess  # no page has processes
+
     try:
         done = subprocess.run(
             command,
