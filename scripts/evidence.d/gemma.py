@@ -63,6 +63,7 @@ def main(folder: Path, figures: dict[str, Any]) -> None:
     prompt = "Once upon a time, in a village by the sea,"
     check_text(model, judge, prompt, figures)
     judge.close()
+    plain.unlink()
     check_training(model, weights, rows, valid, folder, figures)
     quantised = LlamaCpp(path)
     adapter = (folder / "adapter.gguf").read_bytes()
