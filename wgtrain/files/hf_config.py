@@ -199,8 +199,10 @@ class _Reader:
         for key in (
             *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
             *("num_attention_heads", "max_position_embeddings"),
+            "original_max_position_embeddings",
         ):
-            values[key] = self.count(key, values[key])
+            if key in values:
+                values[key] = self.count(key, values[key])
         if values["num_key_value_heads"] is None:
             values["num_key_value_heads"] = values["num_attention_heads"]
         for key in ("num_key_value_heads", "head_dim", "sliding_window"):
