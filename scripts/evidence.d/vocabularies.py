@@ -34,7 +34,7 @@ _BITS = {2: "N", 4: "L", 8: "Z", 16: "M", 32: "P", 64: "S", 128: "C"}  # of llam
 LOAD = """
 import json, sys, time
 import numpy, tokenizers
-from wgtrain.api import FileSource
+from wgtrain.runs.sources import FileSource
 from wgtrain.data import load_tokenizer
 from wgtrain.files.gguf import read_gguf
 from wgtrain.gpu import run
@@ -190,9 +190,9 @@ def published(path: Path, kinds: list[list[str]]) -> dict[str, Any]:
 
 def real(path: Path, kinds: list[list[str]]) -> dict[str, Any]:
     """The vocabulary of a real model."""
-    from wgtrain.api import FileSource
     from wgtrain.files.gguf import read_gguf
     from wgtrain.gpu import run
+    from wgtrain.runs.sources import FileSource
 
     metadata = run(read_gguf(FileSource(path))).metadata
     held = {key: value for key, value in metadata.items() if key.startswith("tokenizer.")}
