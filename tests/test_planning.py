@@ -13,6 +13,7 @@ import random_model as rm
 from click.testing import CliRunner
 
 import wgtrain
+from wgtrain import planned as face
 from wgtrain.bench.shapes import Shape
 from wgtrain.cli.main import cli
 from wgtrain.data import Dataset, Row
@@ -310,3 +311,16 @@ def test_limits_of_a_binding_say_what_helps(bytes_: bytes) -> None:
     split = limited(bytes_, settings.with_(batch_size=1, seq_len=4), binding=160 << 10)
     assert split.fits is None and split.needs.largest_binding[1] <= 160 << 10
     assert split.base_bytes >= whole.base_bytes
+
+
+def test_without_a_gpu_plans_are_for_any(bytes_: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def none() -> list[object]:
+        return []
+
+    monkeypatch.setattr(face, "find_adapters", none)
+    found = wgtrain.plan(bytes_, LORA, CONFIG)
+    assert found.fits is None and found.memory == UNKNOWN and "no GPU was found" in str(found)
+    assert found.as_json()["fits"] is None and "not known" in str(found)
+    assert wgtrain.plan(bytes_, LORA, CONFIG, gpu_memory="1GiB").fits is True
+    with pytest.raises(OptionError, match="adapter index 1"):
+        wgtrain.plan(bytes_, LORA, CONFIG, adapter_index=1)
