@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from wgtrain.cli.convert_adapter import convert_adapter
 from wgtrain.errors import FileError, OptionError
 from wgtrain.files.adapters import CONFIG_FILE, TENSOR_FILE
 from wgtrain.files.gguf import read_gguf
@@ -31,8 +32,6 @@ def convert(
             raise OptionError(f"model: {path} is a model; only adapters have a base")
         return convert_folder(path, Path(out), kind, force, say)
     if _is_adapter(path):
-        from wgtrain.cli.convert_adapter import convert_adapter
-
         if kind is not None:
             raise OptionError(f"type: {path} is an adapter; adapters are written in f32")
         return convert_adapter(path, Path(out), model, force, say)

@@ -1,11 +1,10 @@
 """`wgtrain convert` of adapters: a GGUF <-> a folder of PEFT."""
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from wgtrain.api import HOST, adapter_file, opened_base
-from wgtrain.cli.convert import Say
 from wgtrain.errors import FileError, OptionError
 from wgtrain.files.adapters import (
     CONFIG_FILE,
@@ -22,7 +21,7 @@ from wgtrain.model.config import read_config
 from wgtrain.runs.output import check_output, write_output
 
 
-def convert_adapter(path: Path, out: Path, model: str | None, force: bool, say: Say) -> None:
+def convert_adapter(path: Path, out: Path, model: str | None, force: bool, say: Callable[[str], None]) -> None:
     """Writes the other form of the adapter at `path`, which has to fit the base `model`."""
     if model is None:
         raise OptionError(
