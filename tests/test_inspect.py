@@ -135,7 +135,9 @@ def test_rows(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert found["columns"] == {"text": 1, "id": 1, "prompt": 2, "completion": 2, "source": 1}
     assert found["first"] == ROWS[0] and "tokens" not in found
     counted = facts(capsys, path, "--model", model)
-    assert counted["lengths"]["least"] <= counted["lengths"]["median"] <= counted["lengths"]["most"]
+    lengths = counted["lengths"]
+    assert lengths["min"] <= lengths["median"] <= lengths["p95"] <= lengths["max"]
+    assert lengths["min"] + lengths["median"] + lengths["max"] == counted["tokens"]
     assert 0 < counted["trained_tokens"] < counted["tokens"]
     status, said = inspect(capsys, path, "--model", model)
     assert status == 0 and f"{counted['tokens']:,}, of which" in said and "one two three" in said

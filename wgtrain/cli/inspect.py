@@ -14,7 +14,7 @@ from wgtrain.api import HOST, adapter_file, base_tokenizer, data_file, opened_ba
 from wgtrain.data.examples import kind_of_row
 from wgtrain.data.jsonl import read_rows
 from wgtrain.data.records import RowError, read_records
-from wgtrain.errors import FileError, WgtrainError, printable
+from wgtrain.errors import FileError, OptionError, WgtrainError, printable
 from wgtrain.files import GGUF, read_gguf, read_range
 from wgtrain.files.adapters import (
     CONFIG_FILE,
@@ -49,7 +49,7 @@ def inspect(source: str, model: str | None, as_json: bool) -> str:
     check_path(path)
     kind = _kind(path)
     if kind == "model" and model is not None:
-        raise FileError(f"model: {path} is a model itself; --model goes with adapters and rows")
+        raise OptionError(f"model: {path} is a model itself; --model goes with adapters and rows")
     found = {"model": _model, "adapter": _adapter, "data": _data}[kind](path, model)
     facts = {"kind": kind, "file": source} | found
     if as_json:
@@ -274,10 +274,10 @@ def _lengths(content: bytes, base: Folder, name: str) -> Facts:
         "tokens": sum(lengths),
         "trained_tokens": sum(int((row.targets >= 0).sum()) for row in rows),
         "lengths": {
-            "least": lengths[0],
+            "min": lengths[0],
             "median": lengths[len(lengths) // 2],
-            "of 95 %, up to": lengths[math.ceil(0.95 * len(lengths)) - 1],
-            "most": lengths[-1],
+            "p95": lengths[math.ceil(0.95 * len(lengths)) - 1],
+            "max": lengths[-1],
         },
         "notes": found.notes,
     }
@@ -353,7 +353,11 @@ def _data_words(facts: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     yield "problems", "\n".join(facts["problems"])
     if "lengths" in facts:
         yield "tokens", f"{facts['tokens']:,}, of which {facts['trained_tokens']:,} are trained"
-        yield "tokens a row", ", ".join(f"{k} {v:,}" for k, v in facts["lengths"].items())
+        least, median, p95, most = facts["lengths"].values()
+        yield (
+            "tokens a row",
+            f"{least:,} to {most:,}, half up to {median:,}, 95 % up to {p95:,}",
+        )
         yield "notes", "\n".join(facts["notes"])
     elif facts.get("refused"):
         yield "training", f"refused: {facts['refused']}"

@@ -232,7 +232,13 @@ def inspect(source: str, model: str | None, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("model")
-@click.option("--type", "kind", metavar="TYPE", required=True, help=f"{', '.join(TARGETS)}.")
+@click.option(
+    "--type",
+    "kind",
+    metavar="TYPE",
+    required=True,
+    help=f"{', '.join(TARGETS)}; those with _M are mixes.",
+)
 @click.option("--out", metavar="FILE", required=True, help="The GGUF to write.")
 @click.option(
     "--allow-requantize",
