@@ -95,7 +95,7 @@ def test_what_cannot_be_converted_is_said(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(FileError, match="blk.0.ffn_up.weight: values that are infinite or NaN"):
         rm.load(write_gguf(SHAPE.metadata(), tensors))
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(FileError, match=r"has type IQ3_S, .*micropip.install\('gguf'\)"):
+    with pytest.raises(FileError, match=r"has type IQ3_S: .*micropip.install\('gguf'\)"):
         rm.load(data)
 
 

@@ -1,6 +1,7 @@
 """`wgtrain quantize` beside llama.cpp's: the types it chooses, metadata, values; refusals."""
 
 import ctypes
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -300,3 +301,13 @@ def test_what_is_quantised_already_is_copied() -> None:
     source = small({}, {"blk.0.ffn_up.weight": Raw("Q8_0", (3, 32), raw.tobytes())})
     made = plan(source)
     assert made.notes == [] and raw.tobytes() in bytes_of(made)
+
+
+def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a page that did not load it: K types and floats need none."""
+    source = small({}, {"blk.0.ffn_up.weight": np.ones((2, 256), np.float32)})
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    for target in ("F16", "Q4_K", "Q6_K"):
+        assert bytes_of(plan(source, target))
+    with pytest.raises(FileError, match=r"pip install gguf \(in a page: await micropip"):
+        bytes_of(plan(source, "Q8_0"))

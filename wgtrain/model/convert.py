@@ -11,14 +11,13 @@ import numpy as np
 from wgtrain.data.gguf_tokenizer import tokenizer_for_gguf
 from wgtrain.errors import FileError, OptionError
 from wgtrain.files import TensorInfo
+from wgtrain.files.file_types import QUANTIZATION_VERSION, TARGETS
 from wgtrain.files.floats import FLOATS, as_float32, float_bytes
 from wgtrain.files.gguf_writer import CHUNK, Planned, copied
 from wgtrain.files.huggingface import Files, FolderModel, open_folder_model
 from wgtrain.files.source import Data, Source, read_range
 
 TYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
-_FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32}  # of llama.cpp
-_QUANTIZATION_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -59,8 +58,8 @@ async def plan_conversion(files: Files, name: str, kind: str | None = None) -> C
         if not key.startswith(("wgtrain.", "general.base_model."))
     }
     metadata |= {
-        "general.file_type": _FILE_TYPES[target],
-        "general.quantization_version": _QUANTIZATION_VERSION,
+        "general.file_type": TARGETS[target].number,
+        "general.quantization_version": QUANTIZATION_VERSION,
     }
     tensors = [_planned(model.source, info, target) for info in model.gguf.tensors.values()]
     told = [*model.gguf.notes, *translation.notes, *notes]

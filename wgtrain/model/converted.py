@@ -10,6 +10,7 @@ import numpy as np
 
 from wgtrain.errors import FileError
 from wgtrain.files import BLOCKS, TensorInfo
+from wgtrain.files.encoding import decoded, encoded
 
 CONVERTED = (
     "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "TQ1_0", "TQ2_0", "NVFP4",
@@ -33,17 +34,14 @@ def converted_note(tensors: Iterable[TensorInfo]) -> str | None:
 
 def convert_rows(raw: Any, tensor: TensorInfo, file: str) -> np.ndarray:
     """Bytes of rows of a tensor whose type is one of CONVERTED, as Q8_0 has them."""
+    where = f"{file}: {tensor.name}"
     try:
-        from gguf import GGMLQuantizationType, quants
-    except ImportError:
-        raise FileError(
-            f"{file}: {tensor.name} has type {tensor.type}, which the package gguf converts; that "
-            "is not here: install it (in a page: await micropip.install('gguf'))"
-        ) from None
-    rows = np.frombuffer(raw, np.uint8).reshape(-1, BLOCKS[tensor.type].row_nbytes(tensor.shape[1]))
-    with np.errstate(all="ignore"):
-        values = quants.dequantize(rows, GGMLQuantizationType[tensor.type])
-        made = quants.quantize(values, GGMLQuantizationType[CONVERTED_TO])
+        values = decoded(raw, tensor.type, tensor.shape[1])
+    except FileError as error:
+        raise FileError(f"{where} has type {tensor.type}: {error}") from None
     if not np.isfinite(values).all():
-        raise FileError(f"{file}: {tensor.name}: values that are infinite or NaN")
-    return np.ascontiguousarray(made).view(np.uint8)
+        raise FileError(f"{where}: values that are infinite or NaN")
+    try:
+        return np.frombuffer(encoded(values, CONVERTED_TO), np.uint8)
+    except OverflowError as error:
+        raise FileError(f"{where}: {error}; {CONVERTED_TO} cannot hold it") from None
