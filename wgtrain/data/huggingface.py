@@ -219,8 +219,7 @@ class _Reader:
             STRIP_RIGHT: self.stripping("rstrip"),
         }
         if not self.spm:
-            merged = {"tokenizer.ggml.merges": [" ".join(pair) for pair in merges]}
-            return common | merged | self.words()
+            return common | {"tokenizer.ggml.merges": merges} | self.words()
         common["tokenizer.ggml.pre"] = "default"
         missing = [piece for piece in _BYTE_PIECES if piece not in self.vocab]
         if missing:
@@ -229,14 +228,14 @@ class _Reader:
             what = "ignore_merges with byte_fallback" if merges else "no merges"
             raise self.error(f"model: {what}: not supported")
         unknown = next((i for i, kind in enumerate(types) if kind == UNKNOWN), None)
-        ranks: dict[str, int] = {}
-        for rank, (left, right) in enumerate(merges):
-            ranks.setdefault(left + right, rank)
+        ranks = np.full(len(pieces), len(merges), np.float32)
+        for rank in range(len(merges) - 1, -1, -1):  # of several ways to a piece the first counts
+            made = self.vocab.get(merges[rank].replace(" ", ""))
+            if made is not None:
+                ranks[made] = rank
         return common | {
-            "tokenizer.ggml.scores": -np.array(
-                [ranks.get(piece, len(merges)) for piece in pieces], np.float32
-            ),
-            EXACT_MERGES: [" ".join(pair) for pair in merges],
+            "tokenizer.ggml.scores": -ranks,
+            EXACT_MERGES: merges,
             "tokenizer.ggml.unknown_token_id": NO_ID if unknown is None else unknown,
             "tokenizer.ggml.add_space_prefix": self.space_prefix(),
         }
@@ -270,15 +269,16 @@ class _Reader:
         every = [found.get(i, (f"[PAD{i}]", UNUSED)) for i in range(max(n, rows or 0))]
         return [piece for piece, _ in every], [kind for _, kind in every]
 
-    def merges(self) -> list[tuple[str, str]]:
-        pairs = []
+    def merges(self) -> list[str]:
+        """Each as "left right"; no piece has a space in it."""
+        found = []
         for i, merge in enumerate(self.steps(self.model.get("merges"))):
             pair = merge.split(" ") if isinstance(merge, str) else merge
             whole = isinstance(pair, list) and len(pair) == 2
             if not whole or not all(isinstance(p, str) and p and " " not in p for p in pair):
                 raise self.error(f"model.merges[{i}] is {shown(merge)}; two pieces are needed")
-            pairs.append((pair[0], pair[1]))
-        return pairs
+            found.append(merge if isinstance(merge, str) else " ".join(pair))
+        return found
 
     def stripping(self, side: str) -> list[int]:
         """The ids of added tokens that swallow the blanks on one side, "lstrip" or "rstrip"."""
