@@ -21,7 +21,9 @@ from wgtrain.model.config import read_config
 from wgtrain.runs.output import check_output, write_output
 
 
-def convert_adapter(path: Path, out: Path, model: str | None, force: bool, say: Callable[[str], None]) -> None:
+def convert_adapter(
+    path: Path, out: Path, model: str | None, force: bool, say: Callable[[str], None]
+) -> None:
     """Writes the other form of the adapter at `path`, which has to fit the base `model`."""
     if model is None:
         raise OptionError(
