@@ -99,6 +99,7 @@ class FakeModel:
 
 
 class FakeLearner:
+    notes = ("rotations as the learner says",)
     seconds = 0.0  # what an update takes
     hold_at = None  # the update of this step makes the file `held`, and waits for the file `go`
 

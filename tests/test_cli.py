@@ -89,6 +89,7 @@ def test_a_run_leaves_its_folder(toy, capsys):
     log = Path("out/train.log").read_text()
     assert "step 9/9" in log and "a note" in log
     assert " tokens, but the model was made for 5" in log
+    assert log.count("rotations as the learner says") == 1
 
 
 def test_default_folder(toy, capsys):

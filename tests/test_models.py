@@ -13,9 +13,8 @@ from wgtrain.errors import FileError
 from wgtrain.files import ARCHITECTURES, Raw, parse_gguf, write_gguf
 from wgtrain.files.known_keys import KNOWN_KEYS
 from wgtrain.model.config import ModelConfig, read_config
-from wgtrain.model.layers import Layer, Rope
+from wgtrain.model.layers import Layer, Rope, long_rotations
 from wgtrain.model.rope import LongRope, Yarn
-from wgtrain.runs.telling import long_rotations
 
 SHAPE = rm.Shape(width=32, heads=2, kv_heads=1, head_size=16, feed_forward=48, layers=2)
 
@@ -548,6 +547,6 @@ def test_layers_that_predict_further_tokens_are_not_run() -> None:
 def test_the_choice_of_long_rotations_is_told(longest: int, said: str) -> None:
     lists = {f"rope_factors_{which}.weight": f32(8) for which in ("short", "long")}
     got = config({"llama.rope.scaling.original_context_length": 128}, lists)
-    (line,) = long_rotations(got, longest)
+    (line,) = long_rotations(got.layers, longest)
     assert line.startswith(said)
-    assert long_rotations(config(), longest) == []
+    assert long_rotations(config().layers, longest) == []

@@ -11,7 +11,7 @@ from wgtrain.engine.graph import Storage, Window
 from wgtrain.gpu import Device
 from wgtrain.model.rope import LongRope, QueryScale, Rope
 
-__all__ = ["Layer", "QueryScale", "Rope", "RopeTables"]
+__all__ = ["Layer", "QueryScale", "Rope", "RopeTables", "long_rotations"]
 
 _APART = 256  # bytes; where bindings may begin
 
@@ -80,3 +80,15 @@ class RopeTables:
         scalings = [kind.scaling for kind in self._places if isinstance(kind, Rope)]
         contexts = [scaling.context for scaling in scalings if isinstance(scaling, LongRope)]
         return [(length or self._positions) > context for context in contexts]
+
+
+def long_rotations(layers: Iterable[Layer], longest: int) -> list[str]:
+    """Which list of LongRoPE a run takes whose longest row has so many tokens, where there are
+    two.
+    """
+    scalings = {layer.rope.scaling for layer in layers if layer.rope}
+    contexts = {scaling.context for scaling in scalings if isinstance(scaling, LongRope)}
+    return [
+        f"rotations for rows {'longer than' if longest > context else 'of up to'} {context} tokens"
+        for context in contexts
+    ]

@@ -7,8 +7,6 @@ from typing import Any
 
 from wgtrain.data import Dataset
 from wgtrain.errors import NonFiniteError, WgtrainError, printable
-from wgtrain.model.config import ModelConfig
-from wgtrain.model.rope import LongRope
 from wgtrain.runs.folder import RESULTS, RunFolder
 from wgtrain.train.needs import Needs, size
 from wgtrain.train.trainer import Trainer
@@ -71,7 +69,7 @@ def opening(folder: RunFolder, trainer: Trainer) -> str:
             f"{rows.name}: {', '.join(parts)}",
             *([long] if longest > context else []),
             *trainer.model.config.notes,
-            *long_rotations(trainer.model.config, learner.max_row),
+            *learner.notes,
             *rows.notes,
             *_of_validation(rows, valid),
             *_odd(trainer),
@@ -80,16 +78,6 @@ def opening(folder: RunFolder, trainer: Trainer) -> str:
             f"writing to {folder.path}",
         ]
     )
-
-
-def long_rotations(config: ModelConfig, longest: int) -> list[str]:
-    """Which list of LongRoPE a run takes, where the model has two."""
-    scalings = {layer.rope.scaling for layer in config.layers if layer.rope}
-    contexts = {scaling.context for scaling in scalings if isinstance(scaling, LongRope)}
-    return [
-        f"rotations for rows {'longer than' if longest > context else 'of up to'} {context} tokens"
-        for context in contexts
-    ]
 
 
 def memory(needs: Needs) -> str:

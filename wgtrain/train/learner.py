@@ -25,7 +25,7 @@ from wgtrain.files import resolve_targets
 from wgtrain.gpu import Device, Room
 from wgtrain.model.base import Base
 from wgtrain.model.forward import Network, Trained, forward
-from wgtrain.model.layers import RopeTables
+from wgtrain.model.layers import RopeTables, long_rotations
 from wgtrain.model.lora import lora_trainables, target_tensors
 from wgtrain.train.config import LoraConfig
 from wgtrain.train.objectives import NextToken, Objective
@@ -75,6 +75,7 @@ class Learner:
         self._device, self._objective = device, objective
         self._inputs = InputBuffer(max_tokens, base.config.windows, objective.inputs)
         self._ropes = RopeTables(base.config.layers, max_row)
+        self.notes = long_rotations(base.config.layers, max_row)  # what a person is told
         self._totals = Storage("totals", "reports", TOTALS.itemsize)
         self._evaluation = Storage("evaluation", "reports", TOTALS.itemsize)
         self.optimizer = AdamW(trainables, self._totals.window())
