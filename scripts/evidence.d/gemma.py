@@ -52,6 +52,9 @@ def main(folder: Path, figures: dict[str, Any]) -> None:
     began = time.perf_counter()
     model = wgtrain.load_model(path)
     figures["seconds to load"] = round(time.perf_counter() - began, 1)
+    planned, taken = model.base.weights.nbytes, model.device.allocated
+    figures["bytes of the model, planned and taken"] = [planned, taken]
+    assert planned == taken
     rows, valid = (
         wgtrain.load_dataset(
             (data / f"wikisql_{part}.jsonl").read_bytes(), model, seq_len=SEQ_LEN, name=part
@@ -143,9 +146,10 @@ def check_training(
     lora = wgtrain.LoraConfig(rank=RANK, alpha=ALPHA)
     trainer = wgtrain.Trainer(model, rows, lora, config, valid)
     start = trainer.adapter().tensors
-    planned = model.base.weights.nbytes + trainer.learner.nbytes
+    before_build = model.device.allocated
     trainer.build()
-    figures["bytes planned"], figures["bytes of the device"] = planned, model.device.allocated
+    planned, taken = trainer.learner.nbytes, model.device.allocated - before_build
+    figures["bytes of training, planned and taken"] = [planned, taken]
     steps, at = [], []
     for step in trainer.run():
         steps.append(step)
@@ -155,7 +159,7 @@ def check_training(
     before, after, count = first.loss, last.loss, first.count
     (folder / "adapter.gguf").write_bytes(trainer.adapter_gguf())
     trainer.close()
-    assert planned == figures["bytes of the device"]
+    assert planned == taken
 
     batches = Batches(rows.rows, batch_size=1, seed=SEED, seq_len=rows.seq_len)
     order = [i for batch in batches.per_epoch(0) for i in batch][:STEPS]
