@@ -52,6 +52,8 @@ class Spec:
             return self
         sizes = {"Q4_K": (2, 1, 128, 256), "Q8_0": (4, 2, 80, 160), "Q5_0": (2, 1, 96, 160)}
         heads, kv_heads, head_dim, ff = sizes[type]
+        if (self.architecture, type) == ("gemma", "Q4_K"):
+            heads, head_dim = 1, 256
         return replace(
             self,
             dim=heads * head_dim,
