@@ -92,6 +92,7 @@ def model(bytes_: bytes) -> Iterator[Model]:
     [
         (SHAPE, {}),
         (replace(SHAPE, type="Q4_K"), {}),
+        (replace(SHAPE, architecture="qwen2", type="Q8_0", tied=True, vocabulary=9001), {}),
         (replace(SHAPE, architecture="qwen3", type="BF16", tied=True), {}),
         *((SHAPE, {"quantize_base": q}) for q in ("nf4", "nf4-double", "int4", "int8")),
     ],

@@ -10,6 +10,7 @@ from typing import Any
 from wgtrain.api import HOST, opened_base
 from wgtrain.data import Dataset
 from wgtrain.dual import dual_function
+from wgtrain.engine.tuning import DEFAULT_GPU, Tuning, default_table
 from wgtrain.errors import DeviceError, FileError, OptionError
 from wgtrain.files import GGUF, adapter_fits
 from wgtrain.files.huggingface import CONFIG, INDEX
@@ -24,6 +25,7 @@ from wgtrain.gpu import (
     find_memory,
     granted_limits,
     read_size,
+    wanted_features,
 )
 from wgtrain.infer.model import Model
 from wgtrain.model.config import read_config
@@ -35,6 +37,8 @@ from wgtrain.train.fit import BROUGHT
 from wgtrain.train.needs import Lengths, Settings, lengths_of
 from wgtrain.train.planning import TrainingPlan, make_plan, retyped
 from wgtrain.train.start import adopt, split_rows
+
+_SOME = 8  # invocations of a subgroup
 
 
 @dual_function
@@ -76,9 +80,9 @@ async def plan(
     if isinstance(model, Model):
         precision = precision or model.precision
         quantize_base = quantize_base or (model.quantize_base if type is None else None)
-        gpu, limits, memory = _open_space(model)
+        gpu, limits, memory, tuning = _open_space(model)
     else:
-        gpu, limits, memory = await _space(adapter_index)
+        gpu, limits, memory, tuning = await _space(adapter_index)
     if gpu_memory is not None:
         memory = _given(gpu_memory)
     if type is not None:
@@ -100,6 +104,7 @@ async def plan(
         gpu=gpu,
         limits=limits,
         memory=memory,
+        tuning=tuning,
         precision=precision or "f32",
         fixed=fixed,
     )
@@ -160,23 +165,27 @@ def _object(path: Path) -> dict[str, Any]:
     return found
 
 
-def _open_space(model: Model) -> tuple[str, Limits, Memory]:
+def _open_space(model: Model) -> tuple[str, Limits, Memory, Tuning]:
     """What there would be without the model."""
     device = model.device
     origin = device.find_budget()
     free = None
     if device.budget is not None:
         free = device.budget - device.allocated + model.weights.nbytes
-    return device.info.name, device.limits, Memory(free, origin)
+    return device.info.name, device.limits, Memory(free, origin), model.base.tuning
 
 
-async def _space(adapter_index: int | None) -> tuple[str, Limits, Memory]:
-    """The name, the limits and the free memory of the GPU that a run would take."""
+async def _space(adapter_index: int | None) -> tuple[str, Limits, Memory, Tuning]:
+    """The name, limits, free memory and default kernels of the GPU that a run would take."""
     try:
         infos = await find_adapters()
     except (DeviceError, ImportError, OSError):
         infos = []
     if not infos and adapter_index is None:
-        return "no GPU was found here; with what every WebGPU adapter grants", Limits(), UNKNOWN
+        name = "no GPU was found here; with what every WebGPU adapter grants"
+        return name, Limits(), UNKNOWN, DEFAULT_GPU
     info = infos[chosen_adapter(infos, adapter_index)]
-    return info.name, granted_limits(info), find_memory(info)
+    # What kernels take does not depend on how large subgroups are, but on whether there are any.
+    subgroups = "subgroups" in wanted_features(info, None)
+    tuning = default_table(info, _SOME if subgroups else 0)
+    return info.name, granted_limits(info), find_memory(info), tuning

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from wgtrain.engine.kernel import load_kernel
-from wgtrain.gpu import Device
+from wgtrain.gpu import AdapterInfo, Device
 
 
 @dataclass(frozen=True)
@@ -299,13 +299,17 @@ GPU_CANDIDATES: dict[str, tuple[Choice, ...]] = {
 
 def default_tuning(device: Device) -> Tuning:
     """The table for an adapter on which nothing was measured."""
-    if "swiftshader" in f"{device.info.name} {device.info.driver}".lower():
+    return default_table(device.info, device.subgroup_size)
+
+
+def default_table(info: AdapterInfo, size: int) -> Tuning:
+    """The same of an adapter that is not open, with subgroups of so many invocations, 0 = none."""
+    if "swiftshader" in f"{info.name} {info.driver}".lower():
         base, more = DEFAULT_SWIFTSHADER, {}
-    elif device.info.type == "CPU":
+    elif info.type == "CPU":
         base, more = DEFAULT_CPU, _CPU_SUBGROUPS
     else:
         base, more = DEFAULT_GPU, _GPU_SUBGROUPS
-    size = device.subgroup_size
     sized = {family: _sized(choice, size) for family, choice in more.items()} if size else {}
     return Tuning({**base.table, **sized}, base.origin)
 

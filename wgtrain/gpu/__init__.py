@@ -23,6 +23,7 @@ from wgtrain.gpu.protocol import (
     chosen_adapter,
     features_of,
     granted_limits,
+    wanted_features,
 )
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "read_size",
     "run",
     "together",
+    "wanted_features",
 ]
 
 

@@ -7,6 +7,7 @@ from html import escape
 from typing import Any
 
 from wgtrain.engine.graph import padded
+from wgtrain.engine.tuning import DEFAULT_GPU, Tuning
 from wgtrain.engine.weight import MATRIX_TYPES
 from wgtrain.errors import OptionError
 from wgtrain.files import BLOCKS, GGUF, split_tensor
@@ -235,6 +236,7 @@ def make_plan(
     gpu: str,
     limits: Limits,
     memory: Memory,
+    tuning: Tuning = DEFAULT_GPU,
     precision: str = "f32",
     fixed: Iterable[str] = (),
 ) -> TrainingPlan:
@@ -244,7 +246,7 @@ def make_plan(
 
     @cache
     def base_of(quantize_base: str | None) -> Base:
-        return plan_base(gguf, limits, precision=precision, quantize_base=quantize_base)
+        return plan_base(gguf, limits, tuning, precision, quantize_base)
 
     planner = Planner(base_of, lengths, Space(limits, 0, memory.nbytes))
     needs, problem = planner.plan(settings)
