@@ -313,7 +313,7 @@ def install(patch=setattr):
     patch(session, "load_model", FakeModel)
     patch(session, "load_dataset", fake_dataset)
     patch(session, "plan", FakePlan)
-    patch(Fit, "explained", lambda self, error: error)
+    patch(Fit, "explained", lambda self, error, tuning: error)
 
 
 if __name__ == "__main__":  # the command line with the toy; each step takes at least argv[1]

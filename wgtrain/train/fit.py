@@ -185,8 +185,10 @@ class Fit:
             tuning=tuning,
         )
 
-    def explained(self, error: OutOfMemoryError) -> OutOfMemoryError:
-        """An error of a build, with what would fit; nothing of the run is on the device."""
+    def explained(self, error: OutOfMemoryError, tuning: Tuning) -> OutOfMemoryError:
+        """An error of a build, with what would fit with these kernels; nothing of the run is on the
+        device.
+        """
         if not self.advises:
             return error
         model, device = self._model, self._model.device
@@ -194,10 +196,8 @@ class Fit:
         @cache
         def base_of(quantize_base: str | None) -> Base:
             if quantize_base == model.quantize_base:
-                return model.base
-            return plan_base(
-                model.gguf, device.limits, model.base.tuning, model.precision, quantize_base
-            )
+                return model.base.tuned(tuning, device)
+            return plan_base(model.gguf, device.limits, tuning, model.precision, quantize_base)
 
         allocated = device.allocated - model.base.weights.nbytes
         planner = Planner(base_of, self._lengths, Space(device.limits, allocated, device.budget))

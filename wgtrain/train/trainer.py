@@ -151,7 +151,7 @@ class Trainer(Loop):
             await self.learner.build()
         except OutOfMemoryError as error:
             if not self._fit.can_recompute:
-                raise self._fit.explained(error) from None
+                raise self._fit.explained(error, self.learner.tuning) from None
             self._fit.recompute = True
             smaller = self._fit.learner(self.learner.tuning)
             smaller.take_over(self.learner)
