@@ -120,7 +120,7 @@ def test_a_large_model_shows_how_far_it_is(
     """Lines where nobody looks on, a bar in a terminal, and nothing of a small model."""
     now = [0.0]
     monkeypatch.setattr(parts, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
-    with parts.loading() as loaded:
+    with parts.transfer("loading") as loaded:
         for done in range(1, 6):
             now[0] += 0.7 * progress.LINE_SECONDS
             loaded(done * 200_000_000, 1_000_000_000)
@@ -131,10 +131,10 @@ def test_a_large_model_shows_how_far_it_is(
     terminal = io.StringIO()
     terminal.isatty = lambda: True  # type: ignore[method-assign]
     monkeypatch.setattr(sys, "stderr", terminal)
-    with parts.loading() as loaded:
+    with parts.transfer("loading") as loaded:
         loaded(1000, 2000)
     assert not terminal.getvalue()
-    with parts.loading() as loaded:
+    with parts.transfer("loading") as loaded:
         loaded(500_000_000, 1_000_000_000)
         loaded(1_000_000_000, 1_000_000_000)
     assert "loading" in terminal.getvalue() and "1.0/1.0 GB" in terminal.getvalue()

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from wgtrain.files import BytesSource, write_gguf
 from wgtrain.files.gguf import Raw
 from wgtrain.files.gguf_writer import Planned, copied, gguf_chunks, planned_nbytes
 from wgtrain.files.source import Data
+from wgtrain.runs import output
 from wgtrain.runs.output import check_output, write_output
 
 METADATA = {"general.architecture": "llama", "n": 3, "f": 0.5, "words": ["a", "é"], "none": []}
@@ -58,13 +60,16 @@ async def some(*chunks: bytes, fails: bool = False) -> AsyncIterator[Data]:
         raise FileError("source: cut short")
 
 
-def test_a_file_appears_whole(tmp_path: Path) -> None:
-    path, seen = tmp_path / "x.gguf", list[int]()
+def test_a_file_appears_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, seen = tmp_path / "x.gguf", list[tuple[int, int]]()
+    shown = nullcontext(lambda *now: seen.append(now))
+    monkeypatch.setattr(output, "transfer", {"writing": shown}.__getitem__)
     with pytest.raises(FileError, match="cut short"):
         write_output(path, some(b"abc", fails=True))
     assert list(tmp_path.iterdir()) == []
-    assert write_output(path, some(b"abc", b"de"), shown=seen.append) == 5
-    assert (path.read_bytes(), seen) == (b"abcde", [3, 5])
+    seen.clear()
+    assert write_output(path, some(b"abc", b"de"), total=5) == 5
+    assert (path.read_bytes(), seen) == (b"abcde", [(3, 5), (5, 5)])
     with pytest.raises(FileError, match="exists already; --force"):
         write_output(path, some(b"new"))
     with pytest.raises(FileError, match="cut short"):

@@ -25,7 +25,7 @@ from wgtrain.files.adapters import (
 )
 from wgtrain.files.parts import read_parts
 from wgtrain.files.source import Source, shown
-from wgtrain.gpu import read_size, run
+from wgtrain.gpu import read_gpu_memory, run
 from wgtrain.infer.model import Model, open_model
 from wgtrain.model.config import ModelConfig
 from wgtrain.model.folder import Folder, open_folder
@@ -91,10 +91,7 @@ async def load_model(
     large model shows a bar in a terminal. `gpu_memory`, as "6GiB"
     or bytes, is how much of the GPU's memory may be used.
     """
-    try:
-        budget = None if gpu_memory is None else read_size(gpu_memory)
-    except ValueError as error:
-        raise OptionError(f"gpu_memory = {shown(gpu_memory)}: allowed is {error}") from None
+    budget = None if gpu_memory is None else read_gpu_memory(gpu_memory)
 
     async def load(opened: Source | Folder) -> Model:
         return await open_model(
@@ -302,4 +299,10 @@ def _say(text: str) -> None:
 
 
 # Where models run that are opened here.
-HOST = Host(_read_adapter, partial(choose, watch=parts.progress), watch, _say, parts.loading)
+HOST = Host(
+    _read_adapter,
+    partial(choose, watch=parts.progress),
+    watch,
+    _say,
+    partial(parts.transfer, "loading"),
+)

@@ -24,7 +24,7 @@ from wgtrain.gpu import (
     find_adapters,
     find_memory,
     granted_limits,
-    read_size,
+    read_gpu_memory,
     wanted_features,
 )
 from wgtrain.infer.model import Model
@@ -84,7 +84,7 @@ async def plan(
     else:
         gpu, limits, memory, tuning = await _space(adapter_index)
     if gpu_memory is not None:
-        memory = _given(gpu_memory)
+        memory = Memory(read_gpu_memory(gpu_memory), GIVEN)
     if type is not None:
         if quantize_base is not None:
             raise OptionError(f"type, quantize_base: only one of them may be given: {type} is both")
@@ -116,13 +116,6 @@ def adopted(gguf: GGUF, lora: LoraConfig, init_adapter: Any, given: tuple[str, .
     adapter = HOST.read_adapter(init_adapter, model)
     adapter_fits(adapter, gguf.tensors, model.architecture, "init_adapter")
     return adopt(lora, adapter, model.n_layer, model.block_linears, given)
-
-
-def _given(gpu_memory: int | str) -> Memory:
-    try:
-        return Memory(read_size(gpu_memory), GIVEN)
-    except ValueError as error:
-        raise OptionError(f"gpu_memory = {shown(gpu_memory)}: allowed is {error}") from None
 
 
 def _metadata(model: Any) -> GGUF:

@@ -1,9 +1,5 @@
 """`wgtrain convert`: one form of a model or an adapter -> another, told by what the input is."""
 
-import contextlib
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from wgtrain.cli.convert_adapter import convert_adapter
@@ -12,13 +8,12 @@ from wgtrain.files.adapters import CONFIG_FILE, TENSOR_FILE
 from wgtrain.files.gguf import read_gguf
 from wgtrain.files.gguf_writer import gguf_chunks, planned_nbytes
 from wgtrain.files.huggingface import CONFIG
-from wgtrain.gpu import run
+from wgtrain.gpu import format_size, run
 from wgtrain.model.convert import plan_conversion
 from wgtrain.runs.output import check_output, write_output
 from wgtrain.runs.paths import check_path
 from wgtrain.runs.sources import as_source, folder_sources
-
-Say = Callable[[str], None]
+from wgtrain.runs.telling import Say
 
 
 def convert(
@@ -62,22 +57,6 @@ def convert_folder(path: Path, out: Path, kind: str | None, force: bool, say: Sa
         for note in made.notes:
             say(note)
         chunks = gguf_chunks(made.metadata, made.tensors)
-        with progress(total) as shown:
-            write_output(out, chunks, force, shown)
-    size = f"{total / 2**20:,.1f} MiB"
-    say(f"{out}: {made.metadata['general.architecture']}, {made.type}, {size}")
-
-
-@contextmanager
-def progress(total: int) -> Iterator[Callable[[int], None]]:
-    """Shows how many bytes of `total` are written, on standard error if it is a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda written: None
-        return
-    import click
-
-    with contextlib.ExitStack() as stack:
-        bar = stack.enter_context(
-            click.progressbar(length=total, file=sys.stderr, label="writing", update_min_steps=1)
-        )
-        yield lambda written: bar.update(written - bar.pos)
+        write_output(out, chunks, force, total)
+    architecture = made.metadata["general.architecture"]
+    say(f"{out}: {architecture}, {made.type}, {format_size(total)}")

@@ -1,7 +1,7 @@
 """`wgtrain convert` of adapters: a GGUF <-> a folder of PEFT."""
 
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 from wgtrain.api import HOST, adapter_file, opened_base
@@ -19,11 +19,10 @@ from wgtrain.files.huggingface import WHOLE
 from wgtrain.infer.model import base_name
 from wgtrain.model.config import read_config
 from wgtrain.runs.output import check_output, write_output
+from wgtrain.runs.telling import Say
 
 
-def convert_adapter(
-    path: Path, out: Path, model: str | None, force: bool, say: Callable[[str], None]
-) -> None:
+def convert_adapter(path: Path, out: Path, model: str | None, force: bool, say: Say) -> None:
     """Writes the other form of the adapter at `path`, which has to fit the base `model`."""
     if model is None:
         raise OptionError(

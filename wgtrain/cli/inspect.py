@@ -27,13 +27,12 @@ from wgtrain.files.adapters import (
 from wgtrain.files.huggingface import CONFIG
 from wgtrain.files.names import split_tensor
 from wgtrain.files.safetensors import json_object, read_safetensors
-from wgtrain.gpu import run
+from wgtrain.gpu import format_size, run
 from wgtrain.model.base import plan_base
 from wgtrain.model.config import ModelConfig, read_config
 from wgtrain.model.folder import Folder
 from wgtrain.runs.paths import check_path, is_pipe, no_adapter_in, read_input
 from wgtrain.runs.sources import as_source
-from wgtrain.train.needs import size
 
 Facts = dict[str, Any]
 _LONGEST = 1 << 24  # tokens of a row: none is cut
@@ -302,7 +301,7 @@ def _model_words(facts: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
         yield (
             "types",
             "\n".join(
-                f"{kind:<8}{count:>5} tensors {size(facts['type_bytes'][kind]):>12}"
+                f"{kind:<8}{count:>5} tensors {format_size(facts['type_bytes'][kind]):>12}"
                 for kind, count in facts["types"].items()
             ),
         )
@@ -324,7 +323,8 @@ def _model_words(facts: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     if "gpu_bytes" in facts:
         yield (
             "GPU memory",
-            f"{size(facts['gpu_bytes'])} for the weights; wgtrain plan tells what a run takes",
+            f"{format_size(facts['gpu_bytes'])} for the weights; "
+            "wgtrain plan tells what a run takes",
         )
     yield "training", f"refused: {facts['refused']}" if facts["refused"] else "possible"
     yield "notes", "\n".join(facts.get("notes", []))

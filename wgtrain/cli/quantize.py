@@ -3,14 +3,14 @@
 from collections import Counter
 from pathlib import Path
 
-from wgtrain.cli.convert import Say, progress
 from wgtrain.errors import FileError
 from wgtrain.files.gguf_writer import gguf_chunks, planned_nbytes
 from wgtrain.files.parts import read_parts
-from wgtrain.gpu import run
+from wgtrain.gpu import format_size, run
 from wgtrain.model.quantise_file import plan_quantisation
 from wgtrain.runs.output import check_output, write_output
 from wgtrain.runs.sources import as_sources, is_dir
+from wgtrain.runs.telling import Say
 
 
 def quantize(source: str, out: str, kind: str, requantise: bool, force: bool, say: Say) -> None:
@@ -25,15 +25,10 @@ def quantize(source: str, out: str, kind: str, requantise: bool, force: bool, sa
         for note in made.notes:
             say(note)
         total = planned_nbytes(made.metadata, made.tensors)
-        with progress(total) as shown:
-            write_output(path, gguf_chunks(made.metadata, made.tensors), force, shown)
+        write_output(path, gguf_chunks(made.metadata, made.tensors), force, total)
     before = sum(info.nbytes for info in gguf.tensors.values())
     types = Counter(tensor.type for tensor in made.tensors)
     listed = ", ".join(f"{n} {name}" for name, n in types.most_common())
-    say(f"{out}: {gguf.get('general.architecture', str)}, {kind}, {mib(total)}; tensors: {listed}")
-    say(f"tensors took {mib(before)} in {source}")
-
-
-def mib(nbytes: int) -> str:
-    """Bytes as people read them."""
-    return f"{nbytes / 2**20:,.1f} MiB"
+    architecture = gguf.get("general.architecture", str)
+    say(f"{out}: {architecture}, {kind}, {format_size(total)}; tensors: {listed}")
+    say(f"tensors took {format_size(before)} in {source}")

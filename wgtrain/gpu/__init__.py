@@ -9,7 +9,15 @@ import sys
 from collections.abc import Coroutine, Iterable
 from typing import Any
 
-from wgtrain.gpu.memory import GIVEN, UNKNOWN, Memory, find_memory, read_size
+from wgtrain.gpu.memory import (
+    GIVEN,
+    UNKNOWN,
+    Memory,
+    find_memory,
+    format_size,
+    read_gpu_memory,
+    read_size,
+)
 from wgtrain.gpu.protocol import (
     INDEX_VARIABLE,
     AdapterInfo,
@@ -43,9 +51,11 @@ __all__ = [
     "features_of",
     "find_adapters",
     "find_memory",
+    "format_size",
     "granted_limits",
     "list_adapters",
     "open_device",
+    "read_gpu_memory",
     "read_size",
     "run",
     "together",

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
+from wgtrain.errors import OptionError
+from wgtrain.files.source import shown
 from wgtrain.gpu.protocol import AdapterInfo
 
 _SECONDS = 5.0  # that a tool may take
@@ -44,6 +46,19 @@ def read_size(value: object) -> int:
         if nbytes > 0:
             return nbytes
     raise ValueError(SIZES)
+
+
+def format_size(nbytes: int) -> str:
+    """Bytes for people: "1.25 GiB", "17.5 MiB"."""
+    return f"{nbytes / 2**30:,.2f} GiB" if nbytes >= 1 << 30 else f"{nbytes / 2**20:,.1f} MiB"
+
+
+def read_gpu_memory(value: object) -> int:
+    """Bytes of the option `gpu_memory`; OptionError for what is no size."""
+    try:
+        return read_size(value)
+    except ValueError as error:
+        raise OptionError(f"gpu_memory = {shown(value)}: allowed is {error}") from None
 
 
 def free_main_memory(root: Path = Path("/")) -> int | None:

@@ -3,16 +3,15 @@ unless that was asked for.
 """
 
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 from wgtrain.errors import FileError
 from wgtrain.files.source import Data
 from wgtrain.gpu import run
 from wgtrain.runs import disk
+from wgtrain.runs.parts import transfer
 from wgtrain.runs.paths import unusable
-
-Shown = Callable[[int], None]  # is told how many bytes are written
 
 
 def check_output(path: Path, force: bool, *inputs: Path) -> None:
@@ -37,21 +36,21 @@ def check_output(path: Path, force: bool, *inputs: Path) -> None:
 
 
 def write_output(
-    path: Path, chunks: AsyncIterator[Data], force: bool = False, shown: Shown | None = None
+    path: Path, chunks: AsyncIterator[Data], force: bool = False, total: int = 0
 ) -> int:
     """Writes the chunks of a source that never waits, and returns their bytes; whatever goes
-    wrong, nothing is left and what stood at `path` is as it was.
+    wrong, nothing is left and what stood at `path` is as it was. `total` bytes to come are shown
+    as they are written.
     """
     check_output(path, force)
     new = path.with_name(f".new-{os.getpid()}-{path.name}")
 
     async def write() -> int:
         written = 0
-        with open(new, "xb") as file:
+        with open(new, "xb") as file, transfer("writing") as shown:
             async for chunk in chunks:
                 written += file.write(chunk)
-                if shown is not None:
-                    shown(written)
+                shown(written, total)
             file.flush()
             os.fsync(file.fileno())
         return written

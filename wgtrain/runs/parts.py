@@ -10,8 +10,8 @@ from contextlib import ExitStack, contextmanager
 from wgtrain.runs.progress import LINE_SECONDS, clock
 
 Advance = Callable[[str], None]  # begins a part, by its name
-Loaded = Callable[[int, int], None]  # bytes done, bytes in all
-SHOWN_FROM = 64 << 20  # bytes: what is smaller is loaded before anybody could read of it
+Moved = Callable[[int, int], None]  # bytes done, bytes in all
+SHOWN_FROM = 64 << 20  # bytes: what is smaller is moved before anybody could read of it
 
 
 @contextmanager
@@ -69,25 +69,31 @@ def _bar(parts: int) -> Iterator[Advance]:
 
 
 @contextmanager
-def loading() -> Iterator[Loaded]:
-    """Shows how much of a large model is loaded, and the time left."""
+def transfer(what: str) -> Iterator[Moved]:
+    """Shows how many bytes of a large model are moved, and the time left; `what` is done to it:
+    "loading" or "writing".
+    """
     began = time.monotonic()
     with ExitStack() as stack:
-        show: Loaded | None = None
+        show: Moved | None = None
 
-        def loaded(done: int, total: int) -> None:
+        def moved(done: int, total: int) -> None:
             nonlocal show
             if total >= SHOWN_FROM:
                 if show is None:
-                    how = _bytes_bar(total) if sys.stderr.isatty() else _bytes_lines(began)
+                    how = (
+                        _bytes_bar(what, total)
+                        if sys.stderr.isatty()
+                        else _bytes_lines(what, began)
+                    )
                     show = stack.enter_context(how)
                 show(done, total)
 
-        yield loaded
+        yield moved
 
 
 @contextmanager
-def _bytes_lines(began: float) -> Iterator[Loaded]:
+def _bytes_lines(what: str, began: float) -> Iterator[Moved]:
     shown = began
 
     def show(done: int, total: int) -> None:
@@ -95,7 +101,7 @@ def _bytes_lines(began: float) -> Iterator[Loaded]:
         now = time.monotonic()
         if now - shown >= LINE_SECONDS:
             left = (now - began) / done * (total - done)
-            text = f"loading {done / 1e6:,.0f} of {total / 1e6:,.0f} MB  left {clock(left)}"
+            text = f"{what} {done / 1e6:,.0f} of {total / 1e6:,.0f} MB  left {clock(left)}"
             print(text, file=sys.stderr, flush=True)
             shown = now
 
@@ -103,12 +109,12 @@ def _bytes_lines(began: float) -> Iterator[Loaded]:
 
 
 @contextmanager
-def _bytes_bar(total: int) -> Iterator[Loaded]:
+def _bytes_bar(what: str, total: int) -> Iterator[Moved]:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
-        TextColumn("loading"),
+        TextColumn(what),
         BarColumn(),
         DownloadColumn(),
         TextColumn("left"),

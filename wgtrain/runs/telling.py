@@ -7,8 +7,9 @@ from typing import Any
 
 from wgtrain.data import Dataset
 from wgtrain.errors import NonFiniteError, WgtrainError, printable
+from wgtrain.gpu import format_size
 from wgtrain.runs.folder import RESULTS, RunFolder
-from wgtrain.train.needs import Needs, size
+from wgtrain.train.needs import Needs
 from wgtrain.train.trainer import Trainer
 
 Say = Callable[[str], None]
@@ -82,11 +83,12 @@ def opening(folder: RunFolder, trainer: Trainer) -> str:
 
 def memory(needs: Needs) -> str:
     """The line of GPU memory by purpose."""
-    parts = ", ".join(f"{purpose} {size(nbytes)}" for purpose, nbytes in needs.by_purpose.items())
+    shares = needs.by_purpose.items()
+    parts = ", ".join(f"{purpose} {format_size(nbytes)}" for purpose, nbytes in shares)
     name, nbytes = needs.largest_binding
     how = "; activations are recomputed in the backward pass" if needs.recompute else ""
-    text = f"GPU memory: {size(needs.total)} ({parts}); largest binding {name}, {size(nbytes)}"
-    return text + how
+    text = f"GPU memory: {format_size(needs.total)} ({parts})"
+    return f"{text}; largest binding {name}, {format_size(nbytes)}{how}"
 
 
 def _of_validation(rows: Dataset, valid: Dataset | None) -> list[str]:

@@ -8,10 +8,11 @@ from typing import Any
 from wgtrain.engine.tuning import Tuning
 from wgtrain.errors import OptionError, OutOfMemoryError
 from wgtrain.files import resolve_targets
+from wgtrain.gpu import format_size
 from wgtrain.model.base import Base, OpenModel, plan_base
 from wgtrain.train.config import LoraConfig, TrainConfig
 from wgtrain.train.learner import Learner
-from wgtrain.train.needs import Lengths, Planner, Settings, Space, size
+from wgtrain.train.needs import Lengths, Planner, Settings, Space
 
 BROUGHT = frozenset({"rank", "target_modules", "layers"})  # settings that an adapter brings
 _FEW_TARGETS = "q_proj,v_proj"  # those of the paper on LoRA
@@ -103,21 +104,23 @@ def advice(planner: Planner, settings: Settings, fixed: Collection[str] = ()) ->
     """The lines of an error that say what would fit, with the names of settings in front."""
     if total := _fits(planner, settings, {}):  # so it seemed, but the driver knows better
         lines = [
-            f"{name} = {values[0]}: {size(less)}"
+            f"{name} = {values[0]}: {format_size(less)}"
             for name, values in _ladders(planner, settings)
             if name not in fixed
             if (less := _fits(planner, settings, {name: values[0]})) and less < total
         ]
-        return "\n".join([f"It needs {size(total)} in all; with any one of these:", *lines])
+        return "\n".join([f"It needs {format_size(total)} in all; with any one of these:", *lines])
     found, alone = suggestions(planner, settings, fixed)
     if not found:
         return "No option makes it fit: it takes a smaller model, or one quantised to fewer bits"
     if alone:
-        lines = [f"{_said(s.changes)}: {size(s.total)}" for s in found]
+        lines = [f"{_said(s.changes)}: {format_size(s.total)}" for s in found]
         return "\n".join(["It fits with any one of these, which need in all:", *lines])
     (all_of,) = found
     lines = [f"{name} = {value}" for name, value in all_of.changes.items()]
-    return "\n".join([f"It fits with all of these, which need {size(all_of.total)}:", *lines])
+    return "\n".join(
+        [f"It fits with all of these, which need {format_size(all_of.total)}:", *lines]
+    )
 
 
 def _said(changes: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from wgtrain.data import Dataset
 from wgtrain.errors import OutOfMemoryError
-from wgtrain.gpu import Limits
+from wgtrain.gpu import Limits, format_size
 from wgtrain.model.base import Base
 from wgtrain.train.config import LoraConfig, TrainConfig
 from wgtrain.train.learner import Learner, lora_learner
@@ -14,11 +14,6 @@ from wgtrain.train.learner import Learner, lora_learner
 PURPOSES = ("base", "adapter", "optimizer", "activations", "scratch")
 _OF_PLAN = {"adapter": "adapter", "gradients": "adapter", "optimizer": "optimizer"}
 _OF_PLAN |= {"activations": "activations"}
-
-
-def size(nbytes: int) -> str:
-    """Bytes for people."""
-    return f"{nbytes / 2**30:,.2f} GiB" if nbytes >= 1 << 30 else f"{nbytes / 2**20:,.1f} MiB"
 
 
 @dataclass(frozen=True)
@@ -164,4 +159,4 @@ class Planner:
         except OutOfMemoryError as error:
             return needs, str(error)
         over = 0 if space.budget is None else space.allocated + needs.total - space.budget
-        return needs, f"{size(over)} too much" if over > 0 else ""
+        return needs, f"{format_size(over)} too much" if over > 0 else ""

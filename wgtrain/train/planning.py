@@ -12,12 +12,12 @@ from wgtrain.engine.weight import MATRIX_TYPES
 from wgtrain.errors import OptionError
 from wgtrain.files import BLOCKS, GGUF, split_tensor
 from wgtrain.files.file_types import TARGETS, choose_types
-from wgtrain.gpu import Limits, Memory
+from wgtrain.gpu import Limits, Memory, format_size
 from wgtrain.model.base import Base, plan_base
 from wgtrain.model.config import read_config
 from wgtrain.model.quantised import QUANTIZE_BASE
 from wgtrain.train.fit import advice
-from wgtrain.train.needs import Lengths, Needs, Planner, Settings, Space, size
+from wgtrain.train.needs import Lengths, Needs, Planner, Settings, Space
 
 _MIXES = tuple(name for name in TARGETS if name not in BLOCKS)
 _ARENAS = 4  # that hold a number of what trains: itself, its gradient and two moments
@@ -115,7 +115,7 @@ class TrainingPlan:
 
     def shortage(self, advice: bool = True) -> str:
         """The text of the error that it does not fit."""
-        text = f"the run needs {size(self.total_bytes)} of GPU memory, {self._there()}"
+        text = f"the run needs {format_size(self.total_bytes)} of GPU memory, {self._there()}"
         text = f"{text}: {self.problem}"
         return f"{text}\n{self.advice}" if advice and self.advice else text
 
@@ -161,11 +161,14 @@ class TrainingPlan:
             f"{self.trainable:,} train beside them, {self.trainable / self.frozen:.2%}",
             f"steps of up to {n.max_tokens:,} tokens, rows of up to {n.max_row:,}, activations "
             f"are {how}",
-            f"GPU memory: {size(n.total)}",
-            *(f"  {purpose:<12}{size(share):>12}" for purpose, share in n.by_purpose.items()),
-            f"largest binding: {name}, {size(nbytes)}",
-            f"full fine-tuning in f32: {size(self.full_bytes)} for weights, gradients and moments "
-            f"alone; {self.saving:.1%} are saved",
+            f"GPU memory: {format_size(n.total)}",
+            *(
+                f"  {purpose:<12}{format_size(share):>12}"
+                for purpose, share in n.by_purpose.items()
+            ),
+            f"largest binding: {name}, {format_size(nbytes)}",
+            f"full fine-tuning in f32: {format_size(self.full_bytes)} for weights, gradients and "
+            f"moments alone; {self.saving:.1%} are saved",
             f"{self.gpu}: {self._verdict()}",
             *self.advice.splitlines(),
         ]
@@ -179,7 +182,7 @@ class TrainingPlan:
     def _there(self) -> str:
         if self.memory.nbytes is None:
             return f"how much there is is {self.memory.origin}"
-        return f"{size(self.memory.nbytes)} are there ({self.memory.origin})"
+        return f"{format_size(self.memory.nbytes)} are there ({self.memory.origin})"
 
     def table(self) -> list[tuple[str, ...]]:
         """By layer, with a row of names in front and of sums behind; equal blocks are one row."""
@@ -216,8 +219,8 @@ class TrainingPlan:
 
 def _row(name: str, frozen: int, trainable: int, base: int, adapter: int) -> tuple[str, ...]:
     full = _STATE * frozen
-    saved = f"{1 - (base + adapter) / full:.1%}"
-    return (name, f"{frozen:,}", f"{trainable:,}", size(base), size(adapter), size(full), saved)
+    sizes = map(format_size, (base, adapter, full))
+    return (name, f"{frozen:,}", f"{trainable:,}", *sizes, f"{1 - (base + adapter) / full:.1%}")
 
 
 def _aligned(rows: list[tuple[str, ...]]) -> Iterable[str]:
