@@ -5,13 +5,11 @@ weights. The model comes by package name (`get-gemma` of the shared data) and go
 """
 
 import shutil
-import subprocess
 import sys
 import threading
 import time
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import gguf
@@ -19,33 +17,28 @@ import numpy as np
 
 import wgtrain
 from wgtrain.data.batches import Batches
-from wgtrain.files import ARCHITECTURES
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "browser")]
 RANK, ALPHA, STEPS, RATE, WARMUP, SEED, SEQ_LEN = 8, 16.0, 100, 2e-4, 10, 42, 256
 CHECKED, WRITTEN, HELD, PAGE_STEPS = 64, 100, 25, 5
 LOGITS, LOSSES, PAGE = 1e-3, 1e-4, 1e-4
-ROW = ARCHITECTURES["gemma3"]
 
 
 def main(folder: Path, figures: dict[str, Any]) -> None:
     """Raises where a bound is missed; the adapter stays in `folder`."""
     import needs
     from llama_cpp_oracle import LlamaCpp
+    from real_gemma import dequantised, model_file
 
     data = needs.data()
-    fetched = subprocess.run([data / "get-gemma"], check=True, capture_output=True, text=True)
-    path = Path(fetched.stdout.strip())
+    path = model_file()
     reader = gguf.GGUFReader(path)
     figures["types"] = {
         kind.name: sum(t.tensor_type == kind for t in reader.tensors)
         for kind in sorted({t.tensor_type for t in reader.tensors})
     }
-    weights = {
-        t.name: gguf.quants.dequantize(t.data, t.tensor_type).astype(np.float32)
-        for t in reader.tensors
-    }
+    weights = dequantised(reader)
     plain = folder / "f32.gguf"
     write_f32(reader, weights, plain)
 
@@ -132,6 +125,7 @@ def check_training(
 ) -> None:
     """The same rows, order, settings and start on both sides."""
     from peft_oracle import Peft, Settings
+    from real_gemma import base_for_peft
 
     config = wgtrain.TrainConfig(
         epochs=None,
@@ -163,7 +157,7 @@ def check_training(
 
     batches = Batches(rows.rows, batch_size=1, seed=SEED, seq_len=rows.seq_len)
     order = [i for batch in batches.per_epoch(0) for i in batch][:STEPS]
-    theirs = Peft(hf_base(weights), start, ALPHA)
+    theirs = Peft(base_for_peft(weights), start, ALPHA)
     held = [(row.tokens, row.targets) for row in valid.rows]
     their_before, _ = theirs.evaluate(held, batch=1)
     began = time.perf_counter()
@@ -181,52 +175,6 @@ def check_training(
     figures["largest relative difference of a step's loss"] = f"{apart.max():.1e}"
     figures["first and last loss"] = [steps[0].loss, steps[-1].loss]
     assert apart.max() <= LOSSES and after < before
-
-
-def hf_base(weights: dict[str, np.ndarray]) -> Any:
-    """What `Peft` takes: names, row orders, which are the same, and a transformers model."""
-    spec = SimpleNamespace(
-        hf_name=ROW.hf_module,
-        gguf_name=ROW.gguf_stem,
-        from_file_order=lambda _, rows: rows,
-        to_file_order=lambda _, rows: rows,
-    )
-    return SimpleNamespace(spec=spec, hf_model=lambda: hf_model(weights))
-
-
-def hf_model(weights: dict[str, np.ndarray]) -> Any:
-    """Gemma 3 270M in transformers, its numbers written out here."""
-    import torch
-    import transformers
-
-    config = transformers.Gemma3TextConfig(
-        vocab_size=262_144,
-        hidden_size=640,
-        intermediate_size=2048,
-        num_hidden_layers=18,
-        num_attention_heads=4,
-        num_key_value_heads=1,
-        head_dim=256,
-        query_pre_attn_scalar=256,
-        sliding_window=512,
-        rms_norm_eps=1e-6,
-        max_position_embeddings=32_768,
-        rope_parameters={
-            "full_attention": {"rope_type": "default", "rope_theta": 1e6},
-            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
-        },
-        use_cache=False,
-    )
-    model = transformers.Gemma3ForCausalLM(config)
-    state = {}
-    for name, values in weights.items():
-        stem, _, kind = name.rpartition(".")
-        one = 1.0 if stem.endswith("_norm") else 0.0  # the file holds 1 + w
-        state[f"{ROW.hf_module(stem)}.{kind}"] = torch.from_numpy(values - np.float32(one))
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    assert missing == ["lm_head.weight"] and not unexpected, (missing, unexpected)
-    model.tie_weights()
-    return model.eval()
 
 
 def check_adapter(
