@@ -38,7 +38,7 @@ BELOW: dict[str, set[str]] = {
     # Faces of several modules: what they may know of each other.
     "tune": {*GROUND, "gpu", "engine"},
     "web": {"errors"},
-    "runs": {*GROUND, "files", "data", "gpu", "engine", "model", "train", "api", "planned"},
+    "runs": {*GROUND, "files", "data", "gpu", "engine", "train", "api", "planned"},
     "notebook": {"train", "runs"},
     "bench": {*GROUND, "files", "data", "gpu", "engine", "model", "infer", "train", "runs", "tune"},
     "cli": {

@@ -168,6 +168,19 @@ def test_an_adapter_to_start_from_brings_its_rank(bytes_: bytes) -> None:
     assert squeezed.fits is False and "rank" not in squeezed.advice
 
 
+def test_an_adapter_of_separate_parts_is_planned_for_a_fused_base() -> None:
+    """As training takes it: at the rank that both parts have together."""
+    data = rm.build(replace(SHAPE, architecture="phi3"))
+    tensors = {
+        f"blk.{layer}.{part}.weight": (np.ones((3, 256), "f4"), np.ones((rows, 3), "f4"))
+        for layer in range(3)
+        for part, rows in (("attn_q", 256), ("attn_v", 128))
+    }
+    adapter = Adapter("phi3", 3, 6.0, tensors, {})
+    planned = wgtrain.plan(data, None, CONFIG, init_adapter=adapter)
+    assert set(planned.needs.shapes.values()) == {(6, 256), (512, 6)}
+
+
 def test_types_in_place_of_the_files(bytes_: bytes) -> None:
     sizes = {}
     for type_ in (*MATRIX_TYPES, "nf4", "nf4-double", "int4", "int8"):

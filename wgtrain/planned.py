@@ -12,7 +12,8 @@ from wgtrain.data import Dataset
 from wgtrain.dual import dual_function
 from wgtrain.engine.tuning import DEFAULT_GPU, Tuning, default_table
 from wgtrain.errors import DeviceError, FileError, OptionError
-from wgtrain.files import GGUF, adapter_fits
+from wgtrain.files import GGUF
+from wgtrain.files.adapters import fit_adapter
 from wgtrain.files.huggingface import CONFIG, INDEX
 from wgtrain.files.source import shown
 from wgtrain.gpu import (
@@ -114,7 +115,7 @@ def adopted(gguf: GGUF, lora: LoraConfig, init_adapter: Any, given: tuple[str, .
     """`lora` with what an adapter brings, which has to fit the model."""
     model = read_config(gguf)
     adapter = HOST.read_adapter(init_adapter, model)
-    adapter_fits(adapter, gguf.tensors, model.architecture, "init_adapter")
+    adapter = fit_adapter(adapter, gguf.tensors, model.architecture, "init_adapter")
     return adopt(lora, adapter, model.n_layer, model.block_linears, given)
 
 

@@ -10,8 +10,7 @@ from wgtrain.files.adapters import (
     CONFIG_FILE,
     TENSOR_FILE,
     Adapter,
-    adapter_fits,
-    fitted,
+    fit_adapter,
     write_adapter_gguf,
     write_adapter_peft,
 )
@@ -38,8 +37,7 @@ def convert_adapter(path: Path, out: Path, model: str | None, force: bool, say: 
     with opened_base(model) as base:
         config = read_config(base.gguf)
         adapter = HOST.read_adapter(path, config)
-        found = fitted(adapter, base.gguf.tensors)
-        adapter_fits(found, base.gguf.tensors, config.architecture, str(path))
+        found = fit_adapter(adapter, base.gguf.tensors, config.architecture, str(path))
         name, whole = base_name(base.gguf), WHOLE in base.gguf.metadata
     if to_gguf:
         _write(out, write_adapter_gguf(found), force)

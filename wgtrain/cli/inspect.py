@@ -20,8 +20,7 @@ from wgtrain.files.adapters import (
     CONFIG_FILE,
     TENSOR_FILE,
     Adapter,
-    adapter_fits,
-    fitted,
+    fit_adapter,
     read_adapter_gguf,
 )
 from wgtrain.files.huggingface import CONFIG
@@ -224,8 +223,8 @@ def _fit(path: Path, model: str) -> Facts:
     with opened_base(model) as base:
         try:
             config = read_config(base.gguf)
-            adapter = fitted(HOST.read_adapter(path, config), base.gguf.tensors)
-            adapter_fits(adapter, base.gguf.tensors, config.architecture, str(path))
+            adapter = HOST.read_adapter(path, config)
+            fit_adapter(adapter, base.gguf.tensors, config.architecture, str(path))
         except WgtrainError as error:
             return {"fits": False, "refused": _reason(error, str(path))}
     return {"fits": True, "refused": None, "architecture": config.architecture}

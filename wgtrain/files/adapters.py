@@ -183,6 +183,15 @@ def fitted(adapter: Adapter, tensors: dict[str, TensorInfo]) -> Adapter:
     return replace(adapter, rank=rank, alpha=adapter.alpha * rank / adapter.rank, tensors=pairs)
 
 
+def fit_adapter(
+    adapter: Adapter, tensors: dict[str, TensorInfo], architecture: str, name: str = "adapter"
+) -> Adapter:
+    """As `fitted`; FileError where even so it does not fit the model."""
+    found = fitted(adapter, tensors)
+    adapter_fits(found, tensors, architecture, name)
+    return found
+
+
 def adapter_fits(
     adapter: Adapter, tensors: dict[str, TensorInfo], architecture: str, name: str = "adapter"
 ) -> None:
