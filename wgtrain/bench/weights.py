@@ -12,6 +12,10 @@ import numpy as np
 from wgtrain.bench.blocks import random_blocks
 from wgtrain.bench.random_model import RandomModel
 from wgtrain.files import BLOCKS, gguf_head
+from wgtrain.files.encoding import decoded
+from wgtrain.files.floats import float_bytes
+from wgtrain.files.gguf import tensor_nbytes
+from wgtrain.files.gguf_parser import ALIGNMENT
 from wgtrain.random import key
 
 _POOL = 99_991  # blocks; a prime, so that rows of no usual width repeat each other
@@ -28,12 +32,7 @@ def _pool(type_: str, deviation: float, mean: float) -> bytes:
     if size > 1:
         return random_blocks(rng, type_, _POOL, size, deviation).tobytes()
     values = np.float32(mean) + np.float32(deviation) * normal
-    if type_ == "F16":
-        return values.astype("<f2").tobytes()
-    if type_ == "BF16":
-        return (values.view(np.uint32) >> 16).astype("<u2").tobytes()
-    assert type_ == "F32", type_
-    return values.astype("<f4").tobytes()
+    return float_bytes(values, type_)
 
 
 def _quantised(normal: np.ndarray, type_: str, deviation: float) -> bytes:
@@ -60,8 +59,7 @@ class RandomWeights:
         end = len(head)
         for name, size in self._shapes.items():
             self._starts.append(end)
-            rows = size[0] if len(size) == 2 else 1
-            end += -(-rows * BLOCKS[types[name]].row_nbytes(size[-1]) // 32) * 32
+            end += -(-tensor_nbytes(types[name], size) // ALIGNMENT) * ALIGNMENT
         self.size = end
         self._names = list(self._shapes)
 
@@ -98,25 +96,5 @@ class RandomWeights:
         """A tensor's numbers, float32 in its shape."""
         shape, type_ = self._shapes[name], self._types[name]
         start = self._starts[self._names.index(name) + 1]
-        rows = shape[0] if len(shape) == 2 else 1
-        raw = self.read_range(start, rows * BLOCKS[type_].row_nbytes(shape[-1]))
-        return _decoded(np.frombuffer(raw, np.uint8), type_).reshape(shape)
-
-
-def _decoded(raw: np.ndarray, type_: str) -> np.ndarray:
-    if type_ == "F32":
-        return raw.view("<f4").astype(np.float32)
-    if type_ == "F16":
-        return raw.view("<f2").astype(np.float32)
-    if type_ == "BF16":
-        return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
-    if type_ not in ("Q8_0", "Q4_0"):
-        import gguf
-
-        return gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[type_])
-    blocks = raw.reshape(-1, BLOCKS[type_].nbytes)
-    scales = np.ascontiguousarray(blocks[:, :2]).view("<f2").astype(np.float32)
-    stored = np.ascontiguousarray(blocks[:, 2:])
-    if type_ == "Q8_0":
-        return scales * stored.view(np.int8)
-    return scales * (np.hstack([stored & 15, stored >> 4]).astype(np.float32) - 8)
+        raw = self.read_range(start, tensor_nbytes(type_, shape))
+        return decoded(raw, type_, shape[-1]).reshape(shape)

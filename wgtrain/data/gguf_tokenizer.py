@@ -10,12 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from wgtrain.data.huggingface import read_tokenizer_metadata
+from wgtrain.data.huggingface import (
+    chat_templates,
+    content_of,
+    read_tokenizer_metadata,
+    template_metadata,
+)
 from wgtrain.data.pre_hashes import NAMES, TEXT
 from wgtrain.data.sentencepiece_model import read_pieces
+from wgtrain.data.special_tokens import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
+from wgtrain.data.tokenizer_json import SPACE
 from wgtrain.errors import FileError
 from wgtrain.files.huggingface import (
-    CHAT_TEMPLATE,
     CONFIG,
     TOKENIZER,
     TOKENIZER_CONFIG,
@@ -27,9 +33,7 @@ from wgtrain.files.source import shown
 
 SENTENCEPIECE = "tokenizer.model"
 ADDED = "added_tokens.json"
-_UNKNOWN, _CONTROL, _USER, _UNUSED, _BYTE = 2, 3, 4, 5, 6
-_KEPT = (_UNKNOWN, _CONTROL, _UNUSED, _BYTE)  # of a tokenizer.model's types; others are normal
-_SPACE = "\u2581"
+_KEPT = (UNKNOWN, CONTROL, UNUSED, BYTE)  # of a tokenizer.model's types; others are normal
 _ADDED_SCORE, _PAD_SCORE = -1000.0, -10000.0
 # special tokens by the names of tokenizer_config.json -> GGUF's
 _IDS = {
@@ -109,14 +113,7 @@ class _Converter:
         if read is not None:
             keys = "tokenizer.chat_template"
             return {key: value for key, value in read.items() if key.startswith(keys)}
-        template: Any = self.settings.get("chat_template")
-        if CHAT_TEMPLATE in self.files:
-            data = await read_small(self.files, CHAT_TEMPLATE, self.name)
-            template = str(data, "utf-8", "replace")
-        if isinstance(template, list):
-            named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
-            template = named.get("default")
-        return {"tokenizer.chat_template": template} if isinstance(template, str) else {}
+        return template_metadata(await chat_templates(self.files, self.settings, self.name))
 
     async def sentencepiece(self) -> dict[str, Any]:
         """Pieces and scores of a tokenizer.model, and the tokens added to it."""
@@ -125,15 +122,15 @@ class _Converter:
         pieces = read_pieces(data, where)[: self.rows]
         tokens = [piece.text for piece in pieces]
         scores = [piece.score for piece in pieces]
-        types = [piece.type if piece.type in _KEPT else 1 for piece in pieces]
+        types = [piece.type if piece.type in _KEPT else NORMAL for piece in pieces]
         for i in range(len(pieces), self.rows):
             tokens.append(f"[PAD{i}]")
             scores.append(_PAD_SCORE)
-            types.append(_UNUSED)
+            types.append(UNUSED)
         simple = await read_json(self.files, ADDED, self.name) if ADDED in self.files else {}
         for text, i in simple.items():
             if type(i) is int and 0 <= i < self.rows:
-                tokens[i], scores[i], types[i] = text, _ADDED_SCORE, _USER
+                tokens[i], scores[i], types[i] = text, _ADDED_SCORE, USER_DEFINED
         decoder = self.settings.get("added_tokens_decoder")
         added = [(i, t) for i, t in decoder.items()] if isinstance(decoder, dict) else []
         if not added or self.architecture == "phi3":
@@ -148,8 +145,9 @@ class _Converter:
             special, plain = bool(token.get("special")), content
             if self.architecture != "phi3":
                 special = special or looks_special(content)
-                plain = content if special else content.replace(_SPACE, " ")
-            tokens[i], scores[i], types[i] = plain, _ADDED_SCORE, _CONTROL if special else _USER
+                plain = content if special else content.replace(SPACE, " ")
+            tokens[i], scores[i] = plain, _ADDED_SCORE
+            types[i] = CONTROL if special else USER_DEFINED
         return self.whole(tokens, scores, types)
 
     def scored(self, read: dict[str, Any]) -> dict[str, Any]:
@@ -179,7 +177,7 @@ class _Converter:
     def filled(self, read: dict[str, Any]) -> tuple[list[str], np.ndarray]:
         """Pieces and types, as many as the embedding has rows."""
         tokens = list(read["tokenizer.ggml.tokens"])
-        types = np.full(max(self.rows, len(tokens)), _UNUSED, np.int32)
+        types = np.full(max(self.rows, len(tokens)), UNUSED, np.int32)
         types[: len(tokens)] = read["tokenizer.ggml.token_type"]
         tokens += [f"[PAD{i}]" for i in range(len(tokens), self.rows)]
         if len(tokens) > self.rows:
@@ -193,9 +191,9 @@ class _Converter:
         for token in self.added:
             i, text = token["id"], token["content"]
             if token.get("special") or looks_special(text):
-                types[i] = _CONTROL
+                types[i] = CONTROL
             else:
-                types[i], tokens[i] = _USER, text.replace(_SPACE, " ")
+                types[i], tokens[i] = USER_DEFINED, text.replace(SPACE, " ")
         return {
             "model": "gpt2",
             "pre": self.pre(read.get("tokenizer.ggml.pre")),
@@ -269,15 +267,10 @@ class _Specials:
         self.config, self.spec, self.added = config, spec, added
         self.kinds = ["bos", "eos", "unk", "sep", "pad", "mask"]
         self.texts = {
-            kind: self.text(settings.get(f"{kind}_token")) for kind in (*self.kinds, "cls")
+            kind: content_of(settings.get(f"{kind}_token")) for kind in (*self.kinds, "cls")
         }
         self.given = {kind: settings.get(f"add_{kind}_token") for kind in ("bos", "eos", "sep")}
         self.add: dict[str, bool] = {}
-
-    @staticmethod
-    def text(entry: Any) -> str | None:
-        content = entry.get("content") if isinstance(entry, dict) else entry
-        return content if isinstance(content, str) else None
 
     def found(self, rows: int) -> tuple[dict[str, int], dict[str, bool]]:
         texts = self.texts

@@ -66,7 +66,7 @@ async def read_tokenizer_metadata(files: Files, name: str = "folder") -> dict[st
         await read_json(files, file, name) if file in files else {}
         for file in (TOKENIZER_CONFIG, CONFIG, GENERATION_CONFIG)
     ]
-    templates = await _templates(files, settings, name)
+    templates = await chat_templates(files, settings, name)
     reader = _Reader(spec, f"{name}/{TOKENIZER}")
     rows = config.get("vocab_size")
     metadata = reader.metadata(rows if type(rows) is int else None)
@@ -88,21 +88,34 @@ async def read_tokenizer_metadata(files: Files, name: str = "folder") -> dict[st
     eos = _special("eos", ids, settings, config, generation, name)
     metadata["tokenizer.ggml.eos_token_id"] = NO_ID if eos is None else eos
     pieces = {
-        f"{kind}_token": settings.get(f"{kind}_token") for kind in ("pad", "sep", "cls", "mask")
+        f"{kind}_token": content_of(settings.get(f"{kind}_token"))
+        for kind in ("pad", "sep", "cls", "mask")
     }
     for kind, piece in pieces.items():  # named by chat templates alone
-        piece = piece.get("content") if isinstance(piece, dict) else piece
-        if isinstance(piece, str) and piece in ids:
+        if piece is not None and piece in ids:
             metadata[f"tokenizer.ggml.{SPECIAL[kind]}_token_id"] = ids[piece]
-    if default := templates.pop("default", None):
-        metadata["tokenizer.chat_template"] = default
-    if templates:
-        named = {f"tokenizer.chat_template.{key}": text for key, text in templates.items()}
-        metadata |= {"tokenizer.chat_templates": list(templates), **named}
-    return metadata
+    return metadata | template_metadata(templates)
 
 
-async def _templates(files: Files, settings: dict[str, Any], name: str) -> dict[str, str]:
+def content_of(entry: Any) -> str | None:
+    """The piece that an entry of tokenizer_config.json names: a text, or an object with one."""
+    content = entry.get("content") if isinstance(entry, dict) else entry
+    return content if isinstance(content, str) else None
+
+
+def template_metadata(templates: dict[str, str]) -> dict[str, Any]:
+    """Chat templates by name as metadata."""
+    found: dict[str, Any] = {}
+    others = {name: text for name, text in templates.items() if name != "default"}
+    if default := templates.get("default"):
+        found["tokenizer.chat_template"] = default
+    if others:
+        named = {f"tokenizer.chat_template.{name}": text for name, text in others.items()}
+        found |= {"tokenizer.chat_templates": list(others), **named}
+    return found
+
+
+async def chat_templates(files: Files, settings: dict[str, Any], name: str) -> dict[str, str]:
     """The chat templates by name: those that lie there as files, else those of the JSON files."""
     found = {}
     for file in files:

@@ -3,10 +3,10 @@
 import struct
 from dataclasses import dataclass
 
+from wgtrain.data.special_tokens import NORMAL
 from wgtrain.errors import FileError
 from wgtrain.files.source import Data, shown
 
-NORMAL = 1
 MAX_PIECES = 1 << 21
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from wgtrain.errors import FileError
 from wgtrain.files.blocks import BLOCKS
-from wgtrain.files.floats import FLOATS, as_float32, float_bytes
+from wgtrain.files.floats import FLOATS, as_float32, float_bytes, lost
 from wgtrain.files.quantise_k import TYPES as K_TYPES
 from wgtrain.files.quantise_k import quantise
 from wgtrain.files.source import Data
@@ -45,8 +45,8 @@ def encoded(values: np.ndarray, kind: str) -> bytes:
     """
     if kind in FLOATS:
         data = float_bytes(values, kind)
-        if kind == "F16" and (beyond := np.isinf(np.frombuffer(data, "<f2"))).any():
-            raise OverflowError(f"{values.reshape(-1)[beyond.argmax()]:g}")
+        if (bad := lost(values, data, kind)) is not None:
+            raise OverflowError(f"{values.reshape(-1)[bad]:g}")
         return data
     if kind in K_TYPES:
         return quantise(values, kind).tobytes()

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from wgtrain.files.blocks import BLOCKS
+from wgtrain.files.floats import FLOATS
 from wgtrain.files.gguf_parser import TensorInfo
 
-PLAIN = ("F32", "F16", "BF16")
 QUANTIZATION_VERSION = 2
 
 
@@ -119,7 +119,7 @@ def _spends_more(i: int, n: int) -> bool:
 
 def fitting(kind: str, columns: int) -> str:
     """The type itself, or the one that rows of so many values can have."""
-    if kind in PLAIN or columns % BLOCKS[kind].size == 0:
+    if kind in FLOATS or columns % BLOCKS[kind].size == 0:
         return kind
     smaller = _SMALLER.get(kind, kind)
     return "F16" if columns % BLOCKS[smaller].size else smaller

@@ -29,3 +29,11 @@ def float_bytes(values: np.ndarray, kind: str) -> bytes:
     nan = (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
     quiet = (bits >> np.uint32(16)) | np.uint32(64)
     return np.where(nan, quiet, rounded).astype("<u2").tobytes()
+
+
+def lost(values: np.ndarray, data: Data, kind: str) -> int | None:
+    """The place of the first finite number that became infinite in `float_bytes`, if any; flat."""
+    if kind == "F32":
+        return None
+    wrong = np.isinf(as_float32(data, kind)) & np.isfinite(values).reshape(-1)
+    return int(wrong.argmax()) if wrong.any() else None

@@ -11,12 +11,8 @@ import numpy as np
 
 from wgtrain.files.hf_config import Settings
 from wgtrain.files.hf_rope import Rope
+from wgtrain.files.known_keys import OWN_NO_ROPE, OWN_SCALE, OWN_TRUNCATE, OWN_WINDOWED
 
-# Keys that only this program reads.
-SCALE = "wgtrain.attention.scale"
-PATTERN = "wgtrain.attention.window_pattern"
-NO_ROPE = "wgtrain.rope.no_rope_layers"
-TRUNCATE = "wgtrain.rope.yarn_truncate"
 # Architectures whose windows llama.cpp knows, and every how many layers it has none by itself.
 _PATTERNS = {"gemma2": 2, "gemma3": 6, "olmo2": 4}
 _NO_ROPE_EVERY = 4  # of smollm3 in llama.cpp
@@ -146,7 +142,7 @@ class _Translator:
                 f"yarn with an attention factor of {rope.magnitude:g}: llama.cpp takes {usual:g}"
             )
         if not rope.truncate:
-            self.extra[TRUNCATE] = False
+            self.extra[OWN_TRUNCATE] = False
             self.obstacle("yarn with truncate false: llama.cpp rounds where its ramp ends")
 
     def windows(self) -> None:
@@ -167,7 +163,7 @@ class _Translator:
                 self.put("attention.sliding_window_pattern", pattern)
         else:
             if not all(s.windowed):
-                self.extra[PATTERN] = pattern
+                self.extra[OWN_WINDOWED] = pattern
             self.note(window)
 
     def others(self) -> None:
@@ -185,7 +181,7 @@ class _Translator:
         elif name == "smollm3":
             usual = [i for i in range(s["num_hidden_layers"]) if (i + 1) % _NO_ROPE_EVERY == 0]
             if list(s.no_rope) != usual:
-                self.extra[NO_ROPE] = np.array(s.no_rope, np.int32)
+                self.extra[OWN_NO_ROPE] = np.array(s.no_rope, np.int32)
                 self.obstacle(
                     f"layers {list(s.no_rope)} without a rotary embedding: llama.cpp leaves it "
                     f"out in every {_NO_ROPE_EVERY}th"
@@ -209,7 +205,7 @@ class _Translator:
         large = (self.architecture, s["num_hidden_layers"]) in (("gemma2", 46), ("gemma3", 62))
         usual = s["hidden_size"] / s["num_attention_heads"] if large else s.head_size
         if scalar != usual:
-            self.extra[SCALE] = float(np.float32(scalar**-0.5))
+            self.extra[OWN_SCALE] = float(np.float32(scalar**-0.5))
             self.obstacle(
                 f"query_pre_attn_scalar {scalar:g}: llama.cpp takes {usual:g} for a model of this "
                 "shape"
@@ -219,10 +215,15 @@ class _Translator:
         self.result.obstacles.append(text)
 
     def note(self, window: int) -> None:
-        self.result.notes.append(
-            f"llama.cpp ignores this model's window of {window} tokens: the same up to that "
-            "length, not beyond"
-        )
+        self.result.notes.append(window_note(window))
+
+
+def window_note(window: int) -> str:
+    """What a person is told of a model's window that llama.cpp does not know."""
+    return (
+        f"llama.cpp passes over this model's window of {window} tokens: the same up to that "
+        "length, not beyond"
+    )
 
 
 def _default_mistral3(rope: Rope) -> float:

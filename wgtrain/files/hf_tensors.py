@@ -10,7 +10,7 @@ from wgtrain.files.architecture import Architecture
 from wgtrain.files.floats import FLOATS
 from wgtrain.files.gguf_parser import TensorInfo
 from wgtrain.files.hf_config import Settings
-from wgtrain.files.hf_source import Part, Permuted, Plain, Shifted
+from wgtrain.files.joined import Part, Permuted, Plain, Shifted
 from wgtrain.files.names import split_tensor, text_module
 from wgtrain.files.safetensors import Entry
 from wgtrain.files.source import BytesSource, Source, read_range, shown

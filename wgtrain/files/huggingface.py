@@ -16,7 +16,6 @@ from wgtrain.files.gguf import with_numbers
 from wgtrain.files.gguf_parser import GGUF, METADATA_LIMIT
 from wgtrain.files.hf_config import Settings, read_settings
 from wgtrain.files.hf_metadata import Translation, translate
-from wgtrain.files.hf_source import FolderSource, Plain
 from wgtrain.files.hf_tensors import (
     Entries,
     Placed,
@@ -26,6 +25,7 @@ from wgtrain.files.hf_tensors import (
     text_entries,
 )
 from wgtrain.files.hf_tensors import Files as Files
+from wgtrain.files.joined import JoinedSource, Plain
 from wgtrain.files.safetensors import json_object, parse_header, read_header
 from wgtrain.files.source import BytesSource, Data, read_range, shown, source_size
 
@@ -48,13 +48,13 @@ WHOLE = "wgtrain.whole_modules"
 class FolderModel:
     """A folder read up to its tensors. `translation` says what GGUF cannot hold of it."""
 
-    source: FolderSource
+    source: JoinedSource
     gguf: GGUF
     settings: Settings
     translation: Translation
 
 
-async def read_folder(files: Files, name: str = "folder") -> tuple[FolderSource, GGUF]:
+async def read_folder(files: Files, name: str = "folder") -> tuple[JoinedSource, GGUF]:
     """The model in a folder; `name` stands in messages and is what PEFT adapters call their base.
 
     FileError names every setting and tensor that is not supported. The metadata has no tokenizer:
@@ -99,7 +99,7 @@ async def open_folder_model(files: Files, name: str = "folder") -> FolderModel:
     if settings.whole is not None:
         metadata[WHOLE] = True
     gguf = GGUF(name, 3, metadata, placed.infos, (*settings.notes, *placed.notes))
-    source = FolderSource(name, placed.parts)
+    source = JoinedSource(name, placed.parts)
     return FolderModel(source, await with_numbers(gguf, source), settings, translation)
 
 

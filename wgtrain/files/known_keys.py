@@ -1,8 +1,14 @@
 """Keys below an architecture's name that the `gguf` package lists: each may change what a model
 computes, so one that no row of the table reads or calls neutral refuses its file.
 
-A key that is not even here has no reader: llama.cpp passes over it.
+A key that is not even here has no reader but this program: llama.cpp passes over it.
 """
+
+# Keys that only this program reads: what transformers knows of a model and GGUF has no key for.
+OWN_SCALE = "wgtrain.attention.scale"
+OWN_WINDOWED = "wgtrain.attention.window_pattern"
+OWN_NO_ROPE = "wgtrain.rope.no_rope_layers"
+OWN_TRUNCATE = "wgtrain.rope.yarn_truncate"
 
 KNOWN_KEYS = frozenset(
     {

@@ -8,7 +8,7 @@ from typing import Any
 from wgtrain.errors import FileError
 from wgtrain.files.gguf import read_gguf
 from wgtrain.files.gguf_parser import GGUF, TensorInfo
-from wgtrain.files.hf_source import FolderSource, Part, Plain
+from wgtrain.files.joined import JoinedSource, Part, Plain
 from wgtrain.files.source import Source, shown, source_name, source_size
 
 _NUMBER, _COUNT, _TENSORS = "split.no", "split.count", "split.tensors.count"
@@ -68,7 +68,7 @@ async def read_parts(sources: Sequence[Source]) -> tuple[Source, GGUF]:
     parts = [part for part in heads + bodies if part.nbytes]
     numbers = {name: values for _, gguf in files for name, values in gguf.numbers.items()}
     whole = replace(first, metadata=kept, tensors=tensors, numbers=numbers)
-    return FolderSource(first.name, parts), whole
+    return JoinedSource(first.name, parts), whole
 
 
 def _in_order(files: list[tuple[Source, GGUF]]) -> list[tuple[Source, GGUF]]:

@@ -12,12 +12,12 @@ from wgtrain.data.gguf_tokenizer import tokenizer_for_gguf
 from wgtrain.errors import FileError, OptionError
 from wgtrain.files import TensorInfo
 from wgtrain.files.file_types import QUANTIZATION_VERSION, TARGETS
-from wgtrain.files.floats import FLOATS, as_float32, float_bytes
+from wgtrain.files.floats import FLOATS, as_float32, float_bytes, lost
 from wgtrain.files.gguf_writer import CHUNK, Planned, copied
 from wgtrain.files.huggingface import Files, FolderModel, open_folder_model
 from wgtrain.files.source import Data, Source, read_range
 
-TYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
+TYPES = {kind.lower(): kind for kind in FLOATS}
 
 
 @dataclass(frozen=True)
@@ -96,19 +96,13 @@ def _converted(source: Source, info: TensorInfo, kind: str) -> Callable[[], Asyn
             n = min(CHUNK, info.nbytes - at)
             values = as_float32(await read_range(source, info.offset + at, n), info.type)
             data = float_bytes(values, kind)
-            if kind == "F16" and (bad := _too_large(values, data)) is not None:
+            if (bad := lost(values, data, kind)) is not None:
                 where = np.unravel_index(at // size + bad, info.shape)
                 place = ", ".join(str(int(i)) for i in where)
                 raise FileError(
-                    f"{source.name}: tensor {info.name}[{place}] is {values[bad]:g}, which F16 "
+                    f"{source.name}: tensor {info.name}[{place}] is {values[bad]:g}, which {kind} "
                     "cannot hold; take bf16 or f32"
                 )
             yield data
 
     return chunks
-
-
-def _too_large(values: np.ndarray, data: bytes) -> int | None:
-    """The first finite number that became infinite."""
-    wrong = np.isinf(np.frombuffer(data, "<f2")) & np.isfinite(values)
-    return int(wrong.argmax()) if wrong.any() else None

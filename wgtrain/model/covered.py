@@ -13,17 +13,25 @@ from wgtrain.engine.weight import MATRIX_TYPES
 from wgtrain.errors import FileError
 from wgtrain.files import GGUF, TensorInfo
 from wgtrain.files.architecture import ANYTHING, MAX_COUNT, Architecture, Key, Values
+from wgtrain.files.floats import FLOATS
 from wgtrain.files.gguf import NUMBERS
-from wgtrain.files.known_keys import KNOWN_KEYS
+from wgtrain.files.hf_metadata import window_note
+from wgtrain.files.known_keys import (
+    KNOWN_KEYS,
+    OWN_NO_ROPE,
+    OWN_SCALE,
+    OWN_TRUNCATE,
+    OWN_WINDOWED,
+)
 from wgtrain.files.source import shown
 from wgtrain.model.converted import CONVERTED
 
 _VISION = ("v.", "mm.")  # of tensors, and of keys below the architecture's name as in the next
 _VISION_KEYS = ("vision.", "mm.")
-_PATTERN, _WINDOWED = "attention.sliding_window_pattern", "attention.window_pattern"
+_PATTERN = "attention.sliding_window_pattern"
 _BLOCK = re.compile(r"blk\.([0-9]{1,6})\.")
 _EXPERTS = re.compile(r"_exps|_shexp|ffn_gate_inp")
-_SCALE = Key("score_scale", "attention.scale", kind=float)
+_SCALE = Key("score_scale", OWN_SCALE, kind=float)
 # Read or of no effect in every architecture.
 _SILENT = {
     *("vocab_size", "attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon"),
@@ -106,10 +114,7 @@ def notes_on(gguf: GGUF, row: Architecture, values: Values) -> tuple[str, ...]:
                 "it computes something else"
             )
     if values["window"] and not row.window_pattern:
-        notes.append(
-            f"llama.cpp passes over this model's window of {values['window']} tokens: the same up "
-            "to that length, not beyond"
-        )
+        notes.append(window_note(values["window"]))
     return tuple(notes)
 
 
@@ -152,7 +157,7 @@ def read_values(gguf: GGUF, row: Architecture) -> Values:
 def _beside(gguf: GGUF, row: Architecture, n_layer: int) -> Values:
     """What has no `Key`: lists of layers, and what transformers knows and GGUF has no key for."""
     found: Values = {}
-    for name in (f"{row.name}.{_PATTERN}", f"wgtrain.{_WINDOWED}"):
+    for name in (f"{row.name}.{_PATTERN}", OWN_WINDOWED):
         value = gguf.metadata.get(name)
         if isinstance(value, np.ndarray) and value.dtype.kind in "biu":
             if value.shape == (n_layer,) and set(value.tolist()) <= {0, 1}:
@@ -164,14 +169,16 @@ def _beside(gguf: GGUF, row: Architecture, n_layer: int) -> Values:
         raise FileError(
             f"{gguf.name}: {name} is {shown(value)}; a number or {n_layer} booleans are needed"
         )
-    if (name := f"wgtrain.{_SCALE.gguf}") in gguf.metadata:
-        found[_SCALE.field] = _read(gguf, name, _SCALE, n_layer)
-    if (name := "wgtrain.rope.no_rope_layers") in gguf.metadata:
-        still = gguf.get(name, np.ndarray)
+    if OWN_SCALE in gguf.metadata:
+        found[_SCALE.field] = _read(gguf, OWN_SCALE, _SCALE, n_layer)
+    if OWN_NO_ROPE in gguf.metadata:
+        still = gguf.get(OWN_NO_ROPE, np.ndarray)
         if still.dtype.kind not in "iu" or not set(still.tolist()) <= set(range(n_layer)):
-            raise FileError(f"{gguf.name}: {name} is {shown(still)}; numbers of layers are needed")
+            raise FileError(
+                f"{gguf.name}: {OWN_NO_ROPE} is {shown(still)}; numbers of layers are needed"
+            )
         found["no_rope"] = frozenset(still.tolist())
-    found["yarn_truncate"] = gguf.get("wgtrain.rope.yarn_truncate", bool, True)
+    found["yarn_truncate"] = gguf.get(OWN_TRUNCATE, bool, True)
     return found
 
 
@@ -243,7 +250,7 @@ def tensor_problems(
             problems.append(f"tensor {name} {shape} is missing")
         elif tensor.shape != shape and not (row.layer_norm and _by_heads(tensor, shape)):
             problems.append(f"tensor {name} has shape {tensor.shape}, {shape} is needed")
-        elif name in vectors and tensor.type not in ("F32", "F16", "BF16"):
+        elif name in vectors and tensor.type not in FLOATS:
             problems.append(f"tensor {name} has type {tensor.type}; F32, F16 or BF16 is needed")
         elif name in matrices and tensor.type not in (*MATRIX_TYPES, *CONVERTED):
             supported = ", ".join(MATRIX_TYPES + CONVERTED)

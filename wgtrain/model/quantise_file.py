@@ -12,12 +12,12 @@ from wgtrain.files import GGUF, TensorInfo
 from wgtrain.files.blocks import BLOCKS
 from wgtrain.files.encoding import can_decode, decoded, encoded
 from wgtrain.files.file_types import (
-    PLAIN,
     QUANTIZATION_VERSION,
     TARGETS,
     choose_types,
     is_matrix,
 )
+from wgtrain.files.floats import FLOATS
 from wgtrain.files.gguf import typed_metadata
 from wgtrain.files.gguf_parser import ALIGNMENT
 from wgtrain.files.gguf_writer import Planned, copied
@@ -43,13 +43,13 @@ def plan_quantisation(
     check_kind(gguf)
     architecture = gguf.get("general.architecture", str)
     n_layer = gguf.get(f"{architecture}.block_count", int)
-    if row.type not in PLAIN:
+    if row.type not in FLOATS:
         _check_choices(gguf, architecture)
     types = choose_types(gguf.tensors.values(), target, n_layer, _is_70b(gguf, architecture))
     changed = [info for info in gguf.tensors.values() if types[info.name] != info.type]
     _check_decoded(gguf.name, changed)
-    again = [info for info in changed if info.type not in PLAIN]
-    lossy = [info for info in again if types[info.name] not in PLAIN]
+    again = [info for info in changed if info.type not in FLOATS]
+    lossy = [info for info in again if types[info.name] not in FLOATS]
     if lossy and not requantise:
         raise FileError(
             f"{gguf.name}: {_named(lossy)} quantised already, and what that lost stays lost: "
@@ -75,7 +75,7 @@ def _check_choices(gguf: GGUF, architecture: str) -> None:
         what = "experts" if experts not in (0, 1) else f"the architecture {architecture}"
         raise FileError(
             f"{gguf.name}: a model with {what} is quantised by rules that are not supported; "
-            f"possible are {', '.join(PLAIN)}"
+            f"possible are {', '.join(FLOATS)}"
         )
 
 
@@ -109,7 +109,7 @@ def _notes(gguf: GGUF, types: dict[str, str], target: str, again: list[TensorInf
         kinds = ", ".join(sorted({info.type for info in again}))
         notes.append(
             f"{_named(again)} {kinds} in {gguf.name}: what that lost stays lost"
-            + ("" if TARGETS[target].type in PLAIN else ", and more is")
+            + ("" if TARGETS[target].type in FLOATS else ", and more is")
         )
     size = BLOCKS[TARGETS[target].type].size
     odd = Counter(

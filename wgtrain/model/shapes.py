@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from wgtrain.files import BLOCKS, GGUF, TensorInfo
+from wgtrain.files import GGUF, TensorInfo
 from wgtrain.files.architecture import Architecture
 from wgtrain.files.architectures import find_architecture
+from wgtrain.files.gguf import tensor_nbytes
+from wgtrain.files.gguf_parser import ALIGNMENT
 from wgtrain.files.hf_config import Settings, read_settings
 from wgtrain.files.hf_metadata import translate
 from wgtrain.model.config import make_config
@@ -20,10 +22,9 @@ def gguf_of_tensors(
     """The metadata of a file with these tensors, (type, shape) by name."""
     infos, at = {}, 0
     for tensor, (type_, shape) in tensors.items():
-        rows = shape[0] if len(shape) == 2 else 1
-        nbytes = rows * BLOCKS[type_].row_nbytes(shape[-1])
+        nbytes = tensor_nbytes(type_, shape)
         infos[tensor] = TensorInfo(tensor, shape, type_, at, nbytes)
-        at += -(-nbytes // 32) * 32
+        at += -(-nbytes // ALIGNMENT) * ALIGNMENT
     return GGUF(name, 3, dict(metadata), infos)
 
 

@@ -1,5 +1,5 @@
-"""The tensors of safetensors files as ranges of one file, changed on the way where a GGUF holds
-something else: rows in another order, norms with 1 added.
+"""Ranges of several files seen as one file, changed on the way where a GGUF holds something else
+than a folder: rows in another order, norms with 1 added.
 """
 
 from bisect import bisect_right
@@ -80,7 +80,7 @@ class Shifted:
         return shifted.view(np.uint8)[offset - 4 * first :][:n].data
 
 
-class FolderSource:
+class JoinedSource:
     """The bytes of the file: its parts, one after the other."""
 
     def __init__(self, name: str, parts: list[Part]) -> None:
