@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import datetime
 from functools import partial
@@ -24,7 +24,7 @@ from wgtrain.files.adapters import (
     read_adapter_peft,
 )
 from wgtrain.files.parts import read_parts
-from wgtrain.files.source import Source, shown
+from wgtrain.files.source import shown
 from wgtrain.gpu import read_gpu_memory, run
 from wgtrain.infer.model import Model, open_model
 from wgtrain.model.config import ModelConfig
@@ -51,15 +51,18 @@ from wgtrain.tune.cache import choose
 def opened_base(source: ModelFiles) -> Iterator[Folder]:
     """A base model read up to its tensors, for `load_model` and `base_tokenizer`."""
     with ExitStack() as stack:
-        if is_folder(source):
-            if problem := no_model_in(Path(source)):
-                raise problem
-            files = stack.enter_context(folder_sources(source))
-            yield run(open_folder(files, str(source)))
-        else:
-            parted = stack.enter_context(as_sources(source))
-            opened, gguf = run(read_parts(parted))
-            yield Folder(opened, gguf, None)
+        yield run(_open_base(source, stack))
+
+
+async def _open_base(source: ModelFiles, stack: ExitStack) -> Folder:
+    """The same, open until the stack is closed."""
+    if is_folder(source):
+        if problem := no_model_in(Path(source)):
+            raise problem
+        files = stack.enter_context(folder_sources(source))
+        return await open_folder(files, str(source))
+    opened, gguf = await read_parts(stack.enter_context(as_sources(source)))
+    return Folder(opened, gguf, None)
 
 
 def base_tokenizer(base: Folder) -> Tokenizer:
@@ -92,8 +95,8 @@ async def load_model(
     or bytes, is how much of the GPU's memory may be used.
     """
     budget = None if gpu_memory is None else read_gpu_memory(gpu_memory)
-
-    async def load(opened: Source | Folder) -> Model:
+    with ExitStack() as stack:
+        opened = source if isinstance(source, Folder) else await _open_base(source, stack)
         return await open_model(
             opened,
             adapter_index=adapter_index,
@@ -104,19 +107,6 @@ async def load_model(
             budget=budget,
             host=HOST,
         )
-
-    if isinstance(source, Folder):
-        return await load(source)
-    if is_folder(source):
-        if problem := no_model_in(Path(source)):
-            raise problem
-        with folder_sources(source) as files:
-            model = await load(await open_folder(files, str(source)))
-    else:
-        with as_sources(source) as parted:
-            opened, gguf = await read_parts(parted)
-            model = await load(Folder(opened, gguf, None))
-    return model
 
 
 @dual_function
@@ -144,20 +134,9 @@ async def load_dataset(
     `template_args` are more variables for it; `system="merge"` puts system texts in front of the
     user's turn. `chat` is all three, as `runs.chats.templating` gives them.
     """
-    content, tokenizer, name = _rows_of(data, model, name)
     chat = chat or templating(chat_template, template_args, system)
-    rows = load_rows(
-        content,
-        tokenizer,
-        seq_len=seq_len,
-        train_on=train_on,
-        name=name,
-        now=now,
-        kind=kind,
-        chat=chat,
-    )
-    if isinstance(model, Model):
-        check_vocabulary(rows, model.config.vocabulary)
+    how = {"seq_len": seq_len, "train_on": train_on, "now": now, "kind": kind, "chat": chat}
+    rows, _ = _read(load_rows, data, model, name, how)
     return rows
 
 
@@ -180,24 +159,27 @@ async def preview(
     `rows` are those shown: how many from the first on, "all", or lines such as "4-6,9". `model` may
     be the path of one, of which the tokenizer alone is read; all else is as for `load_dataset`.
     """
-    tokenizer: Any = model
     if isinstance(model, str | os.PathLike | AnyBytes):
-        tokenizer = await load_tokenizer.aio(model)
-    content, tokenizer, name = _rows_of(data, tokenizer, name)
+        model = await load_tokenizer.aio(model)
     chat = templating(chat_template, template_args, system)
-    found = read_rows(
-        content,
-        tokenizer,
-        seq_len=seq_len,
-        train_on=train_on,
-        name=name,
-        now=now,
-        kind=kind,
-        chat=chat,
-    )
-    if isinstance(model, Model):
-        check_vocabulary(found, model.config.vocabulary)
+    how = {"seq_len": seq_len, "train_on": train_on, "now": now, "kind": kind, "chat": chat}
+    found, tokenizer = _read(read_rows, data, model, name, how)
     return Preview(found, tokenizer, rows)
+
+
+def _read(
+    read: Callable[..., Dataset],
+    data: AnyPath | AnyBytes,
+    model: Any,
+    name: str,
+    how: dict[str, Any],
+) -> tuple[Dataset, Tokenizer]:
+    """Rows read in one of the ways of `data.jsonl`, and the tokenizer they were read with."""
+    content, tokenizer, name = _rows_of(data, model, name)
+    rows = read(content, tokenizer, name=name, **how)
+    if isinstance(model, Model):
+        check_vocabulary(rows, model.config.vocabulary)
+    return rows, tokenizer
 
 
 def _rows_of(data: AnyPath | AnyBytes, model: Any, name: str) -> tuple[bytes, Tokenizer, str]:

@@ -31,12 +31,12 @@ from wgtrain.gpu import (
 from wgtrain.infer.model import Model
 from wgtrain.model.config import read_config
 from wgtrain.model.folder import Folder
-from wgtrain.model.shapes import gguf_of_config, gguf_of_tensors
+from wgtrain.model.shapes import gguf_of_config, gguf_of_tensors, retyped
 from wgtrain.runs.paths import read_input
 from wgtrain.train.config import LoraConfig, TrainConfig
 from wgtrain.train.fit import BROUGHT
 from wgtrain.train.needs import Lengths, Settings, lengths_of
-from wgtrain.train.planning import TrainingPlan, make_plan, retyped
+from wgtrain.train.planning import TrainingPlan, make_plan
 from wgtrain.train.start import adopt, split_rows
 
 _SOME = 8  # invocations of a subgroup

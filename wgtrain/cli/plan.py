@@ -10,7 +10,7 @@ from wgtrain.data import Dataset
 from wgtrain.errors import OptionError, printable
 from wgtrain.model.folder import Folder
 from wgtrain.planned import config_file, plan
-from wgtrain.runs.chats import templating
+from wgtrain.runs.chats import templating_of
 from wgtrain.runs.inputs import valid_file
 from wgtrain.train.config import CONFIGS, RunConfig, TrainConfig
 from wgtrain.train.settings import build
@@ -48,7 +48,7 @@ def _rows(model: Any, paths: RunConfig, config: TrainConfig) -> tuple[Dataset, D
     if not isinstance(model, Folder):
         raise OptionError(f"data = {paths.data}: {model} has no tokenizer; leave the data out")
     tokenizer = base_tokenizer(model)
-    chat = templating(paths.chat_template, json.loads(paths.template_args or "{}"), paths.system)
+    chat = templating_of(paths)
     read = (tokenizer, config.seq_len, config.train_on, None, paths.kind)
     rows = load_dataset(data_file(paths.data), *read, chat=chat)
     held = valid_file(paths, config)

@@ -10,6 +10,7 @@ from typing import Any
 from wgtrain.api import preview
 from wgtrain.data.preview import Preview
 from wgtrain.errors import FileError, printable
+from wgtrain.runs.chats import arguments_of
 from wgtrain.runs.disk import write_file
 from wgtrain.train.config import RunConfig, TrainConfig
 from wgtrain.train.settings import build
@@ -28,7 +29,7 @@ def report(
         train_on=train.train_on,
         kind=run.kind,
         chat_template=run.chat_template,
-        template_args=json.loads(run.template_args or "{}"),
+        template_args=arguments_of(run),
         system=run.system,
     )
     if html is not None:

@@ -1,18 +1,26 @@
-"""A model of which only the shapes are known: the metadata of a file that is nowhere."""
+"""A model of which only the shapes are known, or that has other types than its file: the metadata
+of a file that is nowhere.
+"""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from wgtrain.files import GGUF, TensorInfo
+from wgtrain.engine.weight import MATRIX_TYPES
+from wgtrain.errors import OptionError
+from wgtrain.files import BLOCKS, GGUF, TensorInfo, split_tensor
 from wgtrain.files.architecture import Architecture
 from wgtrain.files.architectures import find_architecture
+from wgtrain.files.file_types import TARGETS, choose_types
 from wgtrain.files.gguf import tensor_nbytes
 from wgtrain.files.gguf_parser import ALIGNMENT
 from wgtrain.files.hf_config import Settings, read_settings
 from wgtrain.files.hf_metadata import translate
-from wgtrain.model.config import make_config
+from wgtrain.model.config import make_config, read_config
 from wgtrain.model.covered import read_values
+from wgtrain.model.quantised import QUANTIZE_BASE
 
+_MIXES = tuple(name for name in TARGETS if name not in BLOCKS)
 _TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
@@ -67,3 +75,31 @@ def _optional(settings: Settings, row: Architecture) -> frozenset[str]:
         if switched or (switched is None and not values.get("use_parallel_residual")):
             found.add(f"{norm}.weight")
     return frozenset(found)
+
+
+def retyped(gguf: GGUF, type_: str) -> tuple[GGUF, str | None]:
+    """(a model's metadata with its matrices in another type, the value of `quantize_base`): a type
+    of GGUF, whose blocks all rows have to fill, a mix as llama.cpp makes it, or a way to quantise a
+    base, which has F16 beside.
+    """
+    if type_ in QUANTIZE_BASE:
+        return retyped(gguf, "F16")[0], type_
+    if type_ not in (*MATRIX_TYPES, *_MIXES):
+        allowed = ", ".join([*MATRIX_TYPES, *_MIXES, *QUANTIZE_BASE])
+        raise OptionError(f"type = {type_}: allowed are {allowed}")
+    types = {}
+    if type_ in _MIXES:
+        types = choose_types(gguf.tensors.values(), type_, read_config(gguf).n_layer)
+    tensors = dict(gguf.tensors)
+    for name, tensor in gguf.tensors.items():
+        if split_tensor(name) is None and name != "token_embd.weight":
+            continue
+        block = BLOCKS[types.get(name, type_)]
+        if tensor.shape[1] % block.size:
+            raise OptionError(
+                f"type = {type_}: {name} has rows of {tensor.shape[1]} values, which are no whole "
+                f"blocks of {block.size}"
+            )
+        nbytes = tensor_nbytes(block.name, tensor.shape)
+        tensors[name] = replace(tensor, type=block.name, nbytes=nbytes)
+    return replace(gguf, tensors=tensors), None

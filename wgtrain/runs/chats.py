@@ -1,5 +1,6 @@
 """What a person says of chat templates, read: a file, its text, or the name of one."""
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 from wgtrain.data.templates import CHATML, Templating, looks_like_source
 from wgtrain.errors import FileError
 from wgtrain.runs.paths import read_input
+from wgtrain.train.config import RunConfig
 
 
 def templating(
@@ -26,3 +28,14 @@ def templating(
         except UnicodeDecodeError as error:
             raise FileError(f"{path}: no valid UTF-8 at byte {error.start}") from None
     return Templating(text, {} if template_args is None else template_args, system, label=label)
+
+
+def templating_of(paths: RunConfig) -> Templating:
+    """The same by the settings of a run."""
+    return templating(paths.chat_template, arguments_of(paths), paths.system)
+
+
+def arguments_of(paths: RunConfig) -> dict[str, Any]:
+    """The variables for templates of a run, whose setting was checked to be a JSON object."""
+    found: dict[str, Any] = json.loads(paths.template_args or "{}")
+    return found

@@ -1,7 +1,6 @@
 """A run in its folder: opened, trained, interrupted, resumed. What `wgtrain train` does."""
 
 import contextlib
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -19,7 +18,7 @@ from wgtrain.engine.tuning import Tuning
 from wgtrain.errors import FileError, NonFiniteError, OptionError, OutOfMemoryError
 from wgtrain.planned import plan
 from wgtrain.runs import progress
-from wgtrain.runs.chats import templating
+from wgtrain.runs.chats import arguments_of, templating_of
 from wgtrain.runs.folder import SUMMARY, TEMPLATE, RunFolder, check_free
 from wgtrain.runs.inputs import NAMES, Inputs, Rows, changed, found_again, read_entries
 from wgtrain.runs.stopping import stopped_by_signals
@@ -143,11 +142,10 @@ def _open(
 
 def _templating(paths: RunConfig, now: datetime, folder: RunFolder | None = None) -> Templating:
     """How conversations become text; of an earlier run by the template it keeps in its folder."""
-    args = json.loads(paths.template_args or "{}")
     if paths.chat_template is None or folder is None:
-        return replace(templating(paths.chat_template, args, paths.system), now=now)
+        return replace(templating_of(paths), now=now)
     text, label = folder.read_template(), str(folder.path / TEMPLATE)
-    return Templating(text, args, paths.system, now, label)
+    return Templating(text, arguments_of(paths), paths.system, now, label)
 
 
 def _now() -> datetime:

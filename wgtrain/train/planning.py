@@ -8,18 +8,12 @@ from typing import Any
 
 from wgtrain.engine.graph import padded
 from wgtrain.engine.tuning import DEFAULT_GPU, Tuning
-from wgtrain.engine.weight import MATRIX_TYPES
-from wgtrain.errors import OptionError
-from wgtrain.files import BLOCKS, GGUF, split_tensor
-from wgtrain.files.file_types import TARGETS, choose_types
+from wgtrain.files import GGUF
 from wgtrain.gpu import Limits, Memory, format_size
 from wgtrain.model.base import Base, plan_base
-from wgtrain.model.config import read_config
-from wgtrain.model.quantised import QUANTIZE_BASE
 from wgtrain.train.fit import advice
 from wgtrain.train.needs import Lengths, Needs, Planner, Settings, Space
 
-_MIXES = tuple(name for name in TARGETS if name not in BLOCKS)
 _ARENAS = 4  # that hold a number of what trains: itself, its gradient and two moments
 _STATE = 4 * _ARENAS  # bytes of a value that trains, in f32
 
@@ -296,31 +290,3 @@ def _layer(tensor: str) -> str:
     if tensor.startswith("blk."):
         return ".".join(tensor.split(".")[:2])
     return "embedding" if tensor.startswith(("token_embd", "rope")) else "head"
-
-
-def retyped(gguf: GGUF, type_: str) -> tuple[GGUF, str | None]:
-    """(a model's metadata with its matrices in another type, the value of `quantize_base`): a type
-    of GGUF, whose blocks all rows have to fill, a mix as llama.cpp makes it, or a way to quantise a
-    base, which has F16 beside.
-    """
-    if type_ in QUANTIZE_BASE:
-        return retyped(gguf, "F16")[0], type_
-    if type_ not in (*MATRIX_TYPES, *_MIXES):
-        allowed = ", ".join([*MATRIX_TYPES, *_MIXES, *QUANTIZE_BASE])
-        raise OptionError(f"type = {type_}: allowed are {allowed}")
-    types = {}
-    if type_ in _MIXES:
-        types = choose_types(gguf.tensors.values(), type_, read_config(gguf).n_layer)
-    tensors = dict(gguf.tensors)
-    for name, tensor in gguf.tensors.items():
-        if split_tensor(name) is None and name != "token_embd.weight":
-            continue
-        block = BLOCKS[types.get(name, type_)]
-        if tensor.shape[1] % block.size:
-            raise OptionError(
-                f"type = {type_}: {name} has rows of {tensor.shape[1]} values, which are no whole "
-                f"blocks of {block.size}"
-            )
-        nbytes = tensor.shape[0] * block.row_nbytes(tensor.shape[1])
-        tensors[name] = replace(tensor, type=block.name, nbytes=nbytes)
-    return replace(gguf, tensors=tensors), None
