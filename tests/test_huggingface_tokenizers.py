@@ -15,7 +15,7 @@ from tokenizers import pre_tokenizers as pre
 
 import wgtrain
 from wgtrain import gpu
-from wgtrain.data import load_tokenizer, tokenizer_json
+from wgtrain.data import library, load_rows, load_tokenizer, tokenizer_json
 from wgtrain.data.huggingface import read_tokenizer_metadata
 from wgtrain.errors import FileError
 from wgtrain.files import BytesSource
@@ -249,6 +249,21 @@ def test_a_pattern_that_is_none(tmp_path: Path) -> None:
     spec["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {"Regex": "(x"}
     with pytest.raises(FileError, match=r"the tokenizer cannot be built: .*parenthesis"):
         wgtrain.load_tokenizer(folder(tmp_path, spec))
+
+
+def test_a_pattern_that_takes_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its steps at each character stay below the library's limit, but there are many characters."""
+    monkeypatch.setattr(library, "SECONDS", 0.2)
+    spec = json.loads(STYLES["qwen2"][0]().to_str())
+    pattern = {"Regex": r"(?:.{0,1500}?)(?:.{0,1500}?)[\d!]"}
+    spec["pre_tokenizer"]["pretokenizers"][0]["pattern"] = pattern
+    tokenizer = wgtrain.load_tokenizer(folder(tmp_path, spec))
+    assert tokenizer.decode(tokenizer.encode("a short text")) == "a short text"
+    with pytest.raises(FileError, match=r"more than 0 s for 1,200 characters: patterns of its own"):
+        tokenizer.encode("a" * 1200)
+    rows = [json.dumps({"text": "a" * n}) for n in (1, 1200)]
+    with pytest.raises(library.TooSlow):  # no row is tried again to tell which it was
+        load_rows("\n".join(rows).encode(), tokenizer, seq_len=9)
 
 
 def test_merges_are_exact(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from wgtrain.data.chat import Chats
 from wgtrain.data.checks import Checks, Finding
 from wgtrain.data.examples import IGNORED, KINDS, Example, ExampleReader, Segment
+from wgtrain.data.library import TooSlow
 from wgtrain.data.records import RowError, read_records
 from wgtrain.data.templates import Templating
 from wgtrain.data.tokenizer import Encoding, Tokenizer
@@ -220,6 +221,8 @@ def _encode(examples: list[Example], tokenizer: Tokenizer, name: str) -> Iterato
     texts = [segment.text for example in examples for segment in example.segments]
     try:
         return iter(tokenizer.encode_batch(texts, special=True))
+    except TooSlow:  # whichever row it was: none is tried again
+        raise
     except FileError:  # which row was it?
         for example in examples:
             try:

@@ -7,15 +7,28 @@ as arrays: as text and as objects made of it, those of Qwen2 took 200 MB.
 
 import json
 import sys
+import threading
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
 import numpy as np
 
 from wgtrain.data.merges import keys
+from wgtrain.data.pretokenizers import OWN_PATTERNS, PRE_TOKENIZERS
 from wgtrain.data.tokenizer_json import library_settings, merge_pieces
 from wgtrain.data.vocabulary import Vocabulary
 from wgtrain.errors import FileError
 from wgtrain.files.scripts import script
+from wgtrain.files.source import shown
+
+# What a file's own patterns may take; a usual one needs a microsecond a character.
+SECONDS, SECONDS_CHARACTER = 30.0, 1e-4
+_GLANCE = 0.05  # s between two looks at it while it is waited for
+
+
+class TooSlow(FileError):
+    """A file's own patterns take too long."""
 
 
 class Library(Protocol):
@@ -32,7 +45,7 @@ def open_library(vocabulary: Vocabulary, name: str) -> Library:
     """This platform's library; FileError where it cannot read the file's vocabulary."""
     kind = _PageLibrary if sys.platform == "emscripten" else _NativeLibrary
     try:
-        return kind(vocabulary)
+        return kind(vocabulary, name)
     except FileError:
         raise
     except Exception as error:  # the package raises plain Exception
@@ -40,10 +53,13 @@ def open_library(vocabulary: Vocabulary, name: str) -> Library:
 
 
 class _NativeLibrary:
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    def __init__(self, vocabulary: Vocabulary, name: str) -> None:
         from tokenizers import Tokenizer
         from tokenizers.models import BPE
 
+        self._name, self._patterns = name, vocabulary.patterns
+        known = [row.patterns for row in PRE_TOKENIZERS.values()]
+        self._known = vocabulary.patterns in [[], *known, *OWN_PATTERNS.values()]
         settings = library_settings(vocabulary, at_once=True)
         given = ("unk_token", "fuse_unk", "byte_fallback", "ignore_merges")
         model = {key: settings["model"].pop(key) for key in given}
@@ -51,6 +67,19 @@ class _NativeLibrary:
         self._tokenizer.model = BPE(vocabulary.ids, merge_pieces(vocabulary), **model)
 
     def encode(self, texts: list[str]) -> list[list[int]]:
+        if self._known:
+            return self._encode(texts)
+        size = sum(map(len, texts))
+        seconds = SECONDS + SECONDS_CHARACTER * size
+        try:
+            return _within(seconds, lambda: self._encode(texts))
+        except TimeoutError:
+            raise TooSlow(
+                f"{self._name}: the tokenizer needs more than {seconds:.0f} s for {size:,} "
+                f"characters: patterns of its own, {shown(self._patterns, 200)}, split text"
+            ) from None
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
         try:
             encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         except BaseException as error:
@@ -68,7 +97,7 @@ class _NativeLibrary:
 
 
 class _PageLibrary:
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    def __init__(self, vocabulary: Vocabulary, name: str) -> None:
         from pyodide.ffi import to_js
 
         pieces = vocabulary.pieces
@@ -93,6 +122,30 @@ class _PageLibrary:
     def id_of(self, piece: str) -> int | None:
         found: int = self._javascript.idOf(piece)
         return None if found < 0 else found
+
+
+def _within(seconds: float, work: Callable[[], list[list[int]]]) -> list[list[int]]:
+    """What `work` gives, which may take so long, else TimeoutError. The library cannot be ended: it
+    goes on in a thread that ends with the program.
+    """
+    found: SimpleQueue[list[list[int]] | BaseException] = SimpleQueue()
+
+    def run() -> None:
+        try:
+            found.put(work())
+        except BaseException as error:
+            found.put(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    for _ in range(int(seconds / _GLANCE) + 1):  # a machine that slept has not computed
+        try:
+            given = found.get(timeout=_GLANCE)
+        except Empty:
+            continue
+        if isinstance(given, BaseException):
+            raise given
+        return given
+    raise TimeoutError
 
 
 def _gave_up(texts: list[str], error: BaseException) -> FileError:
