@@ -96,18 +96,26 @@ def module_names(pairs: Pairs) -> str:
 
 
 def our_gradients(
-    model: Any, pairs: Pairs, rows: Rows, layers: str = "all", checkpoint: bool = False
+    model: Any,
+    pairs: Pairs,
+    rows: Rows,
+    layers: str = "all",
+    checkpoint: bool = False,
+    batches: int = 2,
 ) -> tuple[float, Tensors]:
-    """Mean loss and the gradients of the loss sum, over two micro-batches."""
+    """Mean loss and the gradients of the loss sum, over one or two micro-batches."""
     config = wgtrain.LoraConfig(
         rank=RANK, alpha=ALPHA, target_modules=module_names(pairs), layers=layers
     )
-    learner = rm.planned(model, config, max_tokens=96, max_row=32, grad_checkpoint=checkpoint)
+    most = max(96, sum(len(row) for row, _ in rows)), max(32, *(len(row) for row, _ in rows))
+    learner = rm.planned(
+        model, config, max_tokens=most[0], max_row=most[1], grad_checkpoint=checkpoint
+    )
     assert set(learner.shapes) == set(flat(pairs))
     learner.set_parameters(flat(pairs))
     wgtrain.run(learner.build())
-    half = len(rows) // 2
-    for part in (rows[:half], rows[half:]):
+    half = len(rows) // batches
+    for part in (rows[:half], rows[half:]) if batches == 2 else (rows,):
         learner.micro(make_batch(to_rows(part)))
     gradients = wgtrain.run(learner.gradients())
     learner.update(step=1, learning_rate=1e-3)

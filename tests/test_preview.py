@@ -110,10 +110,11 @@ def test_labels_that_are_other_tokens() -> None:
 
 
 def test_which_rows_are_shown() -> None:
-    rows = [CHAT_ROW, ROW, NOTHING, *[ROW] * 6]
+    tokenizer = letters(CHAT)
+    read = preview(tokenizer, CHAT_ROW, ROW, NOTHING, *[ROW] * 6).data
 
     def shown(what: Any) -> list[int]:
-        return [row.line for row in preview(letters(CHAT), *rows, rows=what).rows]
+        return [row.line for row in Preview(read, tokenizer, what).rows]
 
     assert shown(3) == shown("3") == [1, 2, 4]  # of those that are trained
     assert shown("all") == list(range(1, 10))

@@ -1,23 +1,20 @@
 """`wgtrain convert` beside llama.cpp's own converter: metadata and tensors of every model type,
 and whole files with real vocabularies.
 
-The converter is in the source package of llama-cpp-python, which is fetched by name unless
-LLAMA_CPP_SOURCE is the folder of it. `sentencepiece`, where it is installed, makes it read
+The converter is among llama.cpp's sources. `sentencepiece`, where it is installed, makes it read
 tokenizer.model.
 """
 
 import importlib
 import json
 import logging
-import os
-import subprocess
 import sys
-import tarfile
-from importlib import metadata, util
+from importlib import util
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _sources import llama_cpp_sources
 
 from wgtrain import gpu
 from wgtrain.data.tokenizer_json import tokenizer_json
@@ -171,16 +168,7 @@ def plain(value: Any) -> Any:
 
 def load_converter(folder: Path) -> Any:
     """llama.cpp's converter, of its source."""
-    source = os.environ.get("LLAMA_CPP_SOURCE")
-    if not source:
-        version = metadata.version("llama-cpp-python")
-        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:"]
-        pip += ["--no-build-isolation", "--dest", str(folder), f"llama-cpp-python=={version}"]
-        subprocess.run(pip, check=True, capture_output=True)
-        (archive,) = folder.glob("llama_cpp_python-*.tar.gz")
-        with tarfile.open(archive) as packed:
-            packed.extractall(folder / "source", filter="data")
-        source = str(next((folder / "source").glob("*/vendor/llama.cpp")))
+    source = str(llama_cpp_sources(folder))
     sys.path[:0] = [source, str(Path(source) / "gguf-py")]  # it needs the package as of its day
     logging.disable(logging.WARNING)
     conversion = importlib.import_module("conversion")

@@ -1,17 +1,16 @@
 """Chat templates as published, beside Transformers: texts equal, and which turns are told apart.
 
-They are in the source package of llama-cpp-python, which is fetched by name unless
-WGTRAIN_TEMPLATES is a folder of them.
+They are among llama.cpp's sources, or those of the folder WGTRAIN_TEMPLATES.
 """
 
 import os
 import subprocess
 import sys
-import tarfile
 from collections import Counter
-from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from _sources import llama_cpp_sources
 
 from wgtrain.data import ChatTemplate
 from wgtrain.errors import FileError
@@ -28,7 +27,8 @@ STOPS = (
 
 def main(folder: Path, figures: dict[str, Any]) -> None:
     """Raises where a text differs, or where turns without tools cannot be told apart."""
-    templates = Path(os.environ.get("WGTRAIN_TEMPLATES") or fetched(folder))
+    given = os.environ.get("WGTRAIN_TEMPLATES")
+    templates = Path(given) if given else llama_cpp_sources(folder) / "models" / "templates"
     command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "tests/test_chat_families.py"]
     done = subprocess.run(
         command,
@@ -72,15 +72,3 @@ def masked(text: str) -> dict[str, str]:
             for (start, end), answer in zip(found.spans, answers, strict=True):
                 assert (answer["content"] or "") in found.text[start:end], (text[:80], kind)
     return out
-
-
-def fetched(folder: Path) -> Path:
-    """The templates of llama.cpp's source."""
-    version = metadata.version("llama-cpp-python")
-    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:"]
-    pip += ["--no-build-isolation", "--dest", str(folder), f"llama-cpp-python=={version}"]
-    subprocess.run(pip, check=True, capture_output=True)
-    (archive,) = folder.glob("llama_cpp_python-*.tar.gz")
-    with tarfile.open(archive) as packed:
-        packed.extractall(folder / "source", filter="data")
-    return next((folder / "source").glob("*/vendor/llama.cpp/models/templates"))

