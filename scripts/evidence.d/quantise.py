@@ -18,9 +18,9 @@ import wgtrain
 from wgtrain.files import parse_gguf
 from wgtrain.files.encoding import decoded
 from wgtrain.files.gguf import typed_metadata
-from wgtrain.files.gguf_writer import Planned, gguf_chunks
+from wgtrain.files.gguf_writer import Planned
 from wgtrain.files.quantise_k import BLOCK, TYPES, quantise
-from wgtrain.runs.output import write_output
+from wgtrain.runs.output import write_model
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -139,7 +139,7 @@ def write_large(path: Path) -> int:
     tensors = [normal("token_embd.weight", (pieces, width))]
     for layer in range(layers):
         tensors += [normal(f"blk.{layer}.{name}.weight", shape) for name, shape in shapes.items()]
-    write_output(path, gguf_chunks(metadata, tensors), True)
+    write_model(path, metadata, tensors, True)
     return sum(int(np.prod(tensor.shape)) for tensor in tensors)
 
 

@@ -4,15 +4,13 @@ from pathlib import Path
 
 from wgtrain.cli.convert_adapter import convert_adapter
 from wgtrain.errors import FileError, OptionError
-from wgtrain.files.adapters import CONFIG_FILE, TENSOR_FILE
-from wgtrain.files.gguf import read_gguf
-from wgtrain.files.gguf_writer import gguf_chunks, planned_nbytes
+from wgtrain.files.adapters import CONFIG_FILE
 from wgtrain.files.huggingface import CONFIG
 from wgtrain.gpu import format_size, run
 from wgtrain.model.convert import plan_conversion
-from wgtrain.runs.output import check_output, write_output
+from wgtrain.runs.output import check_output, write_model
 from wgtrain.runs.paths import check_path
-from wgtrain.runs.sources import as_source, folder_sources
+from wgtrain.runs.sources import folder_sources, is_adapter
 from wgtrain.runs.telling import Say
 
 
@@ -26,7 +24,7 @@ def convert(
         if model is not None:
             raise OptionError(f"model: {path} is a model; only adapters have a base")
         return convert_folder(path, Path(out), kind, force, say)
-    if _is_adapter(path):
+    if is_adapter(path):
         if kind is not None:
             raise OptionError(f"type: {path} is an adapter; adapters are written in f32")
         return convert_adapter(path, Path(out), model, force, say)
@@ -36,27 +34,13 @@ def convert(
     )
 
 
-def _is_adapter(path: Path) -> bool:
-    if path.is_dir():
-        return (path / CONFIG_FILE).is_file()
-    if path.name in (CONFIG_FILE, TENSOR_FILE):
-        return True
-    with as_source(path) as opened:
-        try:
-            return run(read_gguf(opened)).get("general.type", str, "") == "adapter"
-        except FileError:
-            return False
-
-
 def convert_folder(path: Path, out: Path, kind: str | None, force: bool, say: Say) -> None:
     """Writes the GGUF of a Hugging Face folder."""
     check_output(out, force)
     with folder_sources(path) as files:
         made = run(plan_conversion(files, str(path), kind))
-        total = planned_nbytes(made.metadata, made.tensors)
         for note in made.notes:
             say(note)
-        chunks = gguf_chunks(made.metadata, made.tensors)
-        write_output(out, chunks, force, total)
+        total = write_model(out, made.metadata, made.tensors, force)
     architecture = made.metadata["general.architecture"]
     say(f"{out}: {architecture}, {made.type}, {format_size(total)}")

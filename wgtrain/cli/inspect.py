@@ -3,7 +3,6 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from wgtrain.api import HOST, adapter_file, base_tokenizer, data_file, opened_base
+from wgtrain.cli.facts import lines
 from wgtrain.data.examples import kind_of_row
 from wgtrain.data.jsonl import read_rows
 from wgtrain.data.records import RowError, read_records
 from wgtrain.errors import FileError, OptionError, WgtrainError, printable
-from wgtrain.files import GGUF, read_gguf, read_range
+from wgtrain.files import GGUF, read_range
 from wgtrain.files.adapters import (
     CONFIG_FILE,
     TENSOR_FILE,
@@ -26,12 +26,12 @@ from wgtrain.files.adapters import (
 from wgtrain.files.huggingface import CONFIG
 from wgtrain.files.names import split_tensor
 from wgtrain.files.safetensors import json_object, read_safetensors
-from wgtrain.gpu import format_size, run
+from wgtrain.gpu import run
 from wgtrain.model.base import plan_base
 from wgtrain.model.config import ModelConfig, read_config
 from wgtrain.model.folder import Folder
 from wgtrain.runs.paths import check_path, is_pipe, no_adapter_in, read_input
-from wgtrain.runs.sources import as_source
+from wgtrain.runs.sources import as_source, is_adapter
 
 Facts = dict[str, Any]
 _LONGEST = 1 << 24  # tokens of a row: none is cut
@@ -52,7 +52,7 @@ def inspect(source: str, model: str | None, as_json: bool) -> str:
     facts = {"kind": kind, "file": source} | found
     if as_json:
         return json.dumps(facts, ensure_ascii=False)
-    return printable("\n".join(_lines(facts)))
+    return printable("\n".join(lines(facts)))
 
 
 def _kind(path: Path) -> str:
@@ -67,15 +67,12 @@ def _kind(path: Path) -> str:
         raise FileError(
             f"{path}: no model ({CONFIG}), no adapter ({CONFIG_FILE}) and no rows (train.jsonl)"
         )
-    if path.name in (CONFIG_FILE, TENSOR_FILE):
-        return "adapter"
     if is_pipe(path):
         return "data"
+    if is_adapter(path):
+        return "adapter"
     with as_source(path) as opened:
-        if bytes(run(_head(opened))) != b"GGUF":
-            return "data"
-        gguf = run(read_gguf(opened))
-    return "adapter" if gguf.metadata.get("general.type") == "adapter" else "model"
+        return "model" if bytes(run(_head(opened))) == b"GGUF" else "data"
 
 
 async def _head(source: Any) -> Any:
@@ -279,86 +276,3 @@ def _lengths(content: bytes, base: Folder, name: str) -> Facts:
         },
         "notes": found.notes,
     }
-
-
-def _lines(facts: Mapping[str, Any]) -> Iterable[str]:
-    """Facts in words, a name and its value a line."""
-    words = {"model": _model_words, "adapter": _adapter_words, "data": _data_words}
-    named = [(name, text) for name, text in words[facts["kind"]](facts) if text]
-    width = max(len(name) for name, _ in named) + 2
-    for name, text in named:
-        for number, part in enumerate(text.split("\n")):
-            yield f"{'' if number else name:<{width}}{part}".rstrip()
-
-
-def _model_words(facts: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
-    yield "model", facts["file"]
-    if "architecture" in facts:
-        yield "architecture", str(facts["architecture"])
-        yield "name", facts["name"] if isinstance(facts["name"], str) else ""
-        yield "parameters", f"{facts['parameters']:,}"
-        yield (
-            "types",
-            "\n".join(
-                f"{kind:<8}{count:>5} tensors {format_size(facts['type_bytes'][kind]):>12}"
-                for kind, count in facts["types"].items()
-            ),
-        )
-    if "layers" in facts:
-        heads, shared = facts["heads"], facts["kv_heads"]
-        yield (
-            "shape",
-            f"{facts['layers']} blocks of width {facts['width']}, feed-forward "
-            f"{facts['feed_forward']}, {heads} heads of {facts['head_size']}, "
-            f"{shared} of keys and values",
-        )
-        windows = ", ".join(map(str, facts["windows"]))
-        yield "context", f"{facts['context']:,}" + (f", windows of {windows}" if windows else "")
-        tied = ", the head is the embedding" if facts["tied_head"] else ""
-        yield "vocabulary", f"{facts['vocabulary']:,}{tied}"
-    if "tokenizer" in facts:
-        yield "tokenizer", facts["tokenizer_refused"] or facts["tokenizer"] or "none"
-        yield "chat template", {True: "yes", False: "none", None: ""}[facts["chat_template"]]
-    if "gpu_bytes" in facts:
-        yield (
-            "GPU memory",
-            f"{format_size(facts['gpu_bytes'])} for the weights; "
-            "wgtrain plan tells what a run takes",
-        )
-    yield "training", f"refused: {facts['refused']}" if facts["refused"] else "possible"
-    yield "notes", "\n".join(facts.get("notes", []))
-
-
-def _adapter_words(facts: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
-    yield "adapter", f"{facts['file']}, a {facts['form']}"
-    yield "architecture", facts["architecture"] or ""
-    yield "rank", str(facts["rank"])
-    yield "alpha", f"{facts['alpha']}"
-    yield "parameters", f"{facts['parameters']:,}"
-    targets = facts["targets"]
-    yield "targets", ", ".join(targets) if isinstance(targets, list) else str(targets)
-    if facts.get("layers"):
-        yield "layers", f"{len(facts['layers'])}, {facts['layers'][0]} to {facts['layers'][-1]}"
-    yield "base", str(facts["base"] or "not said")
-    if "fits" in facts:
-        yield "fits", "yes" if facts["fits"] else f"no: {facts['refused']}"
-
-
-def _data_words(facts: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
-    yield "data", facts["file"]
-    yield "rows", f"{facts['rows']:,}"
-    yield "kinds", "\n".join(f"{kind:<14}{n:>9,}" for kind, n in facts["kinds"].items())
-    yield "columns", "\n".join(f"{name:<14}{n:>9,}" for name, n in facts["columns"].items())
-    yield "problems", "\n".join(facts["problems"])
-    if "lengths" in facts:
-        yield "tokens", f"{facts['tokens']:,}, of which {facts['trained_tokens']:,} are trained"
-        least, median, p95, most = facts["lengths"].values()
-        yield (
-            "tokens a row",
-            f"{least:,} to {most:,}, half up to {median:,}, 95 % up to {p95:,}",
-        )
-        yield "notes", "\n".join(facts["notes"])
-    elif facts.get("refused"):
-        yield "training", f"refused: {facts['refused']}"
-    text = json.dumps(facts["first"], ensure_ascii=False)
-    yield "first row", text if len(text) <= 600 else text[:600] + "..."

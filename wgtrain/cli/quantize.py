@@ -4,11 +4,10 @@ from collections import Counter
 from pathlib import Path
 
 from wgtrain.errors import FileError
-from wgtrain.files.gguf_writer import gguf_chunks, planned_nbytes
 from wgtrain.files.parts import read_parts
 from wgtrain.gpu import format_size, run
 from wgtrain.model.quantise_file import plan_quantisation
-from wgtrain.runs.output import check_output, write_output
+from wgtrain.runs.output import check_output, write_model
 from wgtrain.runs.sources import as_sources, is_dir
 from wgtrain.runs.telling import Say
 
@@ -24,8 +23,7 @@ def quantize(source: str, out: str, kind: str, requantise: bool, force: bool, sa
         made = plan_quantisation(opened, gguf, kind, requantise)
         for note in made.notes:
             say(note)
-        total = planned_nbytes(made.metadata, made.tensors)
-        write_output(path, gguf_chunks(made.metadata, made.tensors), force, total)
+        total = write_model(path, made.metadata, made.tensors, force)
     before = sum(info.nbytes for info in gguf.tensors.values())
     types = Counter(tensor.type for tensor in made.tensors)
     listed = ", ".join(f"{n} {name}" for name, n in types.most_common())

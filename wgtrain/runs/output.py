@@ -3,10 +3,12 @@ unless that was asked for.
 """
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from wgtrain.errors import FileError
+from wgtrain.files.gguf_writer import Planned, gguf_chunks, planned_nbytes
 from wgtrain.files.source import Data
 from wgtrain.gpu import run
 from wgtrain.runs import disk
@@ -33,6 +35,14 @@ def check_output(path: Path, force: bool, *inputs: Path) -> None:
         raise unusable(path, error) from None
     if exists and not force:
         raise FileError(f"{path}: exists already; --force replaces it")
+
+
+def write_model(
+    path: Path, metadata: dict[str, Any], tensors: Sequence[Planned], force: bool = False
+) -> int:
+    """Writes a GGUF in pieces, shows how far it is, and returns its bytes."""
+    total = planned_nbytes(metadata, tensors)
+    return write_output(path, gguf_chunks(metadata, tensors), force, total)
 
 
 def write_output(

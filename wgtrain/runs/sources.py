@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from wgtrain.errors import FileError, OptionError
+from wgtrain.files.adapters import CONFIG_FILE, TENSOR_FILE
 from wgtrain.files.gguf import read_gguf
 from wgtrain.files.huggingface import MORE_TEMPLATES
 from wgtrain.files.parts import part_count, part_names
@@ -111,6 +112,21 @@ def folder_sources(path: AnyPath) -> Iterator[dict[str, Source]]:
             files[file.relative_to(path).as_posix()] = opened = FileSource(file)
             stack.callback(opened.close)
         yield files
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a path is that of an adapter: a GGUF that says so, a folder of PEFT or a file in it;
+    False for what cannot be read.
+    """
+    if path.is_dir():
+        return (path / CONFIG_FILE).is_file()
+    if path.name in (CONFIG_FILE, TENSOR_FILE):
+        return True
+    with as_source(path) as opened:
+        try:
+            return run(read_gguf(opened)).metadata.get("general.type") == "adapter"
+        except FileError:
+            return False
 
 
 def is_folder(source: Any) -> TypeGuard[AnyPath]:
