@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import broken_adapters
 import numpy as np
 import pytest
 import test_huggingface as folders
@@ -84,6 +85,36 @@ def test_what_would_be_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str
     path.write_bytes(b"GGUF\3\0")
     status, said = inspect(capsys, path)
     assert status == 2 and "experts.gguf" in said
+
+
+@pytest.mark.parametrize("key", ["general.type", "general.architecture", "general.name"])
+@pytest.mark.parametrize("value", [np.zeros(0, np.int32), np.full(3, np.nan), ([], ["a"]), 1])
+def test_values_of_a_wrong_kind(
+    key: str, value: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(write_gguf({"general.architecture": "llama", key: value}, {}))
+    inspect(capsys, path)
+    found = facts(capsys, path)
+    assert found["kind"] == "model" and key in found["refused"]
+    assert (found["architecture"], found["name"]) == (
+        None if key == "general.architecture" else "llama",
+        None,
+    )
+
+
+def test_an_adapter_of_wrong_kinds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    deep: Any = []
+    for _ in range(700):
+        deep = [deep]
+    files = broken_adapters.peft_files()
+    config = {"r": float("nan"), "target_modules": [1, None], "lora_alpha": [float("inf")]}
+    files["adapter_config.json"] = json.dumps(config | {"deep": deep}).encode()
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    assert "1, None" in inspect(capsys, tmp_path)[1]
+    found = facts(capsys, tmp_path)
+    assert (found["rank"], found["alpha"], found["targets"]) == ("nan", ["inf"], [1, None])
 
 
 def test_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

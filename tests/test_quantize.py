@@ -240,6 +240,7 @@ LARGE[1, 7] = 1e20
         ({}, LARGE, "Q3_K", ["'Q3_K'", *TARGETS]),
         ({"general.type": "adapter"}, LARGE, "F16", ["'adapter'"]),
         ({"general.type": "mmproj"}, LARGE, "F16", ["projector"]),
+        ({"llama.expert_count": np.ones(2, np.int32)}, LARGE, "Q8_0", ["llama.expert_count"]),
         ({"llama.expert_count": 8}, LARGE, "Q8_0", ["experts", "F32, F16, BF16"]),
         ({"general.architecture": "falcon", "falcon.block_count": 1}, LARGE, "Q4_K", ["falcon"]),
         ({}, NAN, "Q8_0", ["blk.0.ffn_up.weight[2, 5] is nan"]),

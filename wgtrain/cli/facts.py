@@ -21,7 +21,7 @@ def _model_words(facts: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     yield "model", facts["file"]
     if "architecture" in facts:
         yield "architecture", str(facts["architecture"])
-        yield "name", facts["name"] if isinstance(facts["name"], str) else ""
+        yield "name", facts["name"] or ""
         yield "parameters", f"{facts['parameters']:,}"
         yield (
             "types",
@@ -62,7 +62,7 @@ def _adapter_words(facts: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     yield "alpha", f"{facts['alpha']}"
     yield "parameters", f"{facts['parameters']:,}"
     targets = facts["targets"]
-    yield "targets", ", ".join(targets) if isinstance(targets, list) else str(targets)
+    yield "targets", ", ".join(map(str, targets)) if isinstance(targets, list) else str(targets)
     if facts.get("layers"):
         yield "layers", f"{len(facts['layers'])}, {facts['layers'][0]} to {facts['layers'][-1]}"
     yield "base", str(facts["base"] or "not said")

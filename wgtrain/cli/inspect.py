@@ -75,6 +75,12 @@ def _kind(path: Path) -> str:
         return "model" if bytes(run(_head(opened))) == b"GGUF" else "data"
 
 
+def _text(gguf: GGUF, key: str) -> str | None:
+    """A text of metadata; None where there is none or something else."""
+    value = gguf.metadata.get(key)
+    return value if isinstance(value, str) else None
+
+
 async def _head(source: Any) -> Any:
     return await read_range(source, 0, min(4, source.size))
 
@@ -99,8 +105,8 @@ def _of_base(base: Folder) -> Facts:
     gguf = base.gguf
     infos = gguf.tensors.values()
     facts: Facts = {
-        "architecture": gguf.metadata.get("general.architecture"),
-        "name": gguf.metadata.get("general.name"),
+        "architecture": _text(gguf, "general.architecture"),
+        "name": _text(gguf, "general.name"),
         "parameters": sum(math.prod(info.shape) for info in infos),
         "types": dict(Counter(info.type for info in infos).most_common()),
         "type_bytes": {},
@@ -155,14 +161,18 @@ def _text_side(base: Folder) -> Facts:
         return facts | {"tokenizer_refused": reason, "chat_template": None}
 
 
-def _short(value: Any) -> Any:
-    """A value of metadata for JSON; of long arrays and texts the size."""
+def _short(value: Any, depth: int = 8) -> Any:
+    """A value of metadata for JSON, which has no NaN; of long arrays, of texts and of what lies
+    deeper than `depth` the size.
+    """
     if isinstance(value, np.ndarray):
         value = value.tolist()
-    if isinstance(value, list | tuple) and len(value) > _ITEMS:
-        return f"{len(value)} values"
-    if isinstance(value, tuple):
-        return [_short(part) for part in value]
+    if isinstance(value, list | tuple | dict):
+        if len(value) > _ITEMS or not depth:
+            return f"{len(value)} values"
+        if isinstance(value, dict):
+            return {key: _short(part, depth - 1) for key, part in value.items()}
+        return [_short(part, depth - 1) for part in value]
     if isinstance(value, str) and len(value) > _TEXT:
         return value[:_TEXT] + "..."
     return value if not isinstance(value, float) or math.isfinite(value) else str(value)
@@ -205,13 +215,13 @@ def _peft(folder: Path) -> Facts:
     return {
         "form": "PEFT folder",
         "architecture": None,
-        "rank": config.get("r"),
-        "alpha": config.get("lora_alpha"),
+        "rank": _short(config.get("r")),
+        "alpha": _short(config.get("lora_alpha")),
         "parameters": sum(array.size for array in tensors.values()),
-        "targets": config.get("target_modules"),
+        "targets": _short(config.get("target_modules")),
         "types": dict(Counter(str(array.dtype) for array in tensors.values())),
-        "base": config.get("base_model_name_or_path"),
-        "metadata": config,
+        "base": _short(config.get("base_model_name_or_path")),
+        "metadata": {key: _short(value) for key, value in config.items()},
     }
 
 

@@ -70,7 +70,7 @@ def plan_quantisation(
 
 def _check_choices(gguf: GGUF, architecture: str) -> None:
     """Models for which llama.cpp chooses types by rules of their own."""
-    experts = gguf.metadata.get(f"{architecture}.expert_count", 0)
+    experts = gguf.get(f"{architecture}.expert_count", int, 0)
     if architecture in ("falcon", "glm5-next") or experts not in (0, 1):
         what = "experts" if experts not in (0, 1) else f"the architecture {architecture}"
         raise FileError(

@@ -124,7 +124,8 @@ def is_adapter(path: Path) -> bool:
         return True
     with as_source(path) as opened:
         try:
-            return run(read_gguf(opened)).metadata.get("general.type") == "adapter"
+            kind = run(read_gguf(opened)).metadata.get("general.type")
+            return isinstance(kind, str) and kind == "adapter"
         except FileError:
             return False
 
