@@ -156,6 +156,7 @@ def test_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
         ((tmp_path / "no", "--out", out), "No such file"),
         ((out, "--out", tmp_path / "x.gguf"), "for GGUFs of models there is wgtrain quantize"),
         ((folder, "--out", tmp_path), "a folder; the name of a file is needed"),
+        ((folder, "--out", folder / "model.safetensors", "--force"), "is also the input"),
     ):
         code, said = wgtrain(capsys, *arguments)
         assert (code, message in said) == (2, True), said

@@ -80,6 +80,11 @@ def test_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert status == 2 and "exists already" in said
     assert convert(capsys, path, "--out", out, "--model", model, "--force")[0] == 0
     assert before == {file: file.read_bytes() for file in out.iterdir()}
+    for read in (model, out / CONFIG_FILE, out / TENSOR_FILE):
+        content = read.read_bytes()
+        status, said = convert(capsys, out, "--out", read, "--model", model, "--force")
+        assert status == 2 and "the output is also the input" in said
+        assert read.read_bytes() == content
     (out / TENSOR_FILE).unlink()
     status, said = convert(capsys, out, "--out", tmp_path / "back.gguf", "--model", model)
     assert status == 2 and TENSOR_FILE in said

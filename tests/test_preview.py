@@ -2,6 +2,7 @@
 before training.
 """
 
+import errno
 import html
 import json
 import re
@@ -21,6 +22,7 @@ from wgtrain.cli.preview import in_color
 from wgtrain.data import Tokenizer, load_tokenizer
 from wgtrain.data.preview import Preview
 from wgtrain.errors import FileError, OptionError
+from wgtrain.runs import disk
 
 CHAT_ROW = {"messages": EXCHANGE}
 NOTHING = {"messages": [user("u")]}
@@ -221,12 +223,30 @@ def test_the_command(rows: Path, capsys: Any) -> None:
     assert code == 0 and said.endswith("written to page.html\n") and "---" not in said
     page = Path("page.html").read_text(encoding="utf-8")
     assert page == package.preview(rows, BASE).html
+    content = rows.read_bytes()
+    code, _, error = wgtrain(capsys, "preview", rows, "--model", BASE, "--html", rows.name)
+    assert code == 2 and "the output is also the input" in error
+    assert rows.read_bytes() == content
     code, said, _ = wgtrain(capsys, "preview", rows, "--model", BASE, "--json", "--rows", "all")
     found = json.loads(said)
     assert (found["rows"], found["dropped"]) == (3, [[2, "nothing in it is trained"]])
     assert [row["line"] for row in found["shown"]] == [1, 2, 3, 4] and found["errors"] == []
     trained = [text for text, trained in found["shown"][0]["pieces"] if trained]
     assert "".join(trained) == "a<|im_end|>"
+
+
+def test_a_page_that_cannot_be_written_leaves_nothing(
+    rows: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    Path("page.html").write_text("before")
+    monkeypatch.setattr(disk.os, "fsync", full)
+    code, _, error = wgtrain(capsys, "preview", rows, "--model", BASE, "--html", "page.html")
+    assert code == 2 and error == "error: page.html: No space left on device\n"
+    assert sorted(path.name for path in rows.parent.iterdir()) == ["page.html", rows.name]
+    assert Path("page.html").read_text() == "before"
 
 
 def test_each_setting_arrives(rows: Path, capsys: Any) -> None:
@@ -257,7 +277,7 @@ def test_what_would_not_train_ends_with_2(rows: Path, capsys: Any) -> None:
     code, said, error = wgtrain(capsys, "preview", rows, "--model", BASE)
     assert code == 2 and "error: none of its 1 rows has a token to learn" in said and not error
     code, _, error = wgtrain(capsys, "preview", rows, "--model", BASE, "--html", "no/such/page")
-    assert code == 2 and error.startswith("error: no/such/page: No such file")
+    assert code == 2 and error.startswith("error: no/such/page: there is no folder")
     code, _, error = wgtrain(capsys, "preview", rows, "--model", BASE, "--rows", "x")
     assert code == 2 and error.startswith("error: --rows = 'x': allowed is all")
     code, _, error = wgtrain(capsys, "preview", "--model", BASE)

@@ -36,7 +36,7 @@ def convert(
 
 def convert_folder(path: Path, out: Path, kind: str | None, force: bool, say: Say) -> None:
     """Writes the GGUF of a Hugging Face folder."""
-    check_output(out, force)
+    check_output(out, force, path)
     with folder_sources(path) as files:
         made = run(plan_conversion(files, str(path), kind))
         for note in made.notes:

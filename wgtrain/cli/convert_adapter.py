@@ -31,7 +31,7 @@ def convert_adapter(path: Path, out: Path, model: str | None, force: bool, say: 
     file = adapter_file(path)
     to_gguf = file.name == TENSOR_FILE
     if to_gguf:
-        check_output(out, force, file)
+        check_output(out, force, file, file.with_name(CONFIG_FILE), Path(model))
     else:
         _check_folder(out, force)
     with opened_base(model) as base:

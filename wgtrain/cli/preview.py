@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from wgtrain.api import preview
+from wgtrain.api import data_file, preview
 from wgtrain.data.preview import Preview
 from wgtrain.errors import FileError, printable
 from wgtrain.runs.chats import arguments_of
 from wgtrain.runs.disk import write_file
+from wgtrain.runs.output import check_output
 from wgtrain.train.config import RunConfig, TrainConfig
 from wgtrain.train.settings import build
 
@@ -21,6 +22,9 @@ def report(
 ) -> tuple[str, bool]:
     """What the command prints, and whether training would take the rows; writes the page `html`."""
     run, train = build(settings, RunConfig, TrainConfig)
+    if html is not None:
+        read = (run.model, run.data, data_file(run.data), run.chat_template)
+        check_output(Path(html), True, *(Path(name) for name in read if name))
     found = preview(
         run.data,
         run.model,

@@ -90,8 +90,12 @@ def write_file(path: Path, data: bytes) -> None:
     """Replaces a file as a whole: whoever reads it sees the old or the new contents."""
     new = path.with_name(f".new-{path.name}")
     new.unlink(missing_ok=True)
-    write_new(new, data)
-    os.replace(new, path)
+    try:
+        write_new(new, data)
+        os.replace(new, path)
+    except BaseException:  # a full disk, Ctrl-C
+        new.unlink(missing_ok=True)
+        raise
 
 
 def write_new(path: Path, data: bytes) -> None:

@@ -14,10 +14,13 @@ from wgtrain.gpu import run
 from wgtrain.runs import disk
 from wgtrain.runs.parts import transfer
 from wgtrain.runs.paths import unusable
+from wgtrain.runs.sources import MODEL_FILES
 
 
 def check_output(path: Path, force: bool, *inputs: Path) -> None:
-    """Raises FileError where a file cannot be made, or is one of those that are read."""
+    """Raises FileError where a file cannot be made, or is one of those that are read: `inputs`, and
+    of a folder among them those of a model.
+    """
     try:
         if path.is_dir():
             raise FileError(f"{path}: a folder; the name of a file is needed")
@@ -28,7 +31,13 @@ def check_output(path: Path, force: bool, *inputs: Path) -> None:
             exists = True
         except FileNotFoundError:
             exists = False
-        for file in inputs:
+        listed = [
+            file
+            for given in inputs
+            for file in (given.iterdir() if given.is_dir() else [given])
+            if file is given or file.suffix in MODEL_FILES
+        ]
+        for file in listed:
             if path.exists() and file.exists() and os.path.samefile(path, file):
                 raise FileError(f"{path}: the output is also the input")
     except (OSError, ValueError) as error:

@@ -18,7 +18,7 @@ from wgtrain.runs.paths import check_model, unusable
 AnyPath = str | os.PathLike[str]
 AnyBytes = bytes | bytearray | memoryview
 ModelFiles = AnyPath | AnyBytes | Source | list[Any] | tuple[Any, ...]
-_MODEL_FILES = (".json", ".jinja", ".safetensors", ".model", ".bin")  # the last two for messages
+MODEL_FILES = (".json", ".jinja", ".safetensors", ".model", ".bin")  # the last two for messages
 
 
 class FileSource:
@@ -103,7 +103,7 @@ def folder_sources(path: AnyPath) -> Iterator[dict[str, Source]]:
     with ExitStack() as stack:
         files: dict[str, Source] = {}
         try:
-            found = [p for p in sorted(Path(path).iterdir()) if p.suffix in _MODEL_FILES]
+            found = [p for p in sorted(Path(path).iterdir()) if p.suffix in MODEL_FILES]
             found += sorted(Path(path, MORE_TEMPLATES).glob("*.jinja"))
             found = [p for p in found if p.is_file()]
         except OSError as error:
