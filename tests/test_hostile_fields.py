@@ -110,9 +110,11 @@ def check_config(config: ModelConfig) -> None:
             elif type(value) is int:
                 assert 0 <= value < 1 << 24, field.name
     assert rope is None or np.isfinite(rope.table(300)).all()
+    for scale in [layer.query_scale for layer in config.layers if layer.query_scale]:
+        assert np.isfinite(scale.table(3000)).all()
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "mistral3"])
 def test_keys_of_a_model(name: str) -> None:
     whole = parse_gguf(tiny.tiny(name).gguf, "m.gguf")
     watched = Watched(whole.metadata)

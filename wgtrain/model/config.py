@@ -177,6 +177,13 @@ def read_config(gguf: GGUF) -> ModelConfig:
         for rope in ropes
         if not rope.usable
     ]
+    scales = dict.fromkeys(layer.query_scale for layer in config.layers if layer.query_scale)
+    problems += [
+        f"{row.name}.attention.temperature_scale {scale.beta:g} makes factors that are no numbers "
+        "f32 holds"
+        for scale in scales
+        if not scale.usable
+    ]
     if problems:
         raise unusable(gguf.name, problems)
     return config

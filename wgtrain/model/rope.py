@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from wgtrain.files.architecture import MAX_COUNT
+from wgtrain.files.gguf_parser import F32_MAX
+
 
 @dataclass(frozen=True)
 class Yarn:
@@ -129,6 +132,11 @@ class QueryScale:
 
     beta: float
     context: int
+
+    @property
+    def usable(self) -> bool:
+        """Whether f32 holds the factor of every position that there may be."""
+        return bool(1 + self.beta * np.log1p(MAX_COUNT // self.context) <= F32_MAX)
 
     def table(self, positions: int) -> np.ndarray:
         """The factor of every position, float32 (positions,), computed in float64."""
