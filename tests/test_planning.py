@@ -237,6 +237,15 @@ def test_a_mix_is_that_of_llama_cpp() -> None:
     assert 4.91e9 < planned.base_bytes < 1.12 * 4.92e9
 
 
+def test_a_mix_of_seventy_thousand_million() -> None:
+    """Where heads share keys and values, attn_v is one size up, as in a file that is quantised."""
+    large = {**LLAMA_8B, "num_hidden_layers": 80}
+    shared = dict(wgtrain.plan(large, type="Q4_K_M").types)
+    own = dict(wgtrain.plan({**large, "num_key_value_heads": 32}, type="Q4_K_M").types)
+    assert shared == {"Q4_K": 441, "Q5_K": 40, "Q6_K": 81}
+    assert own == {"Q4_K": 481, "Q6_K": 81}
+
+
 def test_shapes_of_other_kinds(bytes_: bytes) -> None:
     shape = Shape("x", "llama", 256, 3, 4, 2, 64, 512, 131, "F32", tied=False)
     assert wgtrain.plan(shape, LORA, CONFIG).needs == wgtrain.plan(bytes_, LORA, CONFIG).needs

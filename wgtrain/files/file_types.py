@@ -3,8 +3,11 @@ llama.cpp's `llama_model_quantize`.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from wgtrain.files.blocks import BLOCKS
 from wgtrain.files.floats import FLOATS
@@ -64,11 +67,23 @@ def is_matrix(tensor: TensorInfo) -> bool:
     return rows and named and not any(part in tensor.name for part in _KEPT)
 
 
+def has_wide_v(metadata: Mapping[str, Any]) -> bool:
+    """Whether a mix gives attn_v more: models of 80 layers whose heads share keys and values."""
+    name = metadata.get("general.architecture")
+    if metadata.get(f"{name}.block_count") != 80:
+        return False
+    heads: Any = metadata.get(f"{name}.attention.head_count")
+    shared: Any = metadata.get(f"{name}.attention.head_count_kv", heads)
+    if name == "llama":
+        return not np.array_equal(np.ravel(heads)[:1], np.ravel(shared)[:1])
+    return name in ("qwen2", "deci", "olmo")
+
+
 def choose_types(
     tensors: Iterable[TensorInfo], target: str, n_layer: int, wide_v: bool = False
 ) -> dict[str, str]:
-    """The type of each tensor, by name. `wide_v`: a model of 70 thousand million parameters, whose
-    attn_v is one size up in the mixes where it would be Q4_K.
+    """The type of each tensor, by name. `wide_v`: of `has_wide_v`, a model of 70 thousand million
+    parameters, whose attn_v is one size up in the mixes where it would be Q4_K.
     """
     row = TARGETS[target]
     infos = sorted(tensors, key=_order)

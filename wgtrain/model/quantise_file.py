@@ -15,6 +15,7 @@ from wgtrain.files.file_types import (
     QUANTIZATION_VERSION,
     TARGETS,
     choose_types,
+    has_wide_v,
     is_matrix,
 )
 from wgtrain.files.floats import FLOATS
@@ -45,7 +46,7 @@ def plan_quantisation(
     n_layer = gguf.get(f"{architecture}.block_count", int)
     if row.type not in FLOATS:
         _check_choices(gguf, architecture)
-    types = choose_types(gguf.tensors.values(), target, n_layer, _is_70b(gguf, architecture))
+    types = choose_types(gguf.tensors.values(), target, n_layer, has_wide_v(gguf.metadata))
     changed = [info for info in gguf.tensors.values() if types[info.name] != info.type]
     _check_decoded(gguf.name, changed)
     again = [info for info in changed if info.type not in FLOATS]
@@ -77,17 +78,6 @@ def _check_choices(gguf: GGUF, architecture: str) -> None:
             f"{gguf.name}: a model with {what} is quantised by rules that are not supported; "
             f"possible are {', '.join(FLOATS)}"
         )
-
-
-def _is_70b(gguf: GGUF, architecture: str) -> bool:
-    """Models of 80 layers whose heads share keys and values."""
-    if gguf.metadata.get(f"{architecture}.block_count") != 80:
-        return False
-    heads: Any = gguf.metadata.get(f"{architecture}.attention.head_count")
-    shared: Any = gguf.metadata.get(f"{architecture}.attention.head_count_kv", heads)
-    if architecture == "llama":
-        return not np.array_equal(np.ravel(heads)[:1], np.ravel(shared)[:1])
-    return architecture in ("qwen2", "deci", "olmo")
 
 
 def _check_decoded(name: str, changed: list[TensorInfo]) -> None:

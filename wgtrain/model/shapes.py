@@ -11,7 +11,7 @@ from wgtrain.errors import OptionError
 from wgtrain.files import BLOCKS, GGUF, TensorInfo, split_tensor
 from wgtrain.files.architecture import Architecture
 from wgtrain.files.architectures import find_architecture
-from wgtrain.files.file_types import TARGETS, choose_types
+from wgtrain.files.file_types import TARGETS, choose_types, has_wide_v
 from wgtrain.files.gguf import tensor_nbytes
 from wgtrain.files.gguf_parser import ALIGNMENT
 from wgtrain.files.hf_config import Settings, read_settings
@@ -89,7 +89,8 @@ def retyped(gguf: GGUF, type_: str) -> tuple[GGUF, str | None]:
         raise OptionError(f"type = {type_}: allowed are {allowed}")
     types = {}
     if type_ in _MIXES:
-        types = choose_types(gguf.tensors.values(), type_, read_config(gguf).n_layer)
+        n_layer = read_config(gguf).n_layer
+        types = choose_types(gguf.tensors.values(), type_, n_layer, has_wide_v(gguf.metadata))
     tensors = dict(gguf.tensors)
     for name, tensor in gguf.tensors.items():
         if split_tensor(name) is None and name != "token_embd.weight":
