@@ -110,8 +110,10 @@ class Spec:
 
     @property
     def biases(self) -> list[str]:
-        """The linears that have one."""
-        return [n for n in self.linears if n in self.row.biases or f"{n}.bias" in self.optional]
+        """The linears that have one; of a fused one it may be in parts."""
+        names = {**self.linears, **dict.fromkeys(QKV if self.fused else ())}
+        must = set(self.row.biases) & self.linears.keys()
+        return [n for n in names if n in must or f"{n}.bias" in self.optional]
 
     def parts(self, name: str, rows: np.ndarray) -> dict[str, np.ndarray]:
         """What of a tensor of the file goes where in transformers, by GGUF's names: q, k and v of a
@@ -350,6 +352,13 @@ MORE |= {
         *("qwen2", 48, 4, 2, 12, 76, 2, 301),
         tied=True,
         optional=("attn_qkv.bias",),
+        fused=True,
+    ),
+    # As older converters left the biases of a weight that they fused.
+    "qwen2-fused-apart": Spec(
+        *("qwen2", 48, 4, 2, 12, 76, 2, 301),
+        tied=True,
+        optional=_QKV,
         fused=True,
     ),
     # Layers with windows turn as they did before the rest was stretched.

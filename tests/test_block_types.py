@@ -38,7 +38,7 @@ def load(device: Device, raws: dict[str, tuple[str, np.ndarray]], limits: Limits
         tensors[name] = TensorInfo(name, (len(raw), columns), type_, len(data), raw.nbytes)
         matrices[name] = plan_weight(name, type_, len(raw), columns, limits)
         data += raw.tobytes() + bytes(-raw.nbytes % 32)
-    weights = Weights(matrices, {})
+    weights = Weights(matrices, {}, {})
     table: Any = Table(tensors)
     gpu.run(load_weights(device, BytesSource(data, "made.gguf"), table, weights))
     return weights

@@ -465,6 +465,36 @@ def test_scales() -> None:
     assert off.attention_scale == pytest.approx(16**-0.5)
 
 
+def test_biases_of_a_fused_weight() -> None:
+    """In one tensor or in three, all of them; without the weight they are those of q, k and v."""
+    shape = replace(SHAPE, architecture="qwen3")
+    fused: dict[str, Any] = {
+        f"blk.{i}.attn_{n}.weight": f32(64, 32) if n == "qkv" else None
+        for i in range(2)
+        for n in ("q", "k", "v", "qkv")
+    }
+    apart = {
+        f"blk.{i}.attn_{n}.bias": f32(rows)
+        for i in range(2)
+        for n, rows in (("q", 32), ("k", 16), ("v", 16))
+    }
+    got = config(tensors=fused | apart, shape=shape)
+    assert got.vectors()["blk.1.attn_qkv.bias"] == 64
+    names = [f"blk.1.attn_{n}.bias" for n in "qkv"]
+    assert got.stored("blk.1.attn_qkv.bias") == dict(zip(names, (32, 16, 16), strict=True))
+    assert got.stored("output_norm.weight") == {"output_norm.weight": 32}
+    whole = {f"blk.{i}.attn_qkv.bias": f32(64) for i in range(2)}
+    one = config(tensors=fused | whole, shape=shape)
+    assert one.vectors() == got.vectors()
+    assert one.stored("blk.1.attn_qkv.bias") == {"blk.1.attn_qkv.bias": 64}
+    part = {"blk.1.attn_k.bias": None}
+    refused("blk.1.attn_k.bias (16,) is missing", tensors=fused | apart | part, shape=shape)
+    wide = {"blk.0.attn_v.bias": f32(32)}
+    refused("attn_v.bias has shape (32,)", tensors=fused | apart | wide, shape=shape)
+    refused("attn_q.bias is not known", tensors=fused | apart | whole, shape=shape)
+    refused("attn_q.bias is not known", tensors=apart, shape=shape)
+
+
 def test_layers_without_rotation() -> None:
     still = [layer.rope is None for layer in of("smollm3", layers=5).layers]
     assert still == [False, False, False, True, False]

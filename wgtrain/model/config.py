@@ -11,6 +11,7 @@ from wgtrain.files import GGUF
 from wgtrain.files import LINEARS as ALL_LINEARS
 from wgtrain.files.architecture import Architecture, Values
 from wgtrain.files.architectures import ARCHITECTURES, find_architecture, unusable
+from wgtrain.files.fused import PARTS, QKV
 from wgtrain.model.covered import (
     check_kind,
     feature_problems,
@@ -81,6 +82,12 @@ class ModelConfig:
         return self.row.block_linears("attn_qkv.weight" in self.optional)
 
     @property
+    def apart_biases(self) -> bool:
+        """Whether the file has the bias of `attn_qkv` as those of q, k and v."""
+        apart = any(f"{part}.bias" in self.optional for part in PARTS)
+        return apart and f"{QKV}.weight" in self.optional and f"{QKV}.bias" not in self.optional
+
+    @property
     def rows_of_parts(self) -> dict[str, tuple[int, ...]]:
         """The rows of the parts of linears that make several things at once."""
         q, kv = self.n_head * self.head_size, self.n_head_kv * self.head_size
@@ -123,7 +130,8 @@ class ModelConfig:
                 if row.has_bias(norm):
                     block[f"{norm}.bias"] = self.width
         for name, (rows, _) in self._linear_shapes().items():
-            if name in row.biases or f"{name}.bias" in self.optional:
+            has_bias = name in row.biases or f"{name}.bias" in self.optional
+            if has_bias or (name == QKV and self.apart_biases):
                 block[f"{name}.bias"] = rows
         found = {"output_norm.weight": self.width}
         if row.has_bias("output_norm"):
@@ -131,6 +139,14 @@ class ModelConfig:
         for layer in range(self.n_layer):
             found |= {f"blk.{layer}.{name}": length for name, length in block.items()}
         return found
+
+    def stored(self, vector: str) -> dict[str, int]:
+        """The tensors of the file, name -> length, that are a vector of `vectors` in this order."""
+        block, found, _ = vector.rpartition(f"{QKV}.bias")
+        if found and self.apart_biases:
+            rows = self.rows_of_parts[QKV]
+            return {f"{block}{part}.bias": n for part, n in zip(PARTS, rows, strict=True)}
+        return {vector: self.vectors()[vector]}
 
     def _norm_length(self, norm: str) -> int:
         if norm not in ("attn_q_norm", "attn_k_norm"):
@@ -169,7 +185,8 @@ def read_config(gguf: GGUF) -> ModelConfig:
         tied_head=row.head == "tied" or (row.head == "any" and "output.weight" not in gguf.tensors),
         notes=(*gguf.notes, *notes_on(gguf, row, values)),
     )
-    problems = tensor_problems(gguf, row, values, config.matrices(), config.vectors())
+    vectors = {name: n for vector in config.vectors() for name, n in config.stored(vector).items()}
+    problems = tensor_problems(gguf, row, values, config.matrices(), vectors)
     ropes = dict.fromkeys(layer.rope for layer in config.layers if layer.rope)
     problems += [
         f"{row.name}.rope.*: freq_base {rope.theta:g} with the factors given makes angles or "
@@ -192,8 +209,10 @@ def read_config(gguf: GGUF) -> ModelConfig:
 def optional_tensors(row: Architecture, tensors: Iterable[str]) -> frozenset[str]:
     """Of the tensors that blocks may have, without their block, those that any block has."""
     may = {f"{name}.bias" for name in row.may_bias} | {f"{name}.weight" for name in row.may_norm}
-    may |= {"attn_qkv.weight", "attn_qkv.bias"}
-    found = (name.split(".", 2)[2] for name in tensors if name.count(".") == 3)
+    may |= {f"{QKV}.weight", f"{QKV}.bias"}
+    found = {name.split(".", 2)[2] for name in tensors if name.count(".") == 3}
+    if f"{QKV}.weight" in found:
+        may |= {f"{part}.bias" for part in PARTS}
     return frozenset(name for name in found if name in may)
 
 

@@ -31,10 +31,14 @@ _NOT_FINITE, _BEYOND_F16 = 1, 2  # marks, see shaders/lib/planes.wgsl
 
 @dataclass(frozen=True)
 class Weights:
-    """All frozen tensors of a model: matrices as `Weight`, norms and biases as f32 windows."""
+    """All frozen tensors of a model: matrices as `Weight`, norms and biases as f32 windows.
+
+    `stored`: the tensors of the file that a norm or bias is, one after the other.
+    """
 
     matrices: dict[str, Weight]
     vectors: dict[str, Window]
+    stored: dict[str, tuple[str, ...]]
 
     @property
     def storages(self) -> list[Storage]:
@@ -84,7 +88,8 @@ def plan_weights(
         offsets[name] = (size, padded(length) * 4)
         size += -(-padded(length) * 4 // limits.alignment) * limits.alignment
     storage = Storage("norms and biases", "weights", size)
-    return Weights(matrices, {name: storage.window(*place) for name, place in offsets.items()})
+    vectors = {name: storage.window(*place) for name, place in offsets.items()}
+    return Weights(matrices, vectors, {name: tuple(config.stored(name)) for name in vectors})
 
 
 async def load_weights(
@@ -187,15 +192,17 @@ def _staged_row(tensor: TensorInfo) -> int:
 
 
 async def _load_vectors(device: Device, source: Source, gguf: GGUF, weights: Weights) -> None:
-    for name, window in weights.vectors.items():
-        tensor = gguf.tensors[name]
-        raw = await read_range(source, tensor.offset, tensor.nbytes)
-        values = np.zeros(window.size // 4, np.float32)
-        loaded = as_float32(raw, tensor.type)
-        values[: loaded.size] = loaded
-        if len(wrong := np.flatnonzero(~np.isfinite(values))):
-            at = int(wrong[0])
-            raise FileError(f"{source_name(source)}: tensor {name}[{at}] is {values[at]}")
+    for vector, window in weights.vectors.items():
+        values, at = np.zeros(window.size // 4, np.float32), 0
+        for name in weights.stored[vector]:
+            tensor = gguf.tensors[name]
+            raw = await read_range(source, tensor.offset, tensor.nbytes)
+            loaded = as_float32(raw, tensor.type)
+            if len(wrong := np.flatnonzero(~np.isfinite(loaded))):
+                first = int(wrong[0])
+                raise FileError(f"{source_name(source)}: tensor {name}[{first}] is {loaded[first]}")
+            values[at : at + loaded.size] = loaded
+            at += loaded.size
         assert window.storage.buffer is not None
         device.write(window.storage.buffer, window.offset, values)
 
