@@ -3,8 +3,8 @@
 import gguf
 import numpy as np
 
-from wgtrain.bench.blocks import SCALES, random_blocks
 from wgtrain.files import BLOCKS
+from wgtrain.files.random_blocks import SCALES, random_blocks
 
 __all__ = ["SCALES", "SHAPES_OF_PACKS", "dequantised", "encoded", "random_blocks", "set_scales"]
 

@@ -16,6 +16,10 @@ class _Reports:
     def __init__(self) -> None:
         self.passed, self.failed = 0, []
 
+    def pytest_collectreport(self, report: Any) -> None:
+        if report.failed:
+            self.failed.append(f"{report.nodeid}: {report.longreprtext[-1500:]}")
+
     def pytest_runtest_logreport(self, report: Any) -> None:
         if report.failed:
             self.failed.append(f"{report.nodeid}: {report.longreprtext[-1500:]}")

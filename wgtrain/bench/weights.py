@@ -9,13 +9,13 @@ from functools import cache
 
 import numpy as np
 
-from wgtrain.bench.blocks import random_blocks
 from wgtrain.bench.random_model import RandomModel
 from wgtrain.files import BLOCKS, gguf_head
 from wgtrain.files.encoding import decoded
 from wgtrain.files.floats import float_bytes
 from wgtrain.files.gguf import tensor_nbytes
 from wgtrain.files.gguf_parser import ALIGNMENT
+from wgtrain.files.random_blocks import random_blocks
 from wgtrain.random import key
 
 _POOL = 99_991  # blocks; a prime, so that rows of no usual width repeat each other
