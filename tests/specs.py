@@ -1,12 +1,23 @@
 """Shapes of small models, one or more for each architecture, in the terms of both worlds."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from wgtrain.files import ARCHITECTURES, Architecture
-from wgtrain.model.rope import llama3_divisors
+
+
+def llama3_divisors(
+    theta: float, rotary: int, factor: float, low: float, high: float, context: int
+) -> tuple[float, ...]:
+    """Of the frequencies in Llama 3.1: 1 for those that turn more than `high` times within the
+    original `context`, `factor` for those that turn less than `low` times, smooth between.
+    """
+    turns = context * theta ** (-np.arange(0, rotary, 2) / rotary) / (2 * math.pi)
+    smooth = np.clip((turns - low) / (high - low), 0, 1)
+    return tuple((1 / ((1 - smooth) / factor + smooth)).tolist())
 
 
 @dataclass(frozen=True)

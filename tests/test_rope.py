@@ -6,8 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from specs import llama3_divisors
 
 from wgtrain import gpu
+from wgtrain.files import hf_rope
+from wgtrain.files.magnitudes import longrope_magnitude, yarn_magnitude
 from wgtrain.gpu import Device
 from wgtrain.model.layers import Layer, RopeTables
 from wgtrain.model.rope import (
@@ -15,9 +18,6 @@ from wgtrain.model.rope import (
     QueryScale,
     Rope,
     Yarn,
-    llama3_divisors,
-    longrope_magnitude,
-    yarn_magnitude,
 )
 
 PLAIN = Rope(1e4, 64, interleaved=False)
@@ -161,12 +161,15 @@ def test_yarn_magnitude() -> None:
 
 def test_llama3_divisors() -> None:
     """None where a pair turns more than `high` times, all where less than `low`, and a band."""
-    divisors = llama3_divisors(1e4, 64, 8.0, 1.0, 4.0, 48)
+    numbers = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    numbers["original_max_position_embeddings"] = 48.0
+    divisors = hf_rope.Rope("llama3", 1e4, numbers).divisors(64).tolist()
+    assert divisors == pytest.approx(llama3_divisors(1e4, 64, 8.0, 1.0, 4.0, 48), rel=1e-6)
     for pair, divisor in enumerate(divisors):
         turns = 48 * 1e4 ** (-2 * pair / 64) / (2 * math.pi)
         share = (turns - 1) / 3
         want = 1.0 if turns > 4 else 8.0 if turns < 1 else 1 / ((1 - share) / 8 + share)
-        assert divisor == pytest.approx(want, rel=1e-14), pair
+        assert divisor == pytest.approx(want, rel=1e-6), pair
     assert len({*divisors} - {1.0, 8.0}) > 3
 
 

@@ -90,11 +90,6 @@ class Architecture:
     width_scaled_layers: int = 0  # a model of so many layers scales scores by width / heads
 
     @property
-    def qk_norm(self) -> bool:
-        """Whether q and k are normalised."""
-        return "attn_q_norm" in self.norms
-
-    @property
     def gated(self) -> bool:
         """Whether the feed-forward network has a gate: `ffn_gate`, or half the rows of `ffn_up`."""
         return "ffn_gate" in self.linears or self.fused_gate

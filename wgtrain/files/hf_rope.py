@@ -9,6 +9,7 @@ import numpy as np
 from wgtrain.files.architecture import MAX_COUNT
 from wgtrain.files.gguf_parser import F32_MAX, F32_MIN
 from wgtrain.files.hf_types import ModelType
+from wgtrain.files.magnitudes import longrope_magnitude, yarn_magnitude
 from wgtrain.files.source import shown
 
 _NUMBERS: dict[str, dict[str, bool]] = {  # of each type: key -> whether it must be there
@@ -66,17 +67,14 @@ class Rope:
             return n["attention_factor"]
         if self.type == "yarn":
             scale, all_dim = n.get("mscale"), n.get("mscale_all_dim")
-            if scale and all_dim:
-                return _yarn_magnitude(factor, scale) / _yarn_magnitude(factor, all_dim)
-            return _yarn_magnitude(factor)
-        if self.type == "longrope" and factor > 1:
-            return math.sqrt(1 + math.log(factor) / math.log(self.original))
-        return 1.0
+            both = (scale, all_dim) if scale and all_dim else ()
+            return yarn_magnitude(factor, *both)
+        return longrope_magnitude(factor, self.original) if self.type == "longrope" else 1.0
 
     @property
     def plain_magnitude(self) -> float:
         """Yarn's own magnitude, which llama.cpp computes."""
-        return _yarn_magnitude(self.numbers.get("factor", 1.0))
+        return yarn_magnitude(self.numbers.get("factor", 1.0))
 
     @property
     def original(self) -> int:
@@ -94,10 +92,6 @@ class Rope:
         between = 1 / ((1 - smooth) / np.float32(factor) + smooth)
         found = np.where(waves > self.original / low, np.float32(factor), between)
         return np.where(waves < self.original / high, np.float32(1), found).astype(np.float32)
-
-
-def _yarn_magnitude(factor: float, scale: float = 1.0) -> float:
-    return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
 def read_ropes(

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from wgtrain.files.architecture import Architecture, Values
+from wgtrain.files.magnitudes import longrope_magnitude, yarn_magnitude
 from wgtrain.model.layers import Layer, QueryScale, Rope
-from wgtrain.model.rope import LongRope, Yarn, longrope_magnitude, yarn_magnitude
+from wgtrain.model.rope import LongRope, Yarn
 
 DIVISORS = "rope_freqs.weight"
 SHORT, LONG = "rope_factors_short.weight", "rope_factors_long.weight"

@@ -11,6 +11,7 @@ import numpy as np
 
 from wgtrain.files.architecture import MAX_COUNT
 from wgtrain.files.gguf_parser import F32_MAX
+from wgtrain.files.magnitudes import yarn_magnitude
 
 
 @dataclass(frozen=True)
@@ -141,33 +142,3 @@ class QueryScale:
     def table(self, positions: int) -> np.ndarray:
         """The factor of every position, float32 (positions,), computed in float64."""
         return (1 + self.beta * np.log1p(np.arange(positions) // self.context)).astype(np.float32)
-
-
-def yarn_magnitude(factor: float, mscale: float = 1.0, mscale_all_dim: float = 0.0) -> float:
-    """What YaRN multiplies cos and sin by: 0.1 mscale ln(factor) + 1, over the same of
-    `mscale_all_dim`; 1 up to a factor of 1.
-    """
-    if factor <= 1:
-        return 1.0
-    log = 0.1 * math.log(factor)
-    return (mscale * log + 1) / (mscale_all_dim * log + 1)
-
-
-def longrope_magnitude(factor: float, context: int) -> float:
-    """What LongRoPE multiplies cos and sin by: sqrt(1 + ln(factor) / ln(context)) where rows may
-    be `factor` > 1 times as long as the original `context`.
-    """
-    if factor <= 1 or context <= 1:
-        return 1.0
-    return math.sqrt(1 + math.log(factor) / math.log(context))
-
-
-def llama3_divisors(
-    theta: float, rotary: int, factor: float, low: float, high: float, context: int
-) -> tuple[float, ...]:
-    """Of the frequencies in Llama 3.1: 1 for those that turn more than `high` times within the
-    original `context`, `factor` for those that turn less than `low` times, smooth between.
-    """
-    turns = context * theta ** (-np.arange(0, rotary, 2) / rotary) / (2 * math.pi)
-    smooth = np.clip((turns - low) / (high - low), 0, 1)
-    return tuple((1 / ((1 - smooth) / factor + smooth)).tolist())
