@@ -37,7 +37,7 @@ from wgtrain.train.config import LoraConfig, TrainConfig
 from wgtrain.train.fit import BROUGHT
 from wgtrain.train.needs import Lengths, Settings, lengths_of
 from wgtrain.train.planning import TrainingPlan, make_plan
-from wgtrain.train.start import adopt, split_rows
+from wgtrain.train.start import adopt, check_settings, split_rows
 
 _SOME = 8  # invocations of a subgroup
 
@@ -70,10 +70,8 @@ async def plan(
     `gpu_memory` ("6GiB") stands in for what the GPU has free; without a GPU the plan is for
     WebGPU's own limits.
     """
+    check_settings(lora, config)
     lora, config = lora or LoraConfig(), config or TrainConfig()
-    for name, value, kind in (("lora", lora, LoraConfig), ("config", config, TrainConfig)):
-        if not isinstance(value, kind):
-            raise OptionError(f"{name}: a {kind.__name__} is needed, not {shown(value)}")
     for name, part in (("rows", rows), ("valid", valid)):
         if part is not None and not (isinstance(part, Dataset) and part.rows):
             raise OptionError(f"{name}: {shown(part)}: what wgtrain.load_dataset gives is needed")

@@ -13,11 +13,17 @@ MAX_COUNT = (1 << 24) - 1
 HEAD = "output"  # GGUF's name of the output head, `lm_head` elsewhere
 ANYTHING: Any = object()  # among neutral values: all are
 Values = dict[str, Any]  # by the `field` of a `Key`
+NUMBER = "a number above 0 that f32 holds"
 
 # Tensors outside of blocks.
 _ENDS = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", HEAD: "lm_head"}
 _BLOCK = re.compile(r"blk\.(0|[1-9][0-9]{0,5})\.([a-z_]{1,40})")
 _LAYER = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,5})\.([a-z_.]{1,80})")
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value from a file is a `NUMBER`, and of that kind."""
+    return type(value) in (int, float) and F32_MIN <= value <= F32_MAX
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ class Key:
             return "true or false"
         if self.kind is int:
             return f"an integer from {0 if self.zero else 1} to {MAX_COUNT}"
-        return f"{'0 or ' if self.zero else ''}a number above 0 that f32 holds"
+        return f"{'0 or ' if self.zero else ''}{NUMBER}"
 
     def allows(self, value: Any) -> bool:
         """Whether a value from a file is of its kind and size."""
@@ -57,7 +63,7 @@ class Key:
             return True
         if self.kind is int:
             return type(value) is int and 1 <= value <= MAX_COUNT
-        return type(value) in (int, float) and F32_MIN <= value <= F32_MAX
+        return is_number(value)
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from wgtrain.errors import FileError
-from wgtrain.files.architecture import MAX_COUNT
+from wgtrain.files.architecture import MAX_COUNT, NUMBER, is_number
 from wgtrain.files.architectures import unusable
-from wgtrain.files.gguf_parser import F32_MAX, F32_MIN
 from wgtrain.files.hf_rope import Rope, read_ropes
 from wgtrain.files.hf_types import REFUSED, TYPES, WHOLES, ModelType
 from wgtrain.files.source import shown
 
 MAX_LAYERS = 1 << 14
-NUMBER = "a number above 0 that f32 holds"
 _FLAG = "true or false"
 # Settings that change the mathematics, and the values beside null under which they do not.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -233,7 +231,7 @@ class _Reader:
         return self.wrong(key, value, f"an integer from 1 to {most}")
 
     def number(self, key: str, value: Any) -> float:
-        if type(value) in (int, float) and F32_MIN <= value <= F32_MAX:
+        if is_number(value):
             return float(value)
         return self.wrong(key, value, NUMBER)
 

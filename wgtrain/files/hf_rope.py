@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from wgtrain.files.architecture import MAX_COUNT
+from wgtrain.files.architecture import MAX_COUNT, NUMBER, is_number
 from wgtrain.files.gguf_parser import F32_MAX, F32_MIN
 from wgtrain.files.hf_types import ModelType
 from wgtrain.files.magnitudes import longrope_magnitude, yarn_magnitude
@@ -164,24 +164,7 @@ def _rope(
     if not kind.partial and raw.get("partial_rotary_factor") not in (None, 1):
         value = shown(raw["partial_rotary_factor"])
         problems.append(f"{where}: 'partial_rotary_factor' = {value} is not supported")
-    numbers = {
-        key: number
-        for key, needed in _NUMBERS[name].items()
-        if (number := _number(raw, key, needed, where, problems)) is not None
-    }
-    if name in ("llama3", "yarn", "longrope"):
-        original, context = "original_max_position_embeddings", values["max_position_embeddings"]
-        if (outer := text.get(original, values.get(original))) is not None:
-            numbers[original] = _number({original: outer}, original, True, "", problems) or 1.0
-        numbers.setdefault(original, float(context))
-        if not 2 <= numbers[original] <= MAX_COUNT or numbers[original] % 1:
-            what = f"{where}: {original} is {numbers[original]:g}"
-            problems.append(f"{what}; an integer from 2 to {MAX_COUNT} is needed")
-            numbers[original] = 2.0
-        if name != "llama3":
-            numbers.setdefault("factor", context / numbers[original])
-    if name == "llama3" and numbers.get("low_freq_factor") == numbers.get("high_freq_factor"):
-        problems.append(f"{where}: low_freq_factor and high_freq_factor are equal")
+    numbers = _numbers(name, raw, where, text, values, problems)
     truncate = raw.get("truncate", True)
     if type(truncate) is not bool:
         problems.append(f"{where}: truncate is {shown(truncate)}; true or false is needed")
@@ -207,18 +190,47 @@ def _rope(
     return made
 
 
+def _numbers(
+    name: str,
+    raw: dict[str, Any],
+    where: str,
+    text: dict[str, Any],
+    values: dict[str, Any],
+    problems: list[str],
+) -> dict[str, float]:
+    """The numbers of an embedding of type `name`, those that it leaves out among them."""
+    numbers = {
+        key: number
+        for key, needed in _NUMBERS[name].items()
+        if (number := _number(raw, key, needed, where, problems)) is not None
+    }
+    if name in ("llama3", "yarn", "longrope"):
+        original, context = "original_max_position_embeddings", values["max_position_embeddings"]
+        if (outer := text.get(original, values.get(original))) is not None:
+            numbers[original] = _number({original: outer}, original, True, "", problems) or 1.0
+        numbers.setdefault(original, float(context))
+        if not 2 <= numbers[original] <= MAX_COUNT or numbers[original] % 1:
+            what = f"{where}: {original} is {numbers[original]:g}"
+            problems.append(f"{what}; an integer from 2 to {MAX_COUNT} is needed")
+            numbers[original] = 2.0
+        if name != "llama3":
+            numbers.setdefault("factor", context / numbers[original])
+    if name == "llama3" and numbers.get("low_freq_factor") == numbers.get("high_freq_factor"):
+        problems.append(f"{where}: low_freq_factor and high_freq_factor are equal")
+    return numbers
+
+
 def _number(
     raw: dict[str, Any], key: str, needed: bool, where: str, problems: list[str]
 ) -> float | None:
-    value = raw.get(key)
+    value: Any = raw.get(key)
     if value is None and not needed:
         return None
-    number: Any = value
-    if type(number) in (int, float) and F32_MIN <= number <= F32_MAX:
-        return float(number)
+    if is_number(value):
+        return float(value)
     what = "missing" if value is None else shown(value)
     place = f"{where}: " if where else ""
-    problems.append(f"{place}{key} is {what}; a number above 0 that f32 holds is needed")
+    problems.append(f"{place}{key} is {what}; {NUMBER} is needed")
     return None
 
 
@@ -228,7 +240,7 @@ def _factors(
     """One of longrope's two lists."""
     given: Any = raw.get(key)
     if isinstance(given, list) and len(given) == pairs:
-        numbers = [float(x) for x in given if type(x) in (int, float) and F32_MIN <= x <= F32_MAX]
+        numbers = [float(x) for x in given if is_number(x)]
         if len(numbers) == pairs:
             return tuple(numbers)
     problems.append(f"{where}: {key} is {shown(given)}; {pairs} numbers above 0 are needed")

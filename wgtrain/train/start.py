@@ -33,14 +33,19 @@ def check_arguments(
     for name, part in {"rows": rows, "valid": valid}.items():
         if not isinstance(part, Dataset) and (part is not None or name == "rows"):
             raise OptionError(f"{name}: {shown(part)}: load them first, with wgtrain.load_dataset")
+    check_settings(lora, config)
+    for data in (rows, valid):
+        if data is not None:
+            check_vocabulary(data, model.config.vocabulary)
+
+
+def check_settings(lora: Any, config: Any) -> None:
+    """OptionError for settings that are not what they have to be, or None."""
     for name, value, kind in (("lora", lora, LoraConfig), ("config", config, TrainConfig)):
         if value is not None and not isinstance(value, kind):
             hint = "; write config=TrainConfig(...)" if isinstance(value, TrainConfig) else ""
             what = f"{name}: a {kind.__name__} is needed, not {type(value).__name__}"
             raise OptionError(what + hint)
-    for data in (rows, valid):
-        if data is not None:
-            check_vocabulary(data, model.config.vocabulary)
 
 
 def initial_parameters(shapes: Mapping[str, tuple[int, int]], seed: int) -> dict[str, np.ndarray]:
