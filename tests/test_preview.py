@@ -5,7 +5,9 @@ before training.
 import errno
 import html
 import json
+import os
 import re
+import stat
 import sys
 from pathlib import Path
 from typing import Any
@@ -227,6 +229,13 @@ def test_the_command(rows: Path, capsys: Any) -> None:
     code, _, error = wgtrain(capsys, "preview", rows, "--model", BASE, "--html", rows.name)
     assert code == 2 and "the output is also the input" in error
     assert rows.read_bytes() == content
+    os.mkfifo("pipe")  # a device would be replaced as this one
+    code, _, error = wgtrain(capsys, "preview", rows, "--model", BASE, "--html", "pipe")
+    assert (
+        code == 2
+        and "pipe: a device, FIFO or socket" in error
+        and stat.S_ISFIFO(os.stat("pipe").st_mode)
+    )
     code, said, _ = wgtrain(capsys, "preview", rows, "--model", BASE, "--json", "--rows", "all")
     found = json.loads(said)
     assert (found["rows"], found["dropped"]) == (3, [[2, "nothing in it is trained"]])

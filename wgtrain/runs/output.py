@@ -3,6 +3,7 @@ unless that was asked for.
 """
 
 import os
+import stat
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,10 @@ def check_output(path: Path, force: bool, *inputs: Path) -> None:
         if not path.absolute().parent.is_dir():
             raise FileError(f"{path}: there is no folder {path.absolute().parent}")
         try:
-            os.lstat(path)
+            mode = os.lstat(path).st_mode
             exists = True
+            if not stat.S_ISREG(mode) and not stat.S_ISLNK(mode):  # a link as such is replaced
+                raise FileError(f"{path}: a device, FIFO or socket; the name of a file is needed")
         except FileNotFoundError:
             exists = False
         listed = [
