@@ -70,6 +70,23 @@ def test_names() -> None:
         assert part_names(name) == []
 
 
+def test_parts_of_other_models_and_counts_that_cannot_be() -> None:
+    good = split(WHOLE)
+    for key, value, words in (
+        ("general.architecture", "qwen2", "general.architecture is 'qwen2', in part 0 it is 'll"),
+        ("split.tensors.count", np.int32(7), "parts of two models"),
+    ):
+        other = split(WHOLE, **{key: value})
+        refused(words, *good[:2], other[2], good[3])
+    for count in (2**32 - 1, -1, 65_536):
+        parts = split(WHOLE, **{"split.count": np.int64(count)})
+        refused(f"split.count is {count}; 1 to 65535 are possible", *parts)
+    refused("parts 5, 6, 7", *split(WHOLE, **{"split.count": np.uint16(65_535)}))
+    refused(
+        "and 65511 more of 65535 are missing", *split(WHOLE, **{"split.count": np.uint16(65_535)})
+    )
+
+
 def test_as_one(parted: list[Path]) -> None:
     """Metadata, tensors and every byte of them, from any part, a list in any order, and bytes."""
     whole = parse_gguf(WHOLE)

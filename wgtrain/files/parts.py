@@ -12,6 +12,7 @@ from wgtrain.files.joined import JoinedSource, Part, Plain
 from wgtrain.files.source import Source, shown, source_name, source_size
 
 _NUMBER, _COUNT, _TENSORS = "split.no", "split.count", "split.tensors.count"
+_MOST, _LISTED = 65_535, 20  # parts there may be, and of those missing that are named
 _NAME = re.compile(r"(.*)-([0-9]{5})-of-([0-9]{5})\.gguf", re.DOTALL)
 
 
@@ -47,6 +48,7 @@ async def read_parts(sources: Sequence[Source]) -> tuple[Source, GGUF]:
         heads.append(Plain(source, 0, end))
         bodies.append(Plain(source, end, size - end))
     start = sum(part.nbytes for part in heads)
+    _check_same(files)
     tensors: dict[str, TensorInfo] = {}
     for (_, gguf), head, body in zip(files, heads, bodies, strict=True):
         for name, info in gguf.tensors.items():
@@ -71,9 +73,24 @@ async def read_parts(sources: Sequence[Source]) -> tuple[Source, GGUF]:
     return JoinedSource(first.name, parts), whole
 
 
+def _check_same(files: list[tuple[Source, GGUF]]) -> None:
+    """FileError where a part says that it is one of another model than the first."""
+    first = files[0][1]
+    for _, gguf in files[1:]:
+        for key in (_TENSORS, "general.architecture", "general.name"):
+            found, other = (str(one.metadata.get(key, "")) for one in (gguf, first))
+            if found and other and found != other:
+                raise FileError(
+                    f"{gguf.name}: {key} is {shown(found)}, in {first.name} it is {shown(other)}: "
+                    "parts of two models"
+                )
+
+
 def _in_order(files: list[tuple[Source, GGUF]]) -> list[tuple[Source, GGUF]]:
     """By number; every number once."""
     count = part_count(files[0][1])
+    if not 1 <= count <= _MOST:
+        raise FileError(f"{files[0][1].name}: {_COUNT} is {count}; 1 to {_MOST} are possible")
     places: dict[int, tuple[Source, GGUF]] = {}
     for source, gguf in files:
         name = source_name(source)
@@ -90,8 +107,10 @@ def _in_order(files: list[tuple[Source, GGUF]]) -> list[tuple[Source, GGUF]]:
         places[number] = source, gguf
     if missing := [str(number + 1) for number in range(count) if number not in places]:
         parts = "part" if len(missing) == 1 else "parts"
+        listed = ", ".join(missing[:_LISTED])
+        listed += f" and {len(missing) - _LISTED} more" if len(missing) > _LISTED else ""
         raise FileError(
-            f"{files[0][1].name}: {parts} {', '.join(missing)} of {count} "
+            f"{files[0][1].name}: {parts} {listed} of {count} "
             f"{'is' if len(missing) == 1 else 'are'} missing; of paths, files are found that end "
             f"in -00001-of-{count:05d}.gguf and so on; of others, a list of all parts is needed"
         )
