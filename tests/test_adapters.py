@@ -311,16 +311,17 @@ def test_separate_to_fused(parts: tuple[str, ...]) -> None:
     """The same product: A stacked, B on a diagonal, at a rank that all pairs have."""
     names = {part: ROWS[part] for part in parts} | {"ffn_up": 20}
     apart = Adapter("llama", 2, 3.0, random_pairs(names, 2))
-    base = table({"attn_qkv": 24, "ffn_up": 20})
+    base = table({"attn_qkv": 24, "ffn_up": 20}) | table({"attn_output": 10}, ROWS["attn_q"])
     whole = fitted(apart, base)
     adapter_fits(whole, base, "llama")
     assert whole.rank == 2 * len(parts) and whole.alpha == 3.0 * len(parts)
     expected, found = products(apart), products(whole)
     for name, product in found.items():
         np.testing.assert_allclose(product, expected.get(name, 0 * product), atol=1e-12)
-    other = table({"attn_qkv": 12, "ffn_up": 20})
-    with pytest.raises(FileError, match="the model has no such tensor"):
-        adapter_fits(fitted(apart, other), other, "llama")
+    for rows, q in ((12, 6), (24, 8), (28, 12), (24, 24)):  # heads of other numbers or sizes
+        other = table({"attn_qkv": rows, "ffn_up": 20}) | table({"attn_output": 10}, q)
+        with pytest.raises(FileError, match="the model has no such tensor"):
+            adapter_fits(fitted(apart, other), other, "llama")
 
 
 def test_fused_to_separate() -> None:

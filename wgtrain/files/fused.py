@@ -33,8 +33,7 @@ def fit_pairs(given: Pairs, tensors: Mapping[str, TensorInfo]) -> Pairs:
         else:
             found[name] = pair
     for block, pairs in parts.items():
-        total = tensors[f"{block}{QKV}.weight"].shape[0]
-        fused = _fuse(pairs, total)
+        fused = _fuse(pairs, _rows(block, tensors))
         if fused is None:
             found |= {f"{block}{part}.weight": pair for part, pair in pairs.items()}
         else:
@@ -55,23 +54,24 @@ def separate(block: str, pair: Pair, rows: list[int]) -> Pairs:
     }
 
 
-def _fuse(pairs: Pairs, total: int) -> Pair | None:
-    """One pair for `total` rows, those of q, k and v; None where they cannot be as many."""
-    known = {part: len(b) for part, (_, b) in pairs.items()}
-    kv = known.get("attn_k", known.get("attn_v"))
-    q = known.get("attn_q", total - 2 * kv if kv is not None else 0)
-    kv = (total - q) // 2 if kv is None else kv
-    rows = {"attn_q": q, "attn_k": kv, "attn_v": kv}
-    if min(rows.values()) < 1 or sum(rows.values()) != total:
-        return None
-    if any(rows[part] != n for part, n in known.items()):
+def _rows(block: str, tensors: Mapping[str, TensorInfo]) -> dict[str, int]:
+    """The rows of q, k and v in a fused tensor: those of q are what `attn_output` reads."""
+    total, output = tensors[f"{block}{QKV}.weight"], tensors.get(f"{block}attn_output.weight")
+    q = output.shape[-1] if output is not None else 0
+    kv = (total.shape[0] - q) // 2
+    return {"attn_q": q, "attn_k": kv, "attn_v": kv}
+
+
+def _fuse(pairs: Pairs, rows: dict[str, int]) -> Pair | None:
+    """One pair for q, k and v of so many rows; None where those of a pair are not as many."""
+    if any(len(b) != rows[part] for part, (_, b) in pairs.items()):
         return None
     if len({a.shape[1] for a, _ in pairs.values()}) > 1:
         return None
     here = [part for part in PARTS if part in pairs]
     a = np.concatenate([pairs[part][0] for part in here])
-    b = np.zeros((total, len(a)), np.float32)
-    starts = {"attn_q": 0, "attn_k": q, "attn_v": q + kv}
+    b = np.zeros((sum(rows.values()), len(a)), np.float32)
+    starts = {"attn_q": 0, "attn_k": rows["attn_q"], "attn_v": rows["attn_q"] + rows["attn_k"]}
     column = 0
     for part in here:
         values = pairs[part][1]
