@@ -211,6 +211,8 @@ def test_alignment_and_version_2() -> None:
     [
         (b"GGML" + bytes(60), "begins with b'GGML'"),
         (b"", "the magic number needs 4 bytes, 0 are left"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "a pointer of Git LFS: git lfs pull"),
+        (b"\n<!DOCTYPE html><html>", "it is a web page: download the file itself"),
         (b"GGUF" + struct.pack("<IQQ", 1, 0, 0), "GGUF version 1; 2 and 3 are read"),
         (b"GGUF" + struct.pack("<IQQ", 4, 0, 0), "GGUF version 4; 2 and 3 are read"),
         (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "a big-endian GGUF file"),
@@ -219,6 +221,20 @@ def test_alignment_and_version_2() -> None:
 def test_other_files_are_refused_by_name(front: bytes, says: str) -> None:
     with pytest.raises(FileError, match=says):
         parse_gguf(front)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "pytorch_model.bin"])
+def test_files_of_a_folder_point_to_the_folder(name: str) -> None:
+    with pytest.raises(FileError, match="of a model of Hugging Face, name its folder$"):
+        parse_gguf(b"{   }", name)
+
+
+def test_a_file_that_is_cut_short() -> None:
+    data = write_gguf({"a": 1}, {"x": np.ones((4, 64), np.float32), "y": np.ones(4, np.float32)})
+    assert parse_gguf(data).tensors
+    for length in (len(data) - 48, len(data) - 400):
+        with pytest.raises(FileError, match="was it downloaded whole"):
+            parse_gguf(data[:length])
 
 
 class Slow:

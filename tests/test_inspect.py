@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +83,14 @@ def test_what_would_be_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str
     folder.mkdir()
     (folder / "config.json").write_text('{"model_type": "mamba"}')
     assert "mamba" in facts(capsys, folder)["refused"]
-    path.write_bytes(b"GGUF\3\0")
-    status, said = inspect(capsys, path)
-    assert status == 2 and "experts.gguf" in said
+    for content, words in ((b"GGUF\3\0", "version"), (b"", "magic"), (b"<html>", "web page")):
+        path.write_bytes(content)
+        status, said = inspect(capsys, path)
+        assert status == 2 and "experts.gguf" in said and words in said
+    for name in ("config.json", "model-00001-of-00002.safetensors"):
+        (folder / name).write_bytes(b"{}")
+        status, said = inspect(capsys, folder / name)
+        assert status == 2 and f"name its folder, {folder}\n" in said
 
 
 @pytest.mark.parametrize("key", ["general.type", "general.architecture", "general.name"])
@@ -153,6 +159,7 @@ def test_adapters(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert found["fits"] is False and found["refused"]
     status, said = inspect(capsys, path, "--model", other)
     assert status == 0 and "no: " in said and "'qwen2'" in said
+    assert re.search(r"^alpha +6$", said, re.MULTILINE)
     status, said = inspect(capsys, model, "--model", other)
     assert status == 2 and "--model goes with adapters and rows" in said
 
@@ -172,6 +179,10 @@ def test_rows(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert 0 < counted["trained_tokens"] < counted["tokens"]
     status, said = inspect(capsys, path, "--model", model)
     assert status == 0 and f"{counted['tokens']:,}, of which" in said and "one two three" in said
+    path.write_text(json.dumps({"text": "a", "a_long_name_of_a_field": 1}) + "\n")
+    status, said = inspect(capsys, path)
+    assert {len(line) for line in said.splitlines()[2:5]} == {len(said.splitlines()[2])}
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     (tmp_path / "set").mkdir()
     packed = tmp_path / "set" / "train.jsonl"
     packed.write_bytes(gzip.compress(path.read_bytes()))

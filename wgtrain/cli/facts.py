@@ -59,7 +59,8 @@ def _adapter_words(facts: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     yield "adapter", f"{facts['file']}, a {facts['form']}"
     yield "architecture", facts["architecture"] or ""
     yield "rank", str(facts["rank"])
-    yield "alpha", f"{facts['alpha']}"
+    alpha = facts["alpha"]
+    yield "alpha", f"{alpha:g}" if isinstance(alpha, float) else str(alpha)
     yield "parameters", f"{facts['parameters']:,}"
     targets = facts["targets"]
     yield "targets", ", ".join(map(str, targets)) if isinstance(targets, list) else str(targets)
@@ -73,8 +74,9 @@ def _adapter_words(facts: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
 def _data_words(facts: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     yield "data", facts["file"]
     yield "rows", f"{facts['rows']:,}"
-    yield "kinds", "\n".join(f"{kind:<14}{n:>9,}" for kind, n in facts["kinds"].items())
-    yield "columns", "\n".join(f"{name:<14}{n:>9,}" for name, n in facts["columns"].items())
+    width = max([12, *map(len, facts["columns"])]) + 2
+    for name in ("kinds", "columns"):
+        yield name, "\n".join(f"{key:<{width}}{n:>9,}" for key, n in facts[name].items())
     yield "problems", "\n".join(facts["problems"])
     if "lengths" in facts:
         yield "tokens", f"{facts['tokens']:,}, of which {facts['trained_tokens']:,} are trained"

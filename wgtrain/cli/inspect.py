@@ -71,8 +71,11 @@ def _kind(path: Path) -> str:
         return "data"
     if is_adapter(path):
         return "adapter"
+    if path.name == CONFIG or path.suffix == ".safetensors":
+        raise FileError(f"{path}: a file of a model; name its folder, {path.parent}")
     with as_source(path) as opened:
-        return "model" if bytes(run(_head(opened))) == b"GGUF" else "data"
+        named = path.suffix == ".gguf"  # one that is none is refused as such
+        return "model" if named or bytes(run(_head(opened))) == b"GGUF" else "data"
 
 
 def _text(gguf: GGUF, key: str) -> str | None:

@@ -57,6 +57,7 @@ _SMALLEST_TENSOR = 8 + 1 + 4 + 8 + 4 + 8
 T = TypeVar("T")
 Row = tuple[tuple[int, ...], Block, int]  # shape, type, offset from the start of the data
 _REQUIRED: Any = object()
+_SHORT = ": was it downloaded whole?"
 
 
 @dataclass(frozen=True)
@@ -213,7 +214,8 @@ class Parser:
         self.need(4, "the magic number")
         magic = bytes(self.data[:4])
         if magic != b"GGUF":
-            raise self.fail(f"begins with {magic!r}, a GGUF file with b'GGUF'")
+            what = _instead(bytes(self.data[:64]), self.name)
+            raise self.fail(f"begins with {magic!r}, a GGUF file with b'GGUF'{what}")
         self.pos = 4
         version = self.u32("the version")
         if version & 0xFFFF == 0:
@@ -334,7 +336,8 @@ class Parser:
         elements = math.prod(shape)  # Python's integers cannot overflow
         if not elements or elements // block.size * block.nbytes > self.size:
             at = self.pos - 4 - 8 * n_dims
-            raise self.fail(f"shape {shape} of {block.name} in a file of {self.size} bytes", at)
+            text = f"shape {shape} of {block.name} in a file of {self.size} bytes{_SHORT}"
+            raise self.fail(text, at)
         if shape[-1] % block.size:
             raise self.fail(
                 f"rows of {shape[-1]} elements, a multiple of {block.size} needed for {block.name}"
@@ -352,7 +355,8 @@ class Parser:
             if relative % alignment:
                 raise self.fail(f"not at a multiple of the alignment {alignment}", offset)
             if offset + nbytes > self.size:
-                raise self.fail(f"its {nbytes} bytes end outside the file of {self.size}", offset)
+                text = f"its {nbytes} bytes end outside the file of {self.size}{_SHORT}"
+                raise self.fail(text, offset)
             infos[name] = TensorInfo(name, shape, block.name, offset, nbytes)
         ordered = sorted(infos.values(), key=lambda info: info.offset)
         for before, after in pairwise(ordered):
@@ -361,6 +365,17 @@ class Parser:
                 end = f"{shown(before.name)}, which ends at {before.offset + before.nbytes}"
                 raise self.fail(f"overlaps tensor {end}", after.offset)
         return infos
+
+
+def _instead(front: bytes, name: str) -> str:
+    """What a file that is no GGUF seems to be, and what to do."""
+    if front.startswith(b"version https://git-lfs"):
+        return "; it is a pointer of Git LFS: git lfs pull fetches the file itself"
+    if front.lstrip()[:5].lower() in (b"<!doc", b"<html"):
+        return "; it is a web page: download the file itself"
+    if name.endswith((".safetensors", ".bin", ".pth", ".json")):
+        return "; of a model of Hugging Face, name its folder"
+    return ""
 
 
 def _known(names: dict[int, str]) -> str:
