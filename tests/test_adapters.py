@@ -143,6 +143,10 @@ def test_fits() -> None:
         "  'blk.1.ffn_down.weight': the model has no such tensor",
         "  'output.weight': the model's output head is tied to its embedding",
     ]
+    with pytest.raises(FileError) as caught:
+        adapter_fits(a, {}, "qwen2")
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 8 and lines[-1] == f"  and {len(a.tensors) - 5} more"
 
 
 # --- PEFT -----------------------------------------------------------------------------------------

@@ -195,7 +195,7 @@ def fit_adapter(
 def adapter_fits(
     adapter: Adapter, tensors: dict[str, TensorInfo], architecture: str, name: str = "adapter"
 ) -> None:
-    """Raises FileError, listing everything, unless each pair has a base tensor (n_out, n_in)."""
+    """Raises FileError with the first reasons unless each pair has a base tensor (n_out, n_in)."""
     problems = []
     if adapter.architecture != architecture:
         problems.append(f"made for {adapter.architecture!r} models, this one is {architecture!r}")
@@ -209,7 +209,7 @@ def adapter_fits(
         else:
             problems.append(f"{base!r}: the model has no such tensor")
     if problems:
-        raise FileError(_listed(f"{name} does not fit the model", problems))
+        raise FileError(_listed(f"{name} does not fit the model", problems, 6))
 
 
 def _ordered(adapter: Adapter) -> list[tuple[str, tuple[np.ndarray, np.ndarray]]]:
