@@ -309,7 +309,7 @@ def install(patch=setattr):
 
     patch(trainer, "lora_learner", FakeLearner)
     patch(session, "opened_base", contextlib.nullcontext)
-    patch(session, "base_tokenizer", lambda base: None)
+    patch(session, "training_tokenizer", lambda base: None)
     patch(session, "load_model", FakeModel)
     patch(session, "load_dataset", fake_dataset)
     patch(session, "plan", FakePlan)

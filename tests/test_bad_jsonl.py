@@ -13,6 +13,7 @@ from test_jsonl import CHAT, letters
 from wgtrain.chat import bounded
 from wgtrain.chat.page import Page
 from wgtrain.data import load_rows
+from wgtrain.data.records import read_records
 from wgtrain.errors import FileError
 
 Make = Callable[[random.Random], bytes]
@@ -344,3 +345,10 @@ def refused(data: bytes, message: str) -> None:
     finally:
         tracemalloc.stop()
     assert len(str(caught.value)) < 400
+
+
+def test_a_table_is_told_how_it_becomes_rows():
+    for name in ("rows.csv", "ROWS.TSV.gz"):
+        with pytest.raises(FileError, match=f"^{name}: a table, .*to_json"):
+            list(read_records(b"prompt,completion\nhi,there\n", name))
+        assert list(read_records(b'{"text": "a"}', name)) == [(1, {"text": "a"})]

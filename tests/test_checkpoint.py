@@ -102,7 +102,7 @@ def test_a_run_is_prolonged_by_the_schedule_of_the_new_total():
     longer.restore(files, "at", prolong=True)
     rates = [result.learning_rate for result in longer.run()]
     assert rates == [longer.schedule(step) for step in (7, 8, 9)]
-    with pytest.raises(OptionError, match="at: it stands at step 6 of 5"):
+    with pytest.raises(OptionError, match="at: it stands at step 6 of 5; a run can be made longer"):
         make(iters=5).restore(files, "at", prolong=True)
 
 

@@ -10,20 +10,24 @@ import sys
 from pathlib import Path
 
 import fake_learner
+import numpy as np
 import pytest
 import yaml
 from click.testing import CliRunner
 from fake_learner import FakeLearner, write_rows
+from tiny import tiny
 
 from wgtrain import __main__ as entry
 from wgtrain.cli import doctor
 from wgtrain.cli import main as cli
 from wgtrain.engine.tuning import Choice
 from wgtrain.errors import DeviceError, FileError, OutOfMemoryError
+from wgtrain.files import write_gguf
 from wgtrain.files.adapters import read_adapter_gguf
 from wgtrain.gpu import AdapterInfo, list_adapters
 from wgtrain.gpu.protocol import FEATURES
 from wgtrain.runs import session
+from wgtrain.runs.telling import ending
 from wgtrain.train.config import LoraConfig, RunConfig, TrainConfig
 from wgtrain.tune.cache import cache_file, load, save
 from wgtrain.tune.sweep import Measured, Shape
@@ -377,6 +381,7 @@ def test_no_escape_of_a_file_reaches_the_screen(toy, capsys, monkeypatch):
         ("{ok} --lora-rank=1", ["No such option --lora-rank; did you mean --rank?"]),
         ("{ok} --resume-from x", ["No such option --resume-from; did you mean --resume?"]),
         ("{ok} -q", ["No such option -q"]),
+        ("base.gguf rows.jsonl", ["(base.gguf rows.jsonl); files are named by --model "]),
         ("{ok} --rank 1_6", ["--rank = 1_6: allowed is a whole number, at least 1"]),
         ("{ok} --data=~/no.jsonl", [f"{Path('~/no.jsonl').expanduser()}: No such file"]),
         ("--resume nowhere", ["nowhere: not a run folder"]),
@@ -614,3 +619,44 @@ def test_a_run_goes_on_with_other_memory(toy, capsys, monkeypatch):
     assert opened == [None, 3 << 30, 5_000_000_000]
     assert yaml.safe_load(Path("out/config.yaml").read_text())["gpu_memory"] == 5_000_000_000
     assert "GPU memory: " in said and "GPU memory: " in Path("out/train.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (
+            "preview --data rows.jsonl",
+            "--data; it stands by itself: wgtrain preview DATA\n",
+        ),
+        (
+            "quantize --model a.gguf",
+            "--model; it stands by itself: wgtrain quantize MODEL\n",
+        ),
+        ("plan base.gguf", "(base.gguf); files are named by --model FILE --data FILE"),
+        ("quantize a b --type Q8_0 --out c", "unexpected extra argument (b)\n"),
+        ("quantize rows.jsonl --type Q3_K --out c", "error: --type: 'Q3_K' is not one of F32"),
+    ],
+)
+def test_files_that_are_named_in_another_way(toy, capsys, command, said):
+    if "rows.jsonl --type" in command:
+        Path("rows.jsonl").write_bytes(tiny("llama").gguf)
+    code, _, error = wgtrain(capsys, *command.split())
+    assert code == 2 and said in error
+
+
+@pytest.mark.parametrize("command", ["train", "plan"])
+def test_a_model_that_cannot_be_trained_is_refused_before_its_vocabulary(
+    capsys, tmp_path, monkeypatch, command
+):
+    monkeypatch.chdir(tmp_path)
+    Path("rows.jsonl").write_text('{"text": "a"}')
+    metadata = {"general.architecture": "qwen3moe", "qwen3moe.block_count": 1}
+    Path("m.gguf").write_bytes(write_gguf(metadata, {"a": np.ones(4, np.float32)}))
+    code, _, error = wgtrain(capsys, command, "--model", "m.gguf", "--data", "rows.jsonl")
+    assert code == 2 and "m.gguf: general.architecture 'qwen3moe' is not" in error
+
+
+def test_a_number_of_steps_in_words():
+    facts = {"tokens": 7, "seconds": 1, "first_loss": 2, "last_loss": 1, "first_eval_loss": None}
+    for steps, said in ((1, "1 step, 7"), (1200, "1,200 steps, 7")):
+        assert ending(facts | {"step": steps}).startswith(said)

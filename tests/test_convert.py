@@ -145,14 +145,17 @@ def test_what_a_gguf_cannot_hold(folder: Path) -> None:
 
 def test_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "made.gguf"
-    code, said = wgtrain(capsys, folder, "--out", out, "--type", "bf16")
+    code, said = wgtrain(capsys, folder, "--out", out, "--type", "BF16")
     assert (code, "made.gguf: llama, BF16" in said) == (0, True), said
     found = parse_gguf(out.read_bytes())
     assert found.metadata["general.name"] == "base"
     assert not [key for key in found.metadata if str(tmp_path) in str(found.metadata[key])]
     for arguments, message in (
         ((folder, "--out", out), "exists already; --force replaces it"),
-        ((folder, "--out", out, "--force", "--type", "q3"), "type: 'q3' is not one of f32, f16"),
+        (
+            (folder, "--out", out, "--force", "--type", "q3"),
+            "type: 'q3' is not one of f32, f16, bf16; wgtrain",
+        ),
         ((tmp_path / "no", "--out", out), "No such file"),
         ((out, "--out", tmp_path / "x.gguf"), "for GGUFs of models there is wgtrain quantize"),
         ((folder, "--out", tmp_path), "a folder; the name of a file is needed"),

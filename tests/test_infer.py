@@ -67,6 +67,7 @@ def test_an_adapter_is_read_and_hashed_once_an_answer(
 
 
 def test_pieces_are_the_text_of_the_greedy_tokens(model: Any, adapter: Path) -> None:
+    assert repr(model).startswith(f"<Model {model.name}: {model.config.architecture}, ")
     """Also those of many prompts at once, under the same session."""
     tokenizer = model.tokenizer
     prompts = [tokenizer.encode(text, bos=tokenizer.add_bos) for text in (PROMPT, "The dog")]

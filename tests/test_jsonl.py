@@ -389,8 +389,12 @@ def test_truncated_and_dropped() -> None:
     ]
     assert [row.line for row in data.rows] == [2, 3, 6]
     assert (data.truncated, data.dropped, data.seq_len, data.name) == (2, 3, 5, "data")
-    with pytest.raises(FileError, match="none of its 1 rows has a token to learn within 5 tokens"):
+    assert repr(data) == "<Dataset data: 3 rows>"
+    none = r"^data: none of its 1 rows has a token to learn within 5 tokens"
+    with pytest.raises(FileError, match=none + r"; a longer --seq-len .* helps, up to 9$"):
         load(tokenizer, {"prompt": "abcdef", "completion": "gh"}, seq_len=5)
+    with pytest.raises(FileError, match=none + "$"):
+        load(tokenizer, {"input_ids": [1, 2], "labels": [1, -100]}, seq_len=5)
     no_answer = {"messages": [{"role": "user", "content": "u"}]}
     assert load(letters(CHAT), no_answer, {"text": "ab"}).dropped == 1
 

@@ -27,7 +27,7 @@ from wgtrain.files.parts import read_parts
 from wgtrain.files.source import shown
 from wgtrain.gpu import read_gpu_memory, run
 from wgtrain.infer.model import Model, open_model
-from wgtrain.model.config import ModelConfig
+from wgtrain.model.config import ModelConfig, read_config
 from wgtrain.model.folder import Folder, open_folder
 from wgtrain.model.host import Host, Loaded, Show
 from wgtrain.notebook import chart
@@ -70,6 +70,14 @@ def base_tokenizer(base: Folder) -> Tokenizer:
     if base.no_tokenizer is not None:
         raise FileError(base.no_tokenizer)
     return read_tokenizer(base.gguf.metadata, base.gguf.name)
+
+
+def training_tokenizer(base: Folder) -> Tokenizer:
+    """The same for a run: a model that cannot be trained is refused before its vocabulary is read,
+    by what it is.
+    """
+    read_config(base.gguf)
+    return base_tokenizer(base)
 
 
 @dual_function

@@ -93,7 +93,7 @@ def cli() -> None:
     "length, --gpu-memory, and --model, --data, --valid, --init-adapter for files that moved.",
 )
 def train(config_file: str | None, resume: str | None, **given: Any) -> int:
-    """Train an adapter on a GGUF model and JSONL rows."""
+    """Train an adapter on a model, a GGUF or a Hugging Face folder, and JSONL rows."""
     from wgtrain.runs import session
 
     explicit = {name: value for name, value in given.items() if value is not None}
@@ -282,7 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         click.echo(f"error: {_no_such(error)}", err=True)
         status = UNUSABLE
     except click.ClickException as error:
-        error.show()
+        _explained(error).show()
         status = UNUSABLE
     except (click.Abort, KeyboardInterrupt):
         streams.complain("interrupted")
@@ -298,9 +298,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(status or DONE)
 
 
+def _explained(error: click.ClickException) -> click.ClickException:
+    """The error, of files that stand without an option with those that name them."""
+    if not isinstance(error, click.UsageError) or error.ctx is None:
+        return error
+    known = {name for parameter in error.ctx.command.params for name in parameter.opts}
+    named = [f"{name} FILE" for name in ("--model", "--data") if name in known]
+    if not named or not error.message.startswith("Got unexpected extra argument"):
+        return error
+    return click.UsageError(f"{error.message}; files are named by {' '.join(named)}", error.ctx)
+
+
 def _no_such(error: click.NoSuchOption) -> str:
     """Which option is meant by one that a command does not have."""
     command = error.ctx.command if error.ctx else cli
+    for argument in command.params:
+        if isinstance(argument, click.Argument) and error.option_name == f"--{argument.name}":
+            place = f"wgtrain {command.name} {str(argument.name).upper()}"
+            return f"No such option {error.option_name}; it stands by itself: {place}"
     known = [name for option in command.params for name in option.opts if name.startswith("--")]
     words = f"No such option {error.option_name}"
     if not known or not error.option_name.startswith("--"):
@@ -323,7 +338,7 @@ def _say(line: str) -> None:
 def as_options(message: str) -> str:
     """Names of settings that begin a line of a message, or its warning, spelt as options."""
     known = {f.name for config_class in CONFIGS for f in fields(config_class)}
-    known |= {"resume", "config", "rows"}
+    known |= {"resume", "config", "rows", "type"}
 
     def spelt(match: re.Match[str]) -> str:
         names = [_dashes(name) if name in known else name for name in match[2].split(", ")]

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
-from wgtrain.api import base_tokenizer, data_file, load_dataset, opened_base
+from wgtrain.api import data_file, load_dataset, opened_base, training_tokenizer
 from wgtrain.data import Dataset
 from wgtrain.errors import OptionError, printable
 from wgtrain.model.folder import Folder
@@ -47,7 +47,7 @@ def _rows(model: Any, paths: RunConfig, config: TrainConfig) -> tuple[Dataset, D
     """The rows of a run, as they are read there, and those for validation in files."""
     if not isinstance(model, Folder):
         raise OptionError(f"data = {paths.data}: {model} has no tokenizer; leave the data out")
-    tokenizer = base_tokenizer(model)
+    tokenizer = training_tokenizer(model)
     chat = templating_of(paths)
     read = (tokenizer, config.seq_len, config.train_on, None, paths.kind)
     rows = load_dataset(data_file(paths.data), *read, chat=chat)

@@ -11,7 +11,7 @@ import numpy as np
 
 from wgtrain.data.chat import Chats
 from wgtrain.data.checks import Checks, Finding
-from wgtrain.data.examples import IGNORED, KINDS, Example, ExampleReader, Segment
+from wgtrain.data.examples import IGNORED, KINDS, Example, ExampleReader, Segment, in_rows
 from wgtrain.data.library import TooSlow
 from wgtrain.data.records import RowError, read_records
 from wgtrain.data.templates import Templating
@@ -62,6 +62,9 @@ class Dataset:
     findings: list[Finding] = field(default_factory=list)
     without: list[tuple[Row, str]] = field(default_factory=list)
 
+    def __repr__(self) -> str:
+        return f"<Dataset {self.name}: {in_rows(len(self.rows))}>"
+
 
 def load_rows(
     data: bytes,
@@ -101,8 +104,13 @@ def refusals(data: Dataset) -> list[str]:
     """Why rows that were read cannot be trained."""
     out = [str(finding) for finding in data.findings if finding.serious]
     if not data.rows:
-        n = data.dropped
-        out.append(f"none of its {n} rows has a token to learn within {data.seq_len} tokens")
+        behind = [len(row.tokens) + row.cut for row, why in data.without if why != NOTHING]
+        n, longer = data.dropped, ""
+        if behind:
+            longer = f"; a longer --seq-len (in Python seq_len) helps, up to {max(behind):,}"
+        out.append(
+            f"none of its {n} rows has a token to learn within {data.seq_len} tokens{longer}"
+        )
     return out
 
 

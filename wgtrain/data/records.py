@@ -30,6 +30,7 @@ _PACKED = {
     b"PAR1": "a Parquet file",
     b"GGUF": "a GGUF file",
 }
+_TABLES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 
 
 class RowError(ValueError):
@@ -44,6 +45,11 @@ def read_records(data: bytes, name: str) -> Iterator[tuple[int, Any]]:
     data = _unpacked(data, name)
     start = len(_BOM) if data.startswith(_BOM) else 0
     head = data[start : start + 4096].lstrip(_BLANK) or data[start:].lstrip(_BLANK)[:1]
+    if name.lower().endswith(_TABLES) and head[:1] not in (b"{", b"[", b""):
+        raise FileError(
+            f"{name}: a table, where JSON objects are read, one a line; pandas makes them: "
+            "read_csv(...).to_json('rows.jsonl', orient='records', lines=True)"
+        )
     if head[:1] == b"[":
         records = _array(_Whole(data, start, name))
     elif _spread(data, start):

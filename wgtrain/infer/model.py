@@ -65,6 +65,10 @@ class Model:
         self._session: tuple[bytes, Session] | None = None
         self._turn = Turn("this model")
 
+    def __repr__(self) -> str:
+        config = self.config
+        return f"<Model {self.name}: {config.architecture}, {config.n_layer} blocks>"
+
     @property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of the file's own metadata; FileError where there is none."""

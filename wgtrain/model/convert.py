@@ -37,8 +37,12 @@ async def plan_conversion(files: Files, name: str, kind: str | None = None) -> C
     FileError where the folder cannot be read, or where llama.cpp would compute something else of
     the file; OptionError for another type.
     """
+    kind = kind and kind.lower()
     if kind is not None and kind not in TYPES:
-        raise OptionError(f"type: {kind!r} is not one of {', '.join(TYPES)}")
+        raise OptionError(
+            f"type: {kind!r} is not one of {', '.join(TYPES)}; wgtrain quantize makes others of "
+            "the GGUF"
+        )
     model = await open_folder_model(files, name)
     translation = model.translation
     if translation.obstacles:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from wgtrain import __version__
-from wgtrain.api import base_tokenizer, load_adapter, load_dataset, load_model, opened_base
+from wgtrain.api import load_adapter, load_dataset, load_model, opened_base, training_tokenizer
 from wgtrain.data import Dataset
 from wgtrain.data.templates import Templating
 from wgtrain.engine.tables import from_json, to_json
@@ -107,7 +107,7 @@ def _open(
     paths, config = inputs.paths, inputs.config
     voice(f"opening {paths.model}")
     with opened_base(paths.model) as base:
-        read = (base_tokenizer(base), config.seq_len, config.train_on, chat.now, paths.kind)
+        read = (training_tokenizer(base), config.seq_len, config.train_on, chat.now, paths.kind)
 
         def load(rows: Rows) -> Dataset:
             return load_dataset(rows.take(), *read, name=str(rows.path), chat=chat)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from wgtrain.data import Dataset
+from wgtrain.data.examples import in_rows
 from wgtrain.errors import NonFiniteError, WgtrainError, printable
 from wgtrain.gpu import format_size
 from wgtrain.runs.folder import RESULTS, RunFolder
@@ -55,7 +56,7 @@ class Voice:
 def opening(folder: RunFolder, trainer: Trainer) -> str:
     """The lines before the first step."""
     rows, valid = trainer.rows, trainer.valid
-    parts = [f"{len(rows.rows)} rows"]
+    parts = [in_rows(len(rows.rows))]
     if rows.truncated:
         parts.append(f"{rows.truncated} cut at {rows.seq_len} tokens")
     if rows.dropped:
@@ -64,7 +65,7 @@ def opening(folder: RunFolder, trainer: Trainer) -> str:
         parts.append(f"{len(valid.rows)} for validation")
     learner, context = trainer.learner, trainer.model.config.context
     longest = max(len(row.tokens) for row in rows.rows)
-    long = f"rows of up to {longest} tokens, but the model was made for {context}"
+    long = f"rows of up to {longest:,} tokens, but the model was made for {context:,}"
     return "\n".join(
         [
             f"{rows.name}: {', '.join(parts)}",
@@ -74,7 +75,7 @@ def opening(folder: RunFolder, trainer: Trainer) -> str:
             *rows.notes,
             *_of_validation(rows, valid),
             *_odd(trainer),
-            f"{learner.parameter_count:,} parameters, {trainer.total_steps} steps",
+            f"{learner.parameter_count:,} parameters, {_steps(trainer.total_steps)}",
             f"kernels: {learner.tuning.origin}",
             f"writing to {folder.path}",
         ]
@@ -141,9 +142,14 @@ def facts(folder: RunFolder, trainer: Trainer) -> dict[str, Any]:
     }
 
 
+def _steps(number: int) -> str:
+    return f"{number:,} step{'' if number == 1 else 's'}"
+
+
 def ending(found: dict[str, Any]) -> str:
     """The facts of a finished run in words."""
-    words = f"{found['step']} steps, {found['tokens']:,} tokens, {found['seconds']:.1f} s, "
+    steps = _steps(found["step"])
+    words = f"{steps}, {found['tokens']:,} tokens, {found['seconds']:.1f} s, "
     words += f"loss {found['first_loss']:.4f} -> {found['last_loss']:.4f}"
     if found["first_eval_loss"] is not None:
         words += f", validation {found['first_eval_loss']:.4f} -> {found['last_eval_loss']:.4f}"

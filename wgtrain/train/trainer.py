@@ -331,7 +331,8 @@ class Trainer(Loop):
             told = other_chats(self.rows.chat, state.settings.get("chat"))
             problems.append(f"{self.rows.name}: {name} was made with other rows{told}")
         elif state.step > self.total_steps:
-            problems.append(f"{name}: it stands at step {state.step} of {self.total_steps}")
+            stands = f"it stands at step {state.step} of {self.total_steps}"
+            problems.append(f"{name}: {stands}; a run can be made longer, not shorter")
         elif (state.epoch, state.position) != self._windows.place(state.step):
             problems.append(f"{name}: its place in the data is not that of step {state.step}")
         parameters = saved.adapter.matrices
