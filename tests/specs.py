@@ -65,6 +65,19 @@ class Spec:
         heads, kv_heads, head_dim, ff = sizes[type]
         if (self.architecture, type) == ("gemma", "Q4_K"):
             heads, head_dim = 1, 256
+        rotary = self.rotary * head_dim // self.head_dim
+        pairs = (rotary or head_dim) // 2
+
+        def resized(name: str, values: Any) -> list[float]:
+            """A number for each pair of rotations."""
+            if name != "rope_freqs.weight":
+                return np.resize(values, pairs).tolist()
+            rope = dict(self.rope)
+            low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+            original = rope["original_max_position_embeddings"]
+            known = self.rope_theta, head_dim, rope["factor"], low, high, original
+            return list(llama3_divisors(*known))
+
         return replace(
             self,
             dim=heads * head_dim,
@@ -72,7 +85,12 @@ class Spec:
             kv_heads=kv_heads,
             head_dim=head_dim,
             ff=ff,
-            rotary=self.rotary * head_dim // self.head_dim,
+            rotary=rotary,
+            rope=tuple(
+                (key, resized(key, value) if isinstance(value, list) else value)
+                for key, value in self.rope
+            ),
+            factors=tuple((name, tuple(resized(name, given))) for name, given in self.factors),
             hf=tuple(
                 (key, head_dim if key == "query_pre_attn_scalar" else value)
                 for key, value in self.hf

@@ -2,6 +2,7 @@
 has of its own matters: the same model read wrongly misses the bounds by far.
 """
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -11,8 +12,8 @@ import numpy as np
 import pytest
 from figures import record
 from llama_cpp_oracle import LlamaCpp
-from peft_oracle import Pairs, Peft, Tensors, load_peft_folder, logits_of
-from specs import LONG, MORE, QKV, SHORT
+from peft_oracle import Pairs, Peft, Rows, Tensors, load_peft_folder, logits_of
+from specs import LONG, MORE, QKV, SHORT, SPECS
 from test_llama_cpp import EFFECT, effect
 from test_peft import ALPHA, GRADIENT, LOGITS, LOSS, RANK, our_gradients, relative, worst
 from tiny import Tiny, random_adapter, random_rows, targets, tiny
@@ -49,6 +50,8 @@ TYPED = {
 }
 CASES = [(name, "F32") for name in MORE]
 CASES += [(name, type) for type, names in TYPED.items() for name in names]
+if os.environ.get("WGTRAIN_EVERY_TYPE"):  # minutes, for evidence
+    CASES = [(name, type) for name in (*SPECS, *MORE) for type in ("F32", *TYPED)]
 # But for one that is another by the number of its layers alone.
 FORMS = [name for name in MORE if name != "gemma2-27b"]
 

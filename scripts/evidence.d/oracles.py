@@ -12,15 +12,19 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def main(folder: Path, figures: dict[str, Any]) -> None:
-    """Runs the tests of both judges; the figures of every case go to `folder`."""
+    """Runs the tests of both judges, those of architectures with every one in every type; the
+    figures of every case go to `folder`.
+    """
     path = folder / "figures.jsonl"
     path.unlink(missing_ok=True)
-    tests = [str(ROOT / "tests" / f"test_{judge}.py") for judge in ("peft", "llama_cpp")]
+    tests = [str(ROOT / "tests" / f"test_{of}.py") for of in ("peft", "llama_cpp", "architectures")]
     command = [sys.executable, "-m", "pytest", "-q", *tests]
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "WGTRAIN_FIGURES": str(path)})
+    more = {"WGTRAIN_FIGURES": str(path), "WGTRAIN_EVERY_TYPE": "1"}
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **more})
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     figures["cases"] = len(lines)
     figures |= worst(line for line in lines if line["what"] != "control")
+    figures["architectures by type"] = by_type(lines)
     controls = [flat(line) for line in lines if line["what"] == "control"]
     figures["negative controls, smallest distances"] = [
         {
@@ -33,6 +37,19 @@ def main(folder: Path, figures: dict[str, Any]) -> None:
         for change in dict.fromkeys(c["change"] for c in controls)
     ]
     assert done.returncode == 0, "tests failed"
+
+
+def by_type(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The architectures that were held against PEFT in each type."""
+    names: dict[str, set[str]] = {}
+    for line in lines:
+        if line["what"] == "architecture":
+            name, type = line["model"].split(" ")
+            names.setdefault(type, set()).add(name)
+    return [
+        {"type": type, "architectures": len(found), "names": " ".join(sorted(found))}
+        for type, found in names.items()
+    ]
 
 
 def worst(lines: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, str]]]:
