@@ -17,6 +17,7 @@ import wgtrain
 from wgtrain import gpu
 from wgtrain.data import library, load_rows, load_tokenizer, tokenizer_json
 from wgtrain.data.huggingface import read_tokenizer_metadata
+from wgtrain.data.vocabulary import EXACT_MERGES, EXACT_PATTERNS, WHOLE_WORDS
 from wgtrain.errors import FileError
 from wgtrain.files import BytesSource
 
@@ -196,7 +197,7 @@ def test_own_patterns_are_not_those_of_llama_cpp(tmp_path: Path) -> None:
     ours = wgtrain.load_tokenizer(folder(tmp_path, spec))
     found = metadata(tmp_path)
     assert found["tokenizer.ggml.pre"] == "tekken"
-    named = {key: value for key, value in found.items() if key.startswith("tokenizer.")}
+    named = {key: value for key, value in found.items() if key not in (EXACT_PATTERNS, WHOLE_WORDS)}
     named["tokenizer.ggml.add_bos_token"] = False
     assert ours.encode(text) == library.encode(text).ids
     assert ours.encode(text) != load_tokenizer(named).encode(text)
@@ -279,6 +280,32 @@ def test_merges_are_exact(tmp_path: Path) -> None:
     assert library.encode("abc").ids == ours.encode("abc")
     scores = metadata(tmp_path)["tokenizer.ggml.scores"]
     assert scores[[vocab[p] for p in ("bc", "ab", "abc", "a")]].tolist() == [0, -1, -2, -3]
+
+
+@pytest.mark.parametrize(
+    ("merges", "message"),
+    [
+        (["b c"], "is a list; expected pairs of ids"),
+        (np.zeros(2, np.int32), "is a ndarray; expected pairs of ids"),
+        (np.zeros((2, 2), np.float32), "is a ndarray; expected pairs of ids"),
+        (np.array([[1, 2], [3, -1]], np.int32), r"\[1\] is \[3, -1\]; expected ids below 264"),
+        (np.array([[264, 2]], np.int32), r"\[0\] is \[264, 2\]; expected ids below 264"),
+    ],
+)
+def test_merges_that_are_no_pairs_of_ids(merges: Any, message: str, tmp_path: Path) -> None:
+    test_merges_are_exact(tmp_path)
+    with pytest.raises(FileError, match="wgtrain.tokenizer.merges.*" + message):
+        load_tokenizer(metadata(tmp_path) | {EXACT_MERGES: merges})
+
+
+@pytest.mark.parametrize("style", ["spm", "qwen2"])
+def test_of_a_merge_listed_twice_the_first_counts(style: str, tmp_path: Path) -> None:
+    spec = json.loads(STYLES[style][0]().to_str())
+    once = wgtrain.load_tokenizer(folder(tmp_path / "once", spec))
+    spec["model"]["merges"] += [" ".join(merge) for merge in spec["model"]["merges"][:9]]
+    twice = wgtrain.load_tokenizer(folder(tmp_path / "twice", spec))
+    text = "the quick brown fox and the lazy dog"
+    assert once.encode(text) == twice.encode(text) != list(map(once.id_of, text))
 
 
 def test_types_special_ids_and_padding(tmp_path: Path) -> None:
@@ -451,7 +478,37 @@ REFUSED: dict[str, tuple[str, Callable[[dict[str, Any]], Any], str]] = {
     "merge": (
         "qwen2",
         lambda s: s["model"]["merges"].insert(1, "a b c"),
-        r"merges\[1\] is 'a b c'",
+        r"model.merges\[1\] is 'a b c'; two pieces are needed",
+    ),
+    "merge of one": (
+        "qwen2",
+        lambda s: s["model"]["merges"].insert(2, ["a"]),
+        r"model.merges\[2\] is \['a'\]; two pieces are needed",
+    ),
+    "merge of a number": (
+        "spm",
+        lambda s: s["model"]["merges"].insert(0, ["a", 1]),
+        r"model.merges\[0\] is \['a', 1\]; two pieces are needed",
+    ),
+    "merge of a list": (
+        "spm",
+        lambda s: s["model"]["merges"].insert(0, ["a", ["b"]]),
+        r"model.merges\[0\] is \['a', \['b'\]\]; two pieces are needed",
+    ),
+    "merge of nothing": (
+        "spm",
+        lambda s: s["model"]["merges"].insert(0, ["a", ""]),
+        r"model.merges\[0\] is \['a', ''\]; two pieces are needed",
+    ),
+    "merge of what is no piece": (
+        "qwen2",
+        lambda s: s["model"]["merges"].insert(0, ["a", "nothing"]),
+        r"model.merges\[0\] is \['a', 'nothing'\]; 'nothing' is no piece",
+    ),
+    "merge into what is no piece": (
+        "qwen2",
+        lambda s: s["model"]["merges"].insert(0, ["a", "\x7f"]),
+        r"model.merges\[0\] is .* is no piece",
     ),
     "lower": ("qwen2", lambda s: s.update(normalizer={"type": "Lowercase"}), "'Lowercase'"),
     "strip": (

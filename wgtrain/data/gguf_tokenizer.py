@@ -20,6 +20,7 @@ from wgtrain.data.pre_hashes import NAMES, TEXT
 from wgtrain.data.sentencepiece_model import read_pieces
 from wgtrain.data.special_tokens import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 from wgtrain.data.tokenizer_json import SPACE
+from wgtrain.data.vocabulary import EXACT_MERGES
 from wgtrain.errors import FileError
 from wgtrain.files.huggingface import (
     CONFIG,
@@ -194,12 +195,13 @@ class _Converter:
                 types[i] = CONTROL
             else:
                 types[i], tokens[i] = USER_DEFINED, text.replace(SPACE, " ")
+        pieces = read["tokenizer.ggml.tokens"]
         return {
             "model": "gpt2",
             "pre": self.pre(read.get("tokenizer.ggml.pre")),
             "tokens": tokens,
             "token_type": types,
-            "merges": read["tokenizer.ggml.merges"],
+            "merges": [f"{pieces[a]} {pieces[b]}" for a, b in read[EXACT_MERGES].tolist()],
         }
 
     def pre(self, known: str | None) -> str:

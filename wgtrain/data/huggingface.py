@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from wgtrain.data.merges import paired_merges
 from wgtrain.data.pretokenizers import CONTRACTION, OWN_PATTERNS, PRE_TOKENIZERS
 from wgtrain.data.special_tokens import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 from wgtrain.data.tokenizer import byte_alphabet
@@ -223,32 +224,30 @@ class _Reader:
     def metadata(self, rows: int | None) -> dict[str, Any]:
         """All keys but those of BOS and EOS; pieces are padded to the `rows` of the embedding."""
         pieces, types = self.pieces(rows)
-        merges = self.merges()
+        merges, made = self.merges(pieces)
         common = {
             "tokenizer.ggml.model": "llama" if self.spm else "gpt2",
             "tokenizer.ggml.tokens": pieces,
             "tokenizer.ggml.token_type": np.array(types, np.int32),
+            EXACT_MERGES: merges,
             STRIP_LEFT: self.stripping("lstrip"),
             STRIP_RIGHT: self.stripping("rstrip"),
         }
         if not self.spm:
-            return common | {"tokenizer.ggml.merges": merges} | self.words()
+            return common | self.words()
         common["tokenizer.ggml.pre"] = "default"
         missing = [piece for piece in _BYTE_PIECES if piece not in self.vocab]
         if missing:
             raise self.error(f"model: byte_fallback is true, but there is no piece {missing[0]!r}")
-        if self.model.get("ignore_merges") or not merges:
-            what = "ignore_merges with byte_fallback" if merges else "no merges"
+        if self.model.get("ignore_merges") or not len(merges):
+            what = "ignore_merges with byte_fallback" if len(merges) else "no merges"
             raise self.error(f"model: {what}: not supported")
         unknown = next((i for i, kind in enumerate(types) if kind == UNKNOWN), None)
         ranks = np.full(len(pieces), len(merges), np.float32)
-        for rank in range(len(merges) - 1, -1, -1):  # of several ways to a piece the first counts
-            made = self.vocab.get(merges[rank].replace(" ", ""))
-            if made is not None:
-                ranks[made] = rank
+        # Of several ways to a piece the first counts.
+        np.minimum.at(ranks, made, np.arange(len(merges), dtype=np.float32))
         return common | {
             "tokenizer.ggml.scores": -ranks,
-            EXACT_MERGES: merges,
             "tokenizer.ggml.unknown_token_id": NO_ID if unknown is None else unknown,
             "tokenizer.ggml.add_space_prefix": self.space_prefix(),
         }
@@ -282,16 +281,15 @@ class _Reader:
         every = [found.get(i, (f"[PAD{i}]", UNUSED)) for i in range(max(n, rows or 0))]
         return [piece for piece, _ in every], [kind for _, kind in every]
 
-    def merges(self) -> list[str]:
-        """Each as "left right"; no piece has a space in it."""
-        found = []
-        for i, merge in enumerate(self.steps(self.model.get("merges"))):
-            pair = merge.split(" ") if isinstance(merge, str) else merge
-            whole = isinstance(pair, list) and len(pair) == 2
-            if not whole or not all(isinstance(p, str) and p and " " not in p for p in pair):
-                raise self.error(f"model.merges[{i}] is {shown(merge)}; two pieces are needed")
-            found.append(merge if isinstance(merge, str) else " ".join(pair))
-        return found
+    def merges(self, pieces: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The pairs of ids, (M, 2), and what each makes, (M,)."""
+        listed = self.steps(self.model.get("merges"))
+        ids = {piece: i for i, piece in enumerate(pieces) if piece and " " not in piece}
+        return paired_merges(
+            listed,
+            ids,
+            lambda i, why: self.error(f"model.merges[{i}] is {shown(listed[i])}; {why}"),
+        )
 
     def stripping(self, side: str) -> list[int]:
         """The ids of added tokens that swallow the blanks on one side, "lstrip" or "rstrip"."""

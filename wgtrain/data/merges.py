@@ -4,6 +4,8 @@ scores.
 
 from array import array
 from collections.abc import Callable, Sequence
+from itertools import chain
+from typing import Any
 
 import numpy as np
 
@@ -31,9 +33,41 @@ def listed_merges(
             raise error(i, f"pieces of the vocabulary, and {shown(piece)} is none") from None
         flat.append(head)
         flat.append(tail)
-    found = np.array(flat, np.int32).reshape(-1, 2)
-    first = np.unique(keys(found, len(ids)), return_index=True)[1]
-    return found[np.sort(first)]  # of a merge listed twice the first counts
+    return first_of_each(np.array(flat, np.int32).reshape(-1, 2), len(ids))
+
+
+def paired_merges(
+    listed: Sequence[Any], ids: dict[str, int], error: Callable[[int, str], FileError]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Merges as a tokenizer.json has them, ["left", "right"] or "left right": all of them as ids,
+    (M, 2), and what each makes, (M,). `ids` has the pieces without spaces in them; `error(i, what
+    is wrong)` makes what is raised for one.
+    """
+    pairs = [merge.split(" ") if type(merge) is str else merge for merge in listed]
+    try:
+        if not all(type(pair) is list and len(pair) == 2 for pair in pairs):
+            raise TypeError
+        both = map(ids.__getitem__, chain.from_iterable(pairs))
+        found = np.fromiter(both, np.int32, 2 * len(pairs)).reshape(-1, 2)
+        return found, np.fromiter(map(ids.__getitem__, map("".join, pairs)), np.int32, len(pairs))
+    except (KeyError, TypeError):  # only now it is worth a look which it is
+        for i, pair in enumerate(pairs):
+            if not (type(pair) is list and len(pair) == 2 and all(map(_may_merge, pair))):
+                raise error(i, "two pieces are needed") from None
+            missing = [piece for piece in (*pair, "".join(pair)) if piece not in ids]
+            if missing:
+                raise error(i, f"{shown(missing[0])} is no piece") from None
+        raise
+
+
+def _may_merge(piece: Any) -> bool:
+    return isinstance(piece, str) and piece != "" and " " not in piece
+
+
+def first_of_each(merges: np.ndarray, vocab_size: int) -> np.ndarray:
+    """(M, 2) ids without repeats: of a merge listed twice the first counts."""
+    first = np.unique(keys(merges, vocab_size), return_index=True)[1]
+    return merges[np.sort(first)]
 
 
 def keys(merges: np.ndarray, vocab_size: int) -> np.ndarray:

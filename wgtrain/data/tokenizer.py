@@ -15,7 +15,7 @@ import numpy as np
 
 from wgtrain.data.composed import composed
 from wgtrain.data.cutter import Cutter
-from wgtrain.data.library import open_library
+from wgtrain.data.library import open_library, release_memory
 from wgtrain.data.special_tokens import BYTE, CONTROL, UNKNOWN, UNUSED, USER_DEFINED
 from wgtrain.data.tokenizer_json import SPACE
 from wgtrain.data.vocabulary import Vocabulary, read_vocabulary
@@ -270,7 +270,9 @@ def load_tokenizer(
     pieces = metadata.get("tokenizer.ggml.tokens")
     if say is not None and isinstance(pieces, list) and len(pieces) >= LARGE_VOCABULARY:
         say(f"{name}: a vocabulary of {len(pieces):,} pieces is read")
-    return Tokenizer(read_vocabulary(metadata, name), name)
+    tokenizer = Tokenizer(read_vocabulary(metadata, name), name)
+    release_memory()
+    return tokenizer
 
 
 def _match(piece: bytes, data: bytes, at: int) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from wgtrain.data.merges import LONGEST_PIECE, listed_merges, scored_merges
+from wgtrain.data.merges import LONGEST_PIECE, first_of_each, listed_merges, scored_merges
 from wgtrain.data.pretokenizers import PRE_TOKENIZERS
 from wgtrain.data.special_tokens import (
     BYTE,
@@ -38,8 +38,8 @@ _OTHERS = {
     "no_vocab": "there is none in this file",
     "none": "there is none in this file",
 }
-# What else a folder's tokenizer.json says, which llama.cpp has no keys for: the merges of model
-# `llama`, the patterns of a pre-tokenizer and whether its words that are pieces are taken whole,
+# What a folder's tokenizer.json says, for which llama.cpp has no keys or others: the merges as
+# (M, 2) ids, the patterns of a pre-tokenizer and whether its words that are pieces are taken whole,
 # whether text is composed (NFC) first, and the ids of special tokens that swallow the blanks before
 # and behind them.
 EXACT_MERGES = "wgtrain.tokenizer.merges"
@@ -279,13 +279,27 @@ def _words(get: _Getter, model: str) -> tuple[list[str], bool, bool]:
     return row.patterns, row.whole, row.bos
 
 
+def _exact_merges(get: _Getter, n: int) -> np.ndarray | None:
+    merges = get.metadata.get(EXACT_MERGES)
+    if merges is None:
+        return None
+    if not isinstance(merges, np.ndarray) or merges.dtype != np.int32 or merges.shape[1:] != (2,):
+        raise get.error(EXACT_MERGES, f"a {type(merges).__name__}", "pairs of ids")
+    wrong = np.flatnonzero(((merges < 0) | (merges >= n)).any(1))
+    if len(wrong):
+        i = int(wrong[0])
+        raise get.error(f"{EXACT_MERGES}[{i}]", str(merges[i].tolist()), f"ids below {n}")
+    return first_of_each(merges, n)
+
+
 def _merges(get: _Getter, pieces: list[str], ids: dict[str, int], model: str) -> np.ndarray:
-    key = "tokenizer.ggml.merges"
+    exact = _exact_merges(get, len(pieces))
     if model == "llama":  # there llama.cpp does not read them
         scores = _scores(get, len(pieces))
-        if EXACT_MERGES not in get.metadata:
-            return scored_merges(pieces, scores, get.name)
-        key = EXACT_MERGES
+        return scored_merges(pieces, scores, get.name) if exact is None else exact
+    if exact is not None:
+        return exact
+    key = "tokenizer.ggml.merges"
     texts = get.texts(key)
     return listed_merges(
         texts, ids, lambda i, expected: get.error(f"{key}[{i}]", shown(texts[i]), expected)

@@ -1,5 +1,6 @@
 """safetensors: a JSON header, then the arrays one after the other."""
 
+import gc
 import json
 import math
 from collections import Counter
@@ -170,8 +171,11 @@ def json_object(data: Data, where: str) -> dict[str, Any]:
             raise FileError(f"{where}: {shown(twice)} stands there twice")
         return found
 
+    collects = gc.isenabled()
+    gc.disable()  # JSON has no cycles to look for, and half a million lists take as long again
     try:
         text = str(data, "utf-8")
+        del data
         if text.count("{") + text.count("[") > MAX_CONTAINERS:  # each takes 30 times its bytes
             raise FileError(f"{where}: more than {MAX_CONTAINERS} objects and arrays")
         value = json.loads(text, object_pairs_hook=pairs)
@@ -183,6 +187,9 @@ def json_object(data: Data, where: str) -> dict[str, Any]:
         ) from None
     except (ValueError, RecursionError) as error:  # a number of 5000 digits, a thousand brackets
         raise FileError(f"{where}: no usable JSON: {error}") from None
+    finally:
+        if collects:
+            gc.enable()
     if not isinstance(value, dict):
         raise FileError(f"{where}: {shown(value)}, a JSON object expected")
     return value
