@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,9 @@ _BITS = {2: "N", 4: "L", 8: "Z", 16: "M", 32: "P", 64: "S", 128: "C"}  # of llam
 
 LOAD = """
 import json, sys, time
+from pathlib import Path
 import numpy, tokenizers
+import wgtrain.api
 from wgtrain.runs.sources import FileSource
 from wgtrain.data import load_tokenizer
 from wgtrain.files.gguf import read_gguf
@@ -42,9 +45,12 @@ def memory():
     found = dict(line.split(":\\t") for line in lines)
     return [int(found[key].split()[0]) / 1024 for key in ("VmRSS", "VmHWM")]
 
-metadata = run(read_gguf(FileSource(sys.argv[1]))).metadata
+if folder := Path(sys.argv[1]).is_dir():
+    source = sys.argv[1]
+else:
+    source = run(read_gguf(FileSource(sys.argv[1]))).metadata
 before, began = memory()[0], time.process_time()
-tokenizer = load_tokenizer(metadata)
+tokenizer = wgtrain.load_tokenizer(source) if folder else load_tokenizer(source)
 seconds, (kept, peak) = time.process_time() - began, memory()
 assert tokenizer.decode(tokenizer.encode("Hello, world!")) == "Hello, world!"
 print(json.dumps([tokenizer.vocab_size, seconds, kept - before, peak - before]))
@@ -77,12 +83,11 @@ def main(folder: Path, figures: dict[str, Any]) -> None:
         real(gemma, kinds),
     ]
     figures["names"] = names(kinds)
-    load_time(gemma, figures)
+    for what, source in (("", gemma), (" from a folder", gemma_folder(folder / "gemma", gemma))):
+        load_time(what, source, figures)
     page(folder, gemma, figures)
     rows = [*figures["vocabularies"], *figures["names"]]
     assert not any(value for row in rows for key, value in row.items() if "differ" in key)
-    assert max(figures["seconds of the processor to load Gemma 3's vocabulary"]) <= MOST_SECONDS
-    assert figures["MB kept of it"] <= MOST_KEPT and figures["MB at its peak"] <= MOST_PEAK
 
 
 def agreed(table: Path, figures: dict[str, Any]) -> list[str]:
@@ -194,18 +199,51 @@ def names(kinds: list[list[str]]) -> list[dict[str, Any]]:
     return rows
 
 
-def load_time(path: Path, figures: dict[str, Any]) -> None:
-    """Processor time and memory of a process that loads a large vocabulary, a few times."""
+def gemma_folder(folder: Path, path: Path) -> Path:
+    """The same vocabulary as a folder's tokenizer.json, as the library writes it."""
+    from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
+
+    from wgtrain.data.special_tokens import CONTROL, UNKNOWN, USER_DEFINED
+    from wgtrain.data.tokenizer_json import SPACE, merge_pieces
+    from wgtrain.data.vocabulary import read_vocabulary
+    from wgtrain.files.gguf import read_gguf
+    from wgtrain.gpu import run
+    from wgtrain.runs.sources import FileSource
+
+    read = read_vocabulary(run(read_gguf(FileSource(path))).metadata, path.name)
+    pieces = [piece.replace(" ", SPACE) for piece in read.pieces]
+    merges = merge_pieces(replace(read, pieces=pieces))
+    ids = {piece: i for i, piece in enumerate(pieces)}
+    library = Tokenizer(models.BPE(ids, merges, unk_token="<unk>", byte_fallback=True))
+    library.normalizer = normalizers.Replace(" ", SPACE)
+    library.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    for kinds, add in (
+        ((CONTROL, UNKNOWN), library.add_special_tokens),
+        ((USER_DEFINED,), library.add_tokens),
+    ):
+        added = np.flatnonzero(np.isin(read.types, kinds))
+        add([AddedToken(pieces[i], normalized=False) for i in added])
+    folder.mkdir()
+    library.save(str(folder / "tokenizer.json"))
+    named = {"bos_token": pieces[read.bos_id], "eos_token": pieces[read.eos_id]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(named | {"add_bos_token": True}))
+    return folder
+
+
+def load_time(what: str, path: Path, figures: dict[str, Any]) -> None:
+    """Processor time and memory of a process that loads a large vocabulary, a few times; raises
+    where a bound is missed.
+    """
     runs = []
     for _ in range(RUNS):
         done = subprocess.run([sys.executable, "-c", LOAD, path], check=True, capture_output=True)
         runs.append(json.loads(done.stdout))
     figures["pieces of Gemma 3"] = runs[0][0]
-    figures["seconds of the processor to load Gemma 3's vocabulary"] = [
-        round(seconds, 2) for _, seconds, _, _ in runs
-    ]
-    figures["MB kept of it"] = round(max(kept for _, _, kept, _ in runs))
-    figures["MB at its peak"] = round(max(peak for _, _, _, peak in runs))
+    seconds = [round(seconds, 2) for _, seconds, _, _ in runs]
+    kept, peak = (round(max(run[i] for run in runs)) for i in (2, 3))
+    figures[f"seconds of the processor to load Gemma 3's vocabulary{what}"] = seconds
+    figures[f"MB kept of it{what}"], figures[f"MB at its peak{what}"] = kept, peak
+    assert max(seconds) <= MOST_SECONDS and kept <= MOST_KEPT and peak <= MOST_PEAK
 
 
 def page(folder: Path, path: Path, figures: dict[str, Any]) -> None:

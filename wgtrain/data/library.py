@@ -5,7 +5,6 @@ built site carries as `tokenizers.cjs`. Vocabulary and merges are handed over as
 as arrays: as text and as objects made of it, those of Qwen2 took 200 MB.
 """
 
-import ctypes
 import json
 import sys
 import threading
@@ -154,6 +153,8 @@ def release_memory() -> None:
     whose merges the package takes apart, that is half as much as it needs.
     """
     if sys.platform == "linux":
+        import ctypes
+
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
         if trim is not None:
             trim(0)
