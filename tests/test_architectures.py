@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from figures import record
 from llama_cpp_oracle import LlamaCpp
-from peft_oracle import Pairs, Peft, Rows, Tensors, load_peft_folder, logits_of
+from peft_oracle import Pairs, Peft, Tensors, load_peft_folder, logits_of
 from specs import LONG, MORE, QKV, SHORT, SPECS
 from test_llama_cpp import EFFECT, effect
 from test_peft import ALPHA, GRADIENT, LOGITS, LOSS, RANK, our_gradients, relative, worst
