@@ -126,12 +126,7 @@ def read_rows(
     chat: Templating | None = None,
 ) -> Dataset:
     """As `load_rows`, also for rows that cannot be trained; `refusals` tells."""
-    if train_on not in TRAIN_ON:
-        raise OptionError(f"train_on is {train_on!r}; one of {', '.join(TRAIN_ON)}")
-    if kind is not None and kind not in KINDS:
-        raise OptionError(f"kind is {kind!r}; one of {', '.join(KINDS)}")
-    if isinstance(seq_len, bool) or not isinstance(seq_len, int) or seq_len < 2:
-        raise OptionError(f"seq_len is {seq_len!r}; a number from 2 on")
+    _check_options(seq_len, train_on, kind)
     chat = chat or Templating()
     if now is not None:
         chat = replace(chat, now=now)
@@ -167,8 +162,8 @@ def read_rows(
                 without.append((row, behind if learnt[1:].any() else NOTHING))
     if not chats.rows:
         chat.check_plain(reader.chats_without_template, name)
-    said = [(NO_TEMPLATE, reader.chats_without_template), (NO_END_TOKEN, no_end)]
-    notes = [note for note, holds in said if holds]
+    notes = [NO_TEMPLATE] if reader.chats_without_template else []
+    notes += [NO_END_TOKEN] if no_end else []
     if chat.template is not None and chats.rows:
         notes.append(f"chat template: {chat.name}, in place of the model's own")
     notes += reader.notes() + chats.notes()
@@ -186,6 +181,15 @@ def read_rows(
         findings,
         without,
     )
+
+
+def _check_options(seq_len: object, train_on: str, kind: str | None) -> None:
+    if train_on not in TRAIN_ON:
+        raise OptionError(f"train_on is {train_on!r}; one of {', '.join(TRAIN_ON)}")
+    if kind is not None and kind not in KINDS:
+        raise OptionError(f"kind is {kind!r}; one of {', '.join(KINDS)}")
+    if isinstance(seq_len, bool) or not isinstance(seq_len, int) or seq_len < 2:
+        raise OptionError(f"seq_len is {seq_len!r}; a number from 2 on")
 
 
 def check_vocabulary(data: Dataset, size: int) -> None:
