@@ -4,7 +4,8 @@ import gguf
 import numpy as np
 
 from wgtrain.files import BLOCKS
-from wgtrain.files.random_blocks import SCALES, random_blocks
+from wgtrain.files.blocks import SCALES
+from wgtrain.files.random_blocks import random_blocks
 
 __all__ = ["SCALES", "SHAPES_OF_PACKS", "dequantised", "encoded", "random_blocks", "set_scales"]
 
@@ -15,7 +16,7 @@ SHAPES_OF_PACKS = ("F32", "F16", "BF16", "Q8_0", "Q4_0")
 def set_scales(raw: np.ndarray, type_: str, bits: np.ndarray) -> None:
     """Writes f16 bits, taken round and round, into all the scales of rows."""
     blocks = raw.reshape(-1, BLOCKS[type_].nbytes)
-    for number, at in enumerate(SCALES[type_][0]):
+    for number, at in enumerate(SCALES[type_]):
         taken = np.resize(np.roll(bits, number), len(blocks)).astype("<u2")
         blocks[:, at : at + 2] = taken[:, None].view(np.uint8)
 

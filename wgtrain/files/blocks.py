@@ -35,3 +35,19 @@ def _blocks() -> dict[str, Block]:
 
 BLOCKS = _blocks()  # name -> Block
 BLOCKS_BY_ID = {block.ggml_id: block for block in BLOCKS.values()}
+
+# Where in a block its f16 scales lie, in bytes.
+SCALES: dict[str, tuple[int, ...]] = {
+    "Q4_0": (0,),
+    "Q4_1": (0, 2),
+    "Q5_0": (0,),
+    "Q5_1": (0, 2),
+    "Q8_0": (0,),
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
+    "Q4_K": (0, 2),
+    "Q5_K": (0, 2),
+    "Q6_K": (208,),
+    "IQ4_NL": (0,),
+    "IQ4_XS": (0,),
+}

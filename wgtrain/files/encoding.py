@@ -5,14 +5,11 @@ from typing import Any
 import numpy as np
 
 from wgtrain.errors import FileError
-from wgtrain.files.blocks import BLOCKS
+from wgtrain.files.blocks import BLOCKS, SCALES
 from wgtrain.files.floats import FLOATS, as_float32, float_bytes, lost
 from wgtrain.files.quantise_k import TYPES as K_TYPES
 from wgtrain.files.quantise_k import quantise
 from wgtrain.files.source import Data
-
-# f16 numbers at the front of a block, which may not hold what they have to.
-_SCALES = {"Q4_0": 1, "Q4_1": 2, "Q5_0": 1, "Q5_1": 2, "Q8_0": 1}
 
 
 def can_decode(kind: str) -> bool:
@@ -54,8 +51,8 @@ def encoded(values: np.ndarray, kind: str) -> bytes:
     with np.errstate(all="ignore"):
         made = gguf.quants.quantize(values, gguf.GGMLQuantizationType[kind])
     blocks = np.ascontiguousarray(made).view(np.uint8).reshape(-1, BLOCKS[kind].nbytes)
-    scales = np.ascontiguousarray(blocks[:, : 2 * _SCALES[kind]]).view("<f2")
-    if not np.isfinite(scales).all():
+    scales = [np.ascontiguousarray(blocks[:, at : at + 2]).view("<f2") for at in SCALES[kind]]
+    if not np.isfinite(scales).all():  # they may not hold what they have to
         raise OverflowError("a scale is beyond f16")
     return blocks.tobytes()
 

@@ -4,23 +4,22 @@ import math
 
 import numpy as np
 
-from wgtrain.files import BLOCKS
+from wgtrain.files.blocks import BLOCKS, SCALES
 
-# Where the f16 scales of a block lie, and about how far values of random bits spread where they
-# are 1.
-SCALES = {
-    "Q4_0": ((0,), 4.6),
-    "Q4_1": ((0, 2), 9.0),
-    "Q5_0": ((0,), 9.2),
-    "Q5_1": ((0, 2), 18.0),
-    "Q8_0": ((0,), 74.0),
-    "Q2_K": ((80, 82), 18.0),
-    "Q3_K": ((108,), 42.0),
-    "Q4_K": ((0, 2), 335.0),
-    "Q5_K": ((0, 2), 660.0),
-    "Q6_K": ((208,), 1366.0),
-    "IQ4_NL": ((0,), 69.0),
-    "IQ4_XS": ((0,), 1275.0),
+# About how far values of random bits spread where the f16 scales are 1.
+_SPREAD = {
+    "Q4_0": 4.6,
+    "Q4_1": 9.0,
+    "Q5_0": 9.2,
+    "Q5_1": 18.0,
+    "Q8_0": 74.0,
+    "Q2_K": 18.0,
+    "Q3_K": 42.0,
+    "Q4_K": 335.0,
+    "Q5_K": 660.0,
+    "Q6_K": 1366.0,
+    "IQ4_NL": 69.0,
+    "IQ4_XS": 1275.0,
 }
 
 
@@ -36,8 +35,9 @@ def random_blocks(
         most = round(math.log2(spread / 4.6)) + 128
         raw[..., 0] = rng.integers(most - 1, most + 1, raw.shape[:2])
         return raw.reshape(rows, -1)
-    places, factor = SCALES[type_]
-    for at in places:
+    for at in SCALES[type_]:
         scale = rng.uniform(0.5, 1.5, raw.shape[:2]) * rng.choice([-1.0, 1.0], raw.shape[:2])
-        raw[..., at : at + 2] = (scale * spread / factor).astype("<f2")[..., None].view(np.uint8)
+        raw[..., at : at + 2] = (
+            (scale * spread / _SPREAD[type_]).astype("<f2")[..., None].view(np.uint8)
+        )
     return raw.reshape(rows, -1)
