@@ -37,7 +37,6 @@ def random_blocks(
         return raw.reshape(rows, -1)
     for at in SCALES[type_]:
         scale = rng.uniform(0.5, 1.5, raw.shape[:2]) * rng.choice([-1.0, 1.0], raw.shape[:2])
-        raw[..., at : at + 2] = (
-            (scale * spread / _SPREAD[type_]).astype("<f2")[..., None].view(np.uint8)
-        )
+        halves = (scale * spread / _SPREAD[type_]).astype("<f2")
+        raw[..., at : at + 2] = halves[..., None].view(np.uint8)
     return raw.reshape(rows, -1)
