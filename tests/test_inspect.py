@@ -128,6 +128,8 @@ def test_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = facts(capsys, path)
     assert (found["kind"], found["architecture"], found["refused"]) == ("model", "llama", None)
     assert found["tied_head"] and "tokenizer.json" in found["tokenizer_refused"]
+    said = inspect(capsys, path)[1]
+    assert "only from Python, with rows of tokens" in said and "possible" not in said
 
 
 def test_adapters(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

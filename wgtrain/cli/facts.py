@@ -51,7 +51,10 @@ def _model_words(facts: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
             f"{format_size(facts['gpu_bytes'])} for the weights; "
             "wgtrain plan tells what a run takes",
         )
-    yield "training", f"refused: {facts['refused']}" if facts["refused"] else "possible"
+    training = f"refused: {facts['refused']}" if facts["refused"] else "possible"
+    if training == "possible" and facts.get("tokenizer_refused"):
+        training = "only from Python, with rows of tokens: without a tokenizer none is made of text"
+    yield "training", training
     yield "notes", "\n".join(facts.get("notes", []))
 
 
