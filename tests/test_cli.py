@@ -297,6 +297,7 @@ def test_init_adapter_as_gguf_and_as_peft_folder(toy, capsys):
         (["x", "y"], "--init-adapter", "no adapter_model.safetensors is in it; there is 'x', 'y'"),
         (["b.gguf", "a.gguf"], "--model", "a model is one file of it: 'a.gguf' or 'b.gguf'"),
         (["adapters.safetensors"], "--model", "an adapter of MLX, not a base model"),
+        (["adapter.gguf", "adapter_config.json"], "--model", "not a base model; --init-adapter"),
     ],
 )
 def test_a_folder_of_something_else(tmp_path, monkeypatch, capsys, files, option, says):

@@ -16,6 +16,7 @@ from wgtrain.data import Dataset, Row
 from wgtrain.errors import OutOfMemoryError
 from wgtrain.infer.model import Model
 from wgtrain.model.host import Host
+from wgtrain.train import fit
 from wgtrain.train.config import LoraConfig, TrainConfig
 from wgtrain.train.needs import PURPOSES, Lengths
 from wgtrain.train.trainer import Trainer
@@ -144,6 +145,27 @@ def test_what_an_error_proposes_is_true(model: Model, lacking: int) -> None:
         made.build()
         assert model.device.allocated <= model.device.budget
         made.close()
+
+
+def test_of_settings_together_each_is_changed_as_little_as_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Smaller batches go before rows that are cut."""
+    few = "q_proj,v_proj"
+    ladders = [("batch_size", [2, 1]), ("seq_len", [256, 128, 64]), ("target_modules", [few])]
+    start = {"batch_size": 4, "seq_len": 512, "target_modules": "all-linear"}
+
+    def fits(planner: Any, settings: Any, changes: dict[str, Any]) -> int | None:
+        now = start | changes
+        tokens = now["batch_size"] * now["seq_len"]
+        return tokens if tokens <= 256 and now["target_modules"] == few else None
+
+    monkeypatch.setattr(fit, "_ladders", lambda planner, settings: ladders)
+    monkeypatch.setattr(fit, "_fits", fits)
+    unused: Any = None
+    (found,), alone = fit.suggestions(unused, unused)
+    wanted = {"batch_size": 1, "seq_len": 256, "target_modules": few}
+    assert (found.changes, found.total, alone) == (wanted, 256, False)
 
 
 def test_settings_that_an_adapter_brings_are_not_proposed(model: Model) -> None:

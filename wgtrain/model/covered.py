@@ -37,6 +37,11 @@ _SILENT = {
     *("vocab_size", "attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon"),
     *("rope.scaling.finetuned", _PATTERN),
 }
+# What to take in place of a model with a feature that is not supported.
+_HINTS = {
+    "expert": "; take a dense model of its family",
+    "pooling_type": "; it makes embeddings: take a model that generates text",
+}
 # Keys that must say what another does, and the field of that.
 _SAME = {
     "attention.key_length_swa": "head_size",
@@ -82,7 +87,7 @@ def feature_problems(gguf: GGUF, row: Architecture) -> list[str]:
             continue
         if key in row.neutral:
             if not is_one_of(value, row.neutral[key]):
-                hint = "; take a dense model of its family" if key.startswith("expert") else ""
+                hint = next((text for at, text in _HINTS.items() if key.startswith(at)), "")
                 problems.append(f"{name} = {shown(value)} is a feature that is not supported{hint}")
         elif key in KNOWN_KEYS:
             problems.append(f"{name} = {shown(value)} is a feature that is not supported")

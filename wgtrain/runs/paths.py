@@ -93,6 +93,11 @@ def no_model_in(folder: Path) -> FileError | None:
     ggufs = [name for name in names if name.endswith(".gguf")]
     if "config.json" in names:
         return None
+    if "adapter_config.json" in names and "adapters.safetensors" not in names:
+        return FileError(
+            f"{folder}: an adapter, not a base model; --init-adapter starts from it, --resume goes "
+            "on with a run"
+        )
     if ggufs:
         return FileError(
             f"{folder}: a folder; a model is one file of it: {' or '.join(map(repr, ggufs[:4]))}"

@@ -50,7 +50,12 @@ def suggestions(
             break
     if not total:
         return [], False
-    for name in reversed(list(changes)):  # what it takes, and no more: the dearest go first
+    for name, values in reversed(ladders):  # what it takes, and no more: the dearest go first
+        for value in values[: values.index(changes[name])] if name in changes else ():
+            if gentler := _fits(planner, settings, changes | {name: value}):
+                changes[name], total = value, gentler
+                break
+    for name in reversed(list(changes)):
         fewer = {other: value for other, value in changes.items() if other != name}
         if smaller := _fits(planner, settings, fewer):
             changes, total = fewer, smaller
