@@ -125,8 +125,8 @@ def test_a_large_model_shows_how_far_it_is(
             now[0] += 0.7 * progress.LINE_SECONDS
             loaded(done * 200_000_000, 1_000_000_000)
     assert capsys.readouterr().err.splitlines() == [
-        "loading 400 of 1,000 MB  left 0:21",
-        "loading 800 of 1,000 MB  left 0:07",
+        "loading 381 of 954 MiB  left 0:21",
+        "loading 763 of 954 MiB  left 0:07",
     ]
     terminal = io.StringIO()
     terminal.isatty = lambda: True  # type: ignore[method-assign]
@@ -137,4 +137,4 @@ def test_a_large_model_shows_how_far_it_is(
     with parts.transfer("loading") as loaded:
         loaded(500_000_000, 1_000_000_000)
         loaded(1_000_000_000, 1_000_000_000)
-    assert "loading" in terminal.getvalue() and "1.0/1.0 GB" in terminal.getvalue()
+    assert "loading" in terminal.getvalue() and "953.7/953.7 MiB" in terminal.getvalue()

@@ -101,7 +101,7 @@ def _bytes_lines(what: str, began: float) -> Iterator[Moved]:
         now = time.monotonic()
         if now - shown >= LINE_SECONDS:
             left = (now - began) / done * (total - done)
-            text = f"{what} {done / 1e6:,.0f} of {total / 1e6:,.0f} MB  left {clock(left)}"
+            text = f"{what} {done / 2**20:,.0f} of {total / 2**20:,.0f} MiB  left {clock(left)}"
             print(text, file=sys.stderr, flush=True)
             shown = now
 
@@ -116,7 +116,7 @@ def _bytes_bar(what: str, total: int) -> Iterator[Moved]:
     columns = (
         TextColumn(what),
         BarColumn(),
-        DownloadColumn(),
+        DownloadColumn(binary_units=True),  # as sizes are told elsewhere
         TextColumn("left"),
         TimeRemainingColumn(),
     )
