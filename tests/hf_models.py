@@ -124,6 +124,24 @@ MODELS: dict[str, tuple[str, Settings]] = {
             "logits_scaling": 2.5,
         },
     ),
+    "granite4": (
+        "granitemoehybrid",
+        {
+            **_SHAPE,
+            "shared_intermediate_size": 100,
+            "num_local_experts": 0,
+            "num_experts_per_tok": 0,
+            "layer_types": ["full_attention"] * 8,
+            "position_embedding_type": "rope",
+            "mamba_n_heads": 4,
+            "mamba_d_head": 32,
+            "time_step_limit": [0.0, 8.0],  # JSON has no infinity, which it is by itself
+            "embedding_multiplier": 5.0,
+            "attention_multiplier": 0.09,
+            "residual_multiplier": 0.4,
+            "logits_scaling": 2.5,
+        },
+    ),
     "olmo2": ("olmo2", _SHAPE),
     "olmo3": (
         "olmo3",
@@ -287,6 +305,8 @@ def _older(settings: Settings) -> Settings:
     old = copy.deepcopy(settings)
     if dtype := old.pop("dtype", None):
         old["torch_dtype"] = dtype
+    if old["model_type"] == "granitemoehybrid":
+        old["layer_types"] = ["attention"] * len(old["layer_types"])
     rope = old.pop("rope_parameters", None)
     if rope is None:
         return old

@@ -424,3 +424,40 @@ def test_configs_as_peft_writes_them(options: dict, refused: str, tmp_path: Any)
     else:
         found = read_adapter_peft(files, architecture="llama", **HEADS)
         assert found.alpha == pytest.approx(16 * (2**0.5 if "use_rslora" in options else 1))
+
+
+def test_gate_and_up_in_one() -> None:
+    """As the class of Granite 4 has them: the same products, one way and back at the same rank."""
+    rows = {"attn_q": 12, "ffn_gate": 20, "ffn_up": 20, "ffn_down": 10}
+    apart = Adapter("granite", 2, 3.0, random_pairs(rows, 2))
+    files = write_adapter_peft(apart, base_name=None, n_layer=2, shared=True, **HEADS)
+    settings = json.loads(files["adapter_config.json"])
+    assert (settings["r"], settings["lora_alpha"]) == (4, 6)
+    assert settings["target_modules"] == ["input_linear", "output_linear", "q_proj"]
+    back = read_adapter_peft(files, architecture="granite", **HEADS)
+    expected, found = products(apart), products(back)
+    assert expected.keys() == found.keys()
+    for name, product in found.items():
+        np.testing.assert_allclose(product, expected[name], atol=1e-6)
+    again = write_adapter_peft(back, base_name=None, n_layer=2, shared=True, **HEADS)
+    assert again == files
+    # One of the two alone, and in one block alone.
+    alone = {k: v for k, v in apart.tensors.items() if k == "blk.1.ffn_gate.weight"}
+    one = write_adapter_peft(
+        replace(apart, tensors=alone), base_name=None, n_layer=2, shared=True, **HEADS
+    )
+    module = "model.layers.1.shared_mlp.input_linear"
+    assert json.loads(one["adapter_config.json"])["target_modules"] == [module]
+    found = products(read_adapter_peft(one, architecture="granite", **HEADS))
+    np.testing.assert_array_equal(found["blk.1.ffn_gate.weight"], expected["blk.1.ffn_gate.weight"])
+    assert not found["blk.1.ffn_up.weight"].any()
+    with pytest.raises(FileError, match="shared_mlp.input_linear.* is not|not a lora_A.weight"):
+        read_adapter_peft(one, architecture="llama", **HEADS)
+    plain = write_adapter_peft(apart, base_name=None, n_layer=2, **HEADS)
+    tensors = {
+        **read_safetensors(plain["adapter_model.safetensors"]),
+        **read_safetensors(one["adapter_model.safetensors"]),
+    }
+    twice = plain | {"adapter_model.safetensors": write_safetensors(tensors, {"format": "pt"})}
+    with pytest.raises(FileError, match="they are there twice"):
+        read_adapter_peft(twice, architecture="granite", **HEADS)

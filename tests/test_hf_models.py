@@ -1,5 +1,6 @@
 """Folders of every model type beside transformers, and as files in llama.cpp; adapters in PEFT."""
 
+import json
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ import wgtrain
 from wgtrain import gpu
 from wgtrain.errors import FileError
 from wgtrain.files import BytesSource, parse_gguf, read_range, write_adapter_peft
-from wgtrain.files.huggingface import WHOLE, read_folder
+from wgtrain.files.huggingface import class_modules, read_folder
 
 pytestmark = [pytest.mark.gpu, pytest.mark.oracle]
 # Whose mathematics a GGUF cannot carry.
@@ -38,7 +39,7 @@ def reference(model: Any, tokens: list[int] = TOKENS) -> np.ndarray:
 
 ADAPTED = (
     *("llama-linear", "phi3-long", "granite", "glm4", "starcoder2", "olmo2", "ministral3"),
-    *("gemma3-whole", "qwen2_5_vl"),
+    *("gemma3-whole", "qwen2_5_vl", "granite4"),
 )
 
 
@@ -65,7 +66,7 @@ def test_adapters(name: str, tmp_path: Path) -> None:
             n_head=config.n_head,
             n_head_kv=config.n_head_kv,
             n_layer=config.n_layer,
-            whole=WHOLE in opened.gguf.metadata,
+            **class_modules(opened.gguf),
         )
         folder = tmp_path / "adapter"
         folder.mkdir()
@@ -138,3 +139,29 @@ def test_keys_of_granite_4(tmp_path: Path) -> None:
         with wgtrain.load_model(data, limits="default") as opened:
             logits.append(opened.logits(TOKENS))
     np.testing.assert_array_equal(*logits)
+
+
+def test_granite_4_without_rotations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As its class is by itself; a file says so, and llama.cpp reads it."""
+    from llama_cpp_oracle import LlamaCpp
+
+    kind, given = hf_models.MODELS["granite4"]
+    still = {key: value for key, value in given.items() if key != "position_embedding_type"}
+    monkeypatch.setitem(hf_models.MODELS, "still", (kind, still))
+    expected = reference(hf_models.save("still", tmp_path).double())
+    test_huggingface.add_tokenizer(tmp_path)
+    with wgtrain.load_model(tmp_path, limits="default") as opened:
+        assert relative(opened.logits(TOKENS), expected) < 1e-5
+    judge = LlamaCpp(test_convert.bytes_of(test_convert.convert(tmp_path)))
+    found = judge.logits(np.array(TOKENS))
+    judge.close()
+    assert np.abs(found - expected).max() < 1e-5 * np.ptp(expected)
+    settings = hf_models.read(tmp_path)
+    assert settings["position_embedding_type"] is None
+    turned = {**settings, "position_embedding_type": "rope"}
+    (tmp_path / "config.json").write_text(json.dumps(turned))
+    with wgtrain.load_model(tmp_path, limits="default") as opened:
+        assert relative(opened.logits(TOKENS), expected) > 1e-4
+    assert wgtrain.plan(turned).frozen == sum(
+        map(np.prod, opened.config.matrices().values())
+    ) + sum(opened.config.vectors().values())

@@ -301,6 +301,32 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
 }
 
 
+_GRANITE_4: dict[str, Any] = {
+    "model_type": "granitemoehybrid",
+    "num_local_experts": 0,
+    "shared_intermediate_size": 100,
+    "layer_types": ["attention"] * 3,
+    "mamba_n_heads": 4,
+    "position_embedding_type": "rope",
+}
+REFUSED |= {
+    "experts of a granite": ("llama", _GRANITE_4 | {"num_local_experts": 2}, "experts = 2 is not"),
+    "experts by default": ("llama", _GRANITE_4 | {"num_local_experts": None}, "experts = 8 is not"),
+    "layers with states": (
+        "llama",
+        _GRANITE_4 | {"layer_types": ["attention", "mamba", "attention"]},
+        r"layers with states \(mamba\) are not supported; of this family, a model whose 3",
+    ),
+    "states by default": ("llama", _GRANITE_4 | {"layer_types": None}, "layer_types is None: lay"),
+    "positions": ("llama", _GRANITE_4 | {"position_embedding_type": "alibi"}, "'alibi' is not"),
+    "states that are none": (
+        "llama",
+        _GRANITE_4 | {"mamba_d_head": 7},
+        "mamba_n_heads 4 of 7 values .* do not make mamba_expand x hidden_size, 120",
+    ),
+}
+
+
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused(case: str, tmp_path: Path) -> None:
     name, changes, message = REFUSED[case]

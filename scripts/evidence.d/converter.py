@@ -45,6 +45,9 @@ def main(folder: Path, figures: dict[str, Any]) -> None:
     for name in hf_models.MODELS:
         path = folder / name
         hf_models.save(name, path)
+        if name == "granite4":  # whose converter knows layers by their older names alone
+            settings = hf_models.as_on_the_hub(hf_models.read(path))
+            (path / "config.json").write_text(json.dumps(settings))
         size = hf_models.hf_config(name).get_text_config().vocab_size
         if name.startswith("gemma3"):  # whose converter counts the pieces
             pieces = {f"p{i}": i for i in range(size)}

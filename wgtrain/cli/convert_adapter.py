@@ -14,7 +14,7 @@ from wgtrain.files.adapters import (
     write_adapter_gguf,
     write_adapter_peft,
 )
-from wgtrain.files.huggingface import WHOLE
+from wgtrain.files.huggingface import class_modules
 from wgtrain.infer.model import base_name
 from wgtrain.model.config import read_config
 from wgtrain.runs.output import check_output, write_output
@@ -38,7 +38,7 @@ def convert_adapter(path: Path, out: Path, model: str | None, force: bool, say: 
         config = read_config(base.gguf)
         adapter = HOST.read_adapter(path, config)
         found = fit_adapter(adapter, base.gguf.tensors, config.architecture, str(path))
-        name, whole = base_name(base.gguf), WHOLE in base.gguf.metadata
+        name, modules = base_name(base.gguf), class_modules(base.gguf)
     if to_gguf:
         _write(out, write_adapter_gguf(found), force)
         return say(f"{out}: an adapter GGUF, {_described(found)}")
@@ -48,7 +48,7 @@ def convert_adapter(path: Path, out: Path, model: str | None, force: bool, say: 
         n_head=config.n_head,
         n_head_kv=config.n_head_kv,
         n_layer=config.n_layer,
-        whole=whole,
+        **modules,
     )
     try:
         out.mkdir(exist_ok=True)

@@ -177,8 +177,10 @@ def _listed(file: str, problems: list[str], limit: int = 40) -> str:
 def fitted(adapter: Adapter, tensors: dict[str, TensorInfo]) -> Adapter:
     """An adapter with q, k and v apart or in one, as a model's file has them; the same product."""
     pairs = fused.fit_pairs(adapter.tensors, tensors)
-    if pairs is adapter.tensors:
-        return adapter
+    return adapter if pairs is adapter.tensors else _with_pairs(adapter, pairs)
+
+
+def _with_pairs(adapter: Adapter, pairs: fused.Pairs) -> Adapter:
     rank = len(next(iter(pairs.values()))[0])
     return replace(adapter, rank=rank, alpha=adapter.alpha * rank / adapter.rank, tensors=pairs)
 
@@ -225,6 +227,7 @@ def write_adapter_peft(
     dropout: float = 0.0,
     n_layer: int | None = None,
     whole: bool = False,
+    shared: bool = False,
 ) -> dict[str, bytes]:
     """The files of a PEFT folder; q and k rows of `llama` go back to Hugging Face's order, and
     q, k and v that a file has in one tensor to where its class has them.
@@ -232,11 +235,14 @@ def write_adapter_peft(
     `n_layer` is the number of blocks of the base: where the adapter leaves some out, target_modules
     holds whole module paths instead of short names, which PEFT would look for in every block. So it
     does where the base is a model for more than text, `whole`, whose other parts have such modules.
+    `shared`: the base is of the class that has gate and up in one.
     """
     tensors, modules = {}, {}
     row = find_architecture(adapter.architecture, "adapter")
+    if shared:
+        adapter = _with_pairs(adapter, fused.join_gates(adapter.tensors))
     for base, (a, b) in _separated(adapter, row, n_head, n_head_kv):
-        module = names.hf_module(base, row)
+        module = names.hf_module(base, row, shared)
         if module is None:
             raise FileError(f"adapter tensor {base!r} has no place in a PEFT folder")
         if heads := _permuted_heads(base, row, n_head, n_head_kv):
@@ -338,7 +344,7 @@ def read_adapter_peft(
                     f"to {heads} heads of even size"
                 )
             pairs[base] = (a, names.permute_rows(b, heads))
-    return Adapter(architecture, rank, alpha, pairs)
+    return Adapter(architecture, rank, alpha, fused.part_gates(pairs, where))
 
 
 def _why_not(key: str, row: Architecture) -> str:

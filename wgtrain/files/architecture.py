@@ -83,6 +83,7 @@ class Architecture:
     biases: tuple[str, ...] = ()  # linears that must have one
     may_bias: tuple[str, ...] = ()  # linears that have one in all blocks or in none
     may_norm: tuple[str, ...] = ()  # norms that are in all blocks or in none
+    shared_mlp: bool = False  # another class of its models has gate and up in `shared_mlp`
     layer_norm: bool = False  # norms subtract the mean and, but for those of heads, have a bias
     norm_plus_one: bool = False  # a file's norms are 1 + those of transformers
     wide_qk_norm: bool = False  # q and k are normalised as whole rows, else head by head

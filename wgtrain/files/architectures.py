@@ -233,6 +233,7 @@ _ROWS = (
         | _STATELESS,
         rope_interleaved=True,
         permuted=("attn_q", "attn_k"),
+        shared_mlp=True,
         may_bias=tuple(_LINEARS),
     ),
     _row(

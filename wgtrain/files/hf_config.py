@@ -18,6 +18,7 @@ from wgtrain.files.source import shown
 
 MAX_LAYERS = 1 << 14
 _FLAG = "true or false"
+_ATTENTION = ("attention", "full_attention")  # as layers are called on the hub, and now
 # Settings that change the mathematics, and the values beside null under which they do not.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), (0,)),
@@ -201,6 +202,14 @@ class _Reader:
         ):
             if key in values:
                 values[key] = self.count(key, values[key])
+        if kind.shared:
+            key = "shared_intermediate_size"
+            values["intermediate_size"] = self.count(key, values[key])
+            for key in (
+                *("mamba_d_conv", "mamba_d_state", "mamba_n_groups", "mamba_n_heads"),
+                "mamba_expand",
+            ):
+                values[key] = self.count(key, values[key])
         if values["num_key_value_heads"] is None:
             values["num_key_value_heads"] = values["num_attention_heads"]
         for key in ("num_key_value_heads", "head_dim", "sliding_window"):
@@ -251,6 +260,10 @@ class _Reader:
         none = (False,) * layers
         how, window = self.kind.windows, values.get("sliding_window")
         kinds = self.text.get("layer_types")
+        if self.kind.shared:
+            kinds = self.text.get("layers_block_type") if kinds is None else kinds
+            self.attention_alone(kinds, layers)
+            return none
         if kinds is not None:
             kinds = self.layer_types(kinds, layers)
         if how == "":
@@ -281,6 +294,15 @@ class _Reader:
             self.wrong("sliding_window_pattern", every, "an integer from 1")
             every = 1
         return tuple(bool((i + 1) % every) for i in range(layers))
+
+    def attention_alone(self, kinds: Any, layers: int) -> None:
+        """A model whose class makes layers of states where nothing else is said."""
+        whole = isinstance(kinds, list) and len(kinds) >= layers
+        if not whole or any(kind not in _ATTENTION for kind in kinds[:layers]):
+            self.problems.append(
+                f"layer_types is {shown(kinds)}: layers with states (mamba) are not supported; "
+                f"of this family, a model whose {layers} layers are all 'attention' is"
+            )
 
     def layer_types(self, kinds: Any, layers: int) -> tuple[bool, ...] | None:
         known = {"full_attention": False, "sliding_attention": True}
@@ -320,9 +342,12 @@ class _Reader:
             mine |= {"partial_rotary_factor"} if kind.partial else set()
         allowed = {key: v for key, v in _NEUTRAL.items() if key not in mine} | dict(kind.only)
         for key, values in allowed.items():
-            if text.get(key) is None or text[key] in values:
+            given = text.get(key)
+            if given is None:
+                given = kind.defaults.get(key)
+            if given is None or given in values:
                 continue
-            self.problems.append(f"{key} = {shown(text[key])} is not supported")
+            self.problems.append(f"{key} = {shown(given)} is not supported")
         act = text.get(kind.act)
         if act is not None and act not in kind.acts:
             self.problems.append(f"{kind.act} = {shown(act)} is not supported")
@@ -337,4 +362,11 @@ def _shape_problems(s: Settings) -> list[str]:
     if s.kind.partial and not 2 <= s.rotary <= s.head_size:
         factor = s.values.get("partial_rotary_factor")
         return [f"partial_rotary_factor = {factor}: {s.rotary} of {s.head_size} values of a head"]
+    if s.kind.shared:  # of nothing, but the class compares them
+        heads, width = s["mamba_n_heads"], s["mamba_expand"] * width
+        if width % heads or s["mamba_d_head"] not in ("auto", width // heads):
+            return [
+                f"mamba_n_heads {heads} of {shown(s['mamba_d_head'])} values (mamba_d_head) do not "
+                f"make mamba_expand x hidden_size, {width}"
+            ]
     return []

@@ -16,6 +16,7 @@ from wgtrain.files.known_keys import OWN_NO_ROPE, OWN_SCALE, OWN_TRUNCATE, OWN_W
 # Architectures whose windows llama.cpp knows, and every how many layers it has none by itself.
 _PATTERNS = {"gemma2": 2, "gemma3": 6, "olmo2": 4}
 _NO_ROPE_EVERY = 4  # of smollm3 in llama.cpp
+SHARED = "expert_shared_feed_forward_length"  # of a class whose modules are `shared_mlp`
 # Those whose converter writes no rope.freq_base, and no size of heads, unless it must.
 _SHORT = ("gemma", "gemma2", "stablelm")
 
@@ -176,6 +177,8 @@ class _Translator:
                 ("logit_scale", "logits_scaling"),
             ):
                 self.put(key, s[setting])
+            if s.kind.shared:
+                self.stateless()
         elif name in ("gemma2", "gemma3"):
             self.gemma()
         elif name == "smollm3":
@@ -191,6 +194,21 @@ class _Translator:
         elif name == "qwen3vl":
             indexes = s.vision.get("deepstack_visual_indexes")
             self.put("n_deepstack_layers", len(indexes) if isinstance(indexes, list) else 0)
+
+    def stateless(self) -> None:
+        """What such a model says of states and experts that it does not have."""
+        s, put = self.s, self.put
+        put("rope.scaling.finetuned", s["position_embedding_type"] == "rope")
+        put("expert_count", 0)
+        put("expert_used_count", 0)
+        put(SHARED, s["intermediate_size"])
+        layers = np.full(s["num_hidden_layers"], s["num_key_value_heads"], np.int32)
+        put("attention.head_count_kv", layers)
+        put("ssm.conv_kernel", s["mamba_d_conv"])
+        put("ssm.state_size", s["mamba_d_state"])
+        put("ssm.group_count", s["mamba_n_groups"])
+        put("ssm.inner_size", s["mamba_expand"] * s["hidden_size"])
+        put("ssm.time_step_rank", s["mamba_n_heads"])
 
     def gemma(self) -> None:
         s, cap = self.s, "attn_logit_softcapping"

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -24,6 +24,7 @@ _OTHERS = re.compile(
 )
 # One norm a head, which a GGUF has in one tensor.
 _BY_HEAD = re.compile(r"(model\.layers\.\d{1,6}\.self_attn\.[qk]_layernorm)\.norms\.(\d{1,5})\.")
+_SHARED = re.compile(r"(model\.layers\.\d{1,6}\.)shared_mlp\.(input|output)_linear\.weight")
 _UNUSED = (".rotary_emb.inv_freq", ".attention.masked_bias", ".attention.bias")
 _COMPARED = 4 << 20  # bytes at a time
 
@@ -75,6 +76,8 @@ def text_entries(entries: Entries, placed: Placed) -> Entries:
 def place(files: Files, entries: Entries, row: Architecture, s: Settings, placed: Placed) -> None:
     """Puts every tensor of the text part in its place, or lists what is wrong with it."""
     stacks: dict[str, dict[int, tuple[str, Entry]]] = {}
+    if s.kind.shared:
+        entries = _halved(entries)
     for key, (file, entry) in entries.items():
         if match := _BY_HEAD.match(key):
             name = row.gguf_tensor(f"{match[1]}.weight") if key.endswith(".weight") else None
@@ -99,6 +102,29 @@ def place(files: Files, entries: Entries, row: Architecture, s: Settings, placed
             _place_one(files[file], key, name, entry, row, s, placed)
     for name, heads in stacks.items():
         _place_stack(files, name, heads, placed)
+
+
+def _halved(entries: Entries) -> Entries:
+    """The feed-forward networks of a model that could have experts, in the names of one that can
+    not: gate and up are halves of one tensor.
+    """
+    found: Entries = {}
+    for key, (file, entry) in entries.items():
+        match = _SHARED.fullmatch(key)
+        if match is None or (match[2] == "input" and (not entry.shape or entry.shape[0] % 2)):
+            found[key] = file, entry
+        elif match[2] == "output":
+            found[f"{match[1]}mlp.down_proj.weight"] = file, entry
+        else:
+            middle = (entry.begin + entry.end) // 2
+            shape = (entry.shape[0] // 2, *entry.shape[1:])
+            gate = replace(entry, end=middle, shape=shape)
+            found[f"{match[1]}mlp.gate_proj.weight"] = file, gate
+            found[f"{match[1]}mlp.up_proj.weight"] = (
+                file,
+                replace(gate, begin=middle, end=entry.end),
+            )
+    return found
 
 
 def _place_one(

@@ -35,6 +35,7 @@ class ModelType:
     # "norope" (the same, where there is no rotary embedding), or every layer but each n-th.
     windows: str | int = ""
     shifted: bool = False  # norms multiply by 1 + w, which a GGUF stores
+    shared: bool = False  # as of models with states and experts, of which one has neither
     biases: tuple[str, ...] = ()  # settings that give linears biases, and may be true
     floats: tuple[str, ...] = ()  # settings of this type alone, numbers above 0
     # Settings that may have these values beside null.
@@ -55,6 +56,9 @@ _TIED = {"tie_word_embeddings": True}
 _QWEN_WINDOW = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
 _VL = {"rms_norm_eps": 1e-5, "rope_theta": 1e6, **_QWEN_WINDOW, "max_window_layers": 80}
 _GEMMA = {"query_pre_attn_scalar": 256, "sliding_window": 4096, **_TIED}
+_MULTIPLIERS = (
+    *("embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling"),
+)
 
 TYPES: dict[str, ModelType] = {
     "llama": _type(
@@ -147,16 +151,31 @@ TYPES: dict[str, ModelType] = {
         "32000 4096 11008 32 32 = = 2048",
         rope=_LLAMA3,
         biases=("attention_bias", "mlp_bias"),
-        floats=(
-            *("embedding_multiplier", "attention_multiplier", "residual_multiplier"),
-            "logits_scaling",
-        ),
+        floats=_MULTIPLIERS,
+        defaults=dict.fromkeys(_MULTIPLIERS, 1.0),
+    ),
+    # Granite 4 "micro": what is left without states and experts is a granite.
+    "granitemoehybrid": _type(
+        "granite",
+        "32000 4096 11008 32 32 = = 2048",
+        rope=_LLAMA3,
+        shared=True,
+        biases=("attention_bias",),
+        floats=_MULTIPLIERS,
         defaults={
-            "embedding_multiplier": 1.0,
-            "attention_multiplier": 1.0,
-            "residual_multiplier": 1.0,
-            "logits_scaling": 1.0,
+            **dict.fromkeys(_MULTIPLIERS, 1.0),
+            "shared_intermediate_size": 1024,
+            "position_embedding_type": None,
+            "num_local_experts": 8,
+            "num_experts_per_tok": 2,
+            "mamba_d_conv": 4,
+            "mamba_d_state": 256,
+            "mamba_n_groups": 1,
+            "mamba_n_heads": 128,
+            "mamba_d_head": "auto",
+            "mamba_expand": 2,
         },
+        only={"num_local_experts": (0,), "position_embedding_type": ("rope", "nope")},
     ),
     "olmo2": _type("olmo2", "50304 4096 11008 32 32 = = 2048", defaults={"rms_norm_eps": 1e-5}),
     "olmo3": _type(
@@ -285,8 +304,6 @@ REFUSED: dict[str, str] = {
         ),
         _STATES,
     ),
-    "granitemoehybrid": "granite models can be trained, and of this family the GGUF of one whose "
-    "layers are all attention",
     **dict.fromkeys(("gemma3n", "gemma3n_text", "gemma4", "gemma4_text"), _PER_LAYER),
     **dict.fromkeys(
         (

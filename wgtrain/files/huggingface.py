@@ -15,7 +15,7 @@ from wgtrain.files.architectures import find_architecture, unusable
 from wgtrain.files.gguf import with_numbers
 from wgtrain.files.gguf_parser import GGUF, METADATA_LIMIT
 from wgtrain.files.hf_config import Settings, read_settings
-from wgtrain.files.hf_metadata import Translation, translate
+from wgtrain.files.hf_metadata import SHARED, Translation, translate
 from wgtrain.files.hf_tensors import (
     Entries,
     Placed,
@@ -42,6 +42,12 @@ CHAT_TEMPLATE_JSON = "chat_template.json"  # as older processors write it
 _SMALL_FILES = (CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG, CHAT_TEMPLATE, INDEX)
 # Metadata of folders alone: its modules have the names of a model for more than text.
 WHOLE = "wgtrain.whole_modules"
+
+
+def class_modules(gguf: GGUF) -> dict[str, bool]:
+    """How the class of a model names its modules, as `write_adapter_peft` asks for it."""
+    name = gguf.metadata.get("general.architecture")
+    return {"whole": WHOLE in gguf.metadata, "shared": f"{name}.{SHARED}" in gguf.metadata}
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import numpy as np
 from wgtrain.errors import OptionError
 from wgtrain.files.architecture import HEAD, Architecture
 from wgtrain.files.architectures import ARCHITECTURES, LINEARS
+from wgtrain.files.fused import GATE_UP
 
 ALL_LINEAR = "all-linear"
 
@@ -37,6 +38,9 @@ _FUSED = {**dict.fromkeys(("attn_q", "attn_k", "attn_v"), "attn_qkv"), "ffn_gate
 WHOLE_PREFIX = "model.language_model."
 _PREFIXES = (WHOLE_PREFIX, "language_model.model.", "model.text_model.")
 _HEADS = ("language_model.lm_head",)
+# Of a class that has gate and up in one, which is `ffn_up` where that is known.
+_SHARED = {"ffn_up": "shared_mlp.input_linear", "ffn_down": "shared_mlp.output_linear"}
+_LAYER = re.compile(rf"model\.layers\.(0|[1-9][0-9]{{0,5}})\.({'|'.join(_SHARED.values())})")
 _TENSOR = re.compile(r"blk\.(0|[1-9][0-9]{0,5})\.([a-z_]{1,40})\.weight")
 
 
@@ -89,13 +93,25 @@ def split_tensor(tensor: str) -> tuple[int, str] | None:
     return (int(match[1]), match[2]) if match and match[2] in LINEARS else None
 
 
-def hf_module(tensor: str, row: Architecture) -> str | None:
-    """The Hugging Face module of a linear's tensor, "model.layers.3.self_attn.q_proj", or None."""
+def hf_module(tensor: str, row: Architecture, shared: bool = False) -> str | None:
+    """The Hugging Face module of a linear's tensor, "model.layers.3.self_attn.q_proj", or None.
+
+    `shared`: in the row's class with a `shared_mlp`, where `ffn_up` is gate and up.
+    """
+    match = _TENSOR.fullmatch(tensor) if shared else None
+    if match and match[2] in _SHARED:
+        return f"model.layers.{match[1]}.{_SHARED[match[2]]}"
     return None if split_tensor(tensor) is None else row.hf_module(tensor.removesuffix(".weight"))
 
 
 def gguf_tensor(module: str, row: Architecture) -> str | None:
-    """The inverse of `hf_module`."""
+    """The inverse of `hf_module`, for either class of a row with a `shared_mlp`; gate and up in one
+    are `GATE_UP`.
+    """
+    match = _LAYER.fullmatch(module) if row.shared_mlp else None
+    if match:
+        name = next(name for name, shared in _SHARED.items() if shared == match[2])
+        return f"blk.{match[1]}.{GATE_UP if name == 'ffn_up' else name}.weight"
     tensor = f"{row.gguf_stem(module)}.weight"
     return None if split_tensor(tensor) is None else tensor
 

@@ -17,7 +17,7 @@ from wgtrain.files.adapters import (
     write_adapter_gguf,
     write_adapter_peft,
 )
-from wgtrain.files.huggingface import WHOLE
+from wgtrain.files.huggingface import class_modules
 from wgtrain.files.source import shown
 from wgtrain.model.base import OpenModel
 from wgtrain.model.host import Host
@@ -271,7 +271,7 @@ class Trainer(Loop):
             n_head_kv=config.n_head_kv,
             dropout=self.lora.dropout,
             n_layer=config.n_layer,
-            whole=WHOLE in self.model.gguf.metadata,
+            **class_modules(self.model.gguf),
         )
 
     @dual
