@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import fake_learner
@@ -320,6 +321,28 @@ def test_rows_are_read_before_the_model_is_loaded(toy, capsys, monkeypatch):
     monkeypatch.setattr("wgtrain.runs.session.load_dataset", load_bytes)
     code, said, error = wgtrain(capsys, "train", "--model", "base.gguf", "--data", "rows.jsonl")
     assert (code, said, error) == (2, "opening base.gguf\n", "error: rows.jsonl line 1: no row\n")
+
+
+def test_no_tokenizer_is_held_while_a_model_is_loaded(toy, capsys, monkeypatch):
+    made, held = [], []
+    load = session.load_model
+
+    class Held:
+        pass
+
+    def reading(base):
+        tokenizer = Held()
+        made.append(weakref.ref(tokenizer))
+        return tokenizer
+
+    def loading(base, **options):
+        held.append(made[-1]() is not None)
+        return load(base, **options)
+
+    monkeypatch.setattr(session, "training_tokenizer", reading)
+    monkeypatch.setattr(session, "load_model", loading)
+    train(capsys, "--iters", "2", "--valid", "0.2")
+    assert held == [False]
 
 
 def load_bytes(data, tokenizer, *arguments, name, chat):

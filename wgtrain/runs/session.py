@@ -16,6 +16,7 @@ from wgtrain.data.templates import Templating
 from wgtrain.engine.tables import from_json, to_json
 from wgtrain.engine.tuning import Tuning
 from wgtrain.errors import FileError, NonFiniteError, OptionError, OutOfMemoryError
+from wgtrain.model.folder import Folder
 from wgtrain.planned import plan
 from wgtrain.runs import progress
 from wgtrain.runs.chats import arguments_of, templating_of
@@ -107,13 +108,7 @@ def _open(
     paths, config = inputs.paths, inputs.config
     voice(f"opening {paths.model}")
     with opened_base(paths.model) as base:
-        read = (training_tokenizer(base), config.seq_len, config.train_on, chat.now, paths.kind)
-
-        def load(rows: Rows) -> Dataset:
-            return load_dataset(rows.take(), *read, name=str(rows.path), chat=chat)
-
-        rows = load(inputs.data)
-        valid = None if inputs.valid is None else load(inputs.valid)
+        rows, valid = _rows(base, inputs, chat)
         where: dict[str, Any] = {
             "adapter_index": paths.adapter_index,
             "precision": paths.precision,
@@ -138,6 +133,20 @@ def _open(
             trainer.close()
     finally:
         model.close()
+
+
+def _rows(base: Folder, inputs: Inputs, chat: Templating) -> tuple[Dataset, Dataset | None]:
+    """The rows to learn and to validate with. A tokenizer, of 100 MB where the vocabulary is large,
+    is held no longer than they are read.
+    """
+    paths, config = inputs.paths, inputs.config
+    read = (training_tokenizer(base), config.seq_len, config.train_on, chat.now, paths.kind)
+
+    def load(rows: Rows) -> Dataset:
+        return load_dataset(rows.take(), *read, name=str(rows.path), chat=chat)
+
+    rows = load(inputs.data)
+    return rows, None if inputs.valid is None else load(inputs.valid)
 
 
 def _templating(paths: RunConfig, now: datetime, folder: RunFolder | None = None) -> Templating:
