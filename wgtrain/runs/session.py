@@ -11,12 +11,11 @@ from typing import Any
 
 from wgtrain import __version__
 from wgtrain.api import load_adapter, load_dataset, load_model, opened_base, training_tokenizer
-from wgtrain.data import Dataset
+from wgtrain.data import Dataset, Tokenizer
 from wgtrain.data.templates import Templating
 from wgtrain.engine.tables import from_json, to_json
 from wgtrain.engine.tuning import Tuning
 from wgtrain.errors import FileError, NonFiniteError, OptionError, OutOfMemoryError
-from wgtrain.model.folder import Folder
 from wgtrain.planned import plan
 from wgtrain.runs import progress
 from wgtrain.runs.chats import arguments_of, templating_of
@@ -108,7 +107,7 @@ def _open(
     paths, config = inputs.paths, inputs.config
     voice(f"opening {paths.model}")
     with opened_base(paths.model) as base:
-        rows, valid = _rows(base, inputs, chat)
+        rows, valid = _rows(training_tokenizer(base), inputs, chat)
         where: dict[str, Any] = {
             "adapter_index": paths.adapter_index,
             "precision": paths.precision,
@@ -135,12 +134,12 @@ def _open(
         model.close()
 
 
-def _rows(base: Folder, inputs: Inputs, chat: Templating) -> tuple[Dataset, Dataset | None]:
+def _rows(tokenizer: Tokenizer, inputs: Inputs, chat: Templating) -> tuple[Dataset, Dataset | None]:
     """The rows to learn and to validate with. A tokenizer, of 100 MB where the vocabulary is large,
     is held no longer than they are read.
     """
     paths, config = inputs.paths, inputs.config
-    read = (training_tokenizer(base), config.seq_len, config.train_on, chat.now, paths.kind)
+    read = (tokenizer, config.seq_len, config.train_on, chat.now, paths.kind)
 
     def load(rows: Rows) -> Dataset:
         return load_dataset(rows.take(), *read, name=str(rows.path), chat=chat)
