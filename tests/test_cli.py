@@ -426,12 +426,6 @@ def test_unusable_input(toy, capsys, arguments, messages):
     assert not Path("runs").exists() and os.listdir("full") == ["mine.txt"]
 
 
-def test_an_option_for_what_stands_alone(capsys):
-    code, _, error = wgtrain(capsys, "preview", "--data", "rows.jsonl")
-    assert code == 2
-    assert "No such option --data; it is named without one: wgtrain preview [OPTIONS]" in error
-
-
 def test_not_finite(toy, capsys, monkeypatch):
     class Poisoned(FakeLearner):
         def __init__(self, *arguments, **options):

@@ -34,7 +34,7 @@ def test_texts_of_people_stay() -> None:
 
 def test_names_in_a_model(tmp_path, capsys) -> None:
     """By the command line, wherever a name is said."""
-    kind = broken.entry("tokenizer.ggml.model", 8, broken.text(TITLE))
+    kind = broken.entry("general.architecture", 8, broken.text(TITLE))
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"text": "a"}')
     twice = [broken.tensor(f"a{TITLE}\u202eb")] * 2

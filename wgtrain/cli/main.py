@@ -318,10 +318,6 @@ def _no_such(error: click.NoSuchOption) -> str:
             return f"No such option {error.option_name}; it stands by itself: {place}"
     known = [name for option in command.params for name in option.opts if name.startswith("--")]
     words = f"No such option {error.option_name}"
-    plain = [param.name for param in command.params if isinstance(param, click.Argument)]
-    if error.ctx and error.option_name[2:] in plain:
-        pieces = [error.ctx.command_path, *command.collect_usage_pieces(error.ctx)]
-        return f"{words}; it is named without one: {' '.join(pieces)}"
     if not known or not error.option_name.startswith("--"):
         return words
     near = nearest(error.option_name, [name[2:].replace("-", "_") for name in known])
