@@ -208,7 +208,9 @@ from wgtrain.files.page import PageSource
 
 rows = await (await pyfetch("rows.jsonl")).bytes()
 source = await PageSource.url("gemma.gguf")
-config = replace(page_train.settings(values.steps), batch_size=1, grad_accum=1)
+config = replace(
+    page_train.settings(values.steps), batch_size=1, grad_accum=1, learning_rate=values.rate
+)
 trainer = await page_train.make(source, rows, config=config)
 found = [result.loss async for result in trainer.aio.run()]
 trainer.close()
@@ -236,7 +238,7 @@ def check_page(path: Path, data: Path, folder: Path, figures: dict[str, Any]) ->
     try:
         tab = Tabs(driver, f"http://127.0.0.1:{server.port}").open()
         began = time.perf_counter()
-        losses = tab.python(PAGE_CODE, steps=PAGE_STEPS)
+        losses = tab.python(PAGE_CODE, steps=PAGE_STEPS, rate=RATE)
         figures["seconds to load and train in a page"] = round(time.perf_counter() - began, 1)
         tab.close()
     finally:
@@ -248,7 +250,9 @@ def check_page(path: Path, data: Path, folder: Path, figures: dict[str, Any]) ->
         trainer = await page_train.make(
             BytesSource(path.read_bytes()),
             (site / "rows.jsonl").read_bytes(),
-            config=replace(page_train.settings(PAGE_STEPS), batch_size=1, grad_accum=1),
+            config=replace(
+                page_train.settings(PAGE_STEPS), batch_size=1, grad_accum=1, learning_rate=RATE
+            ),
         )
         found = [result.loss async for result in trainer.aio.run()]
         trainer.model.close()
