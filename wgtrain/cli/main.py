@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import Field, fields
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from wgtrain.train.spellings import nearest
 # Settings that decide what training sees of rows.
 PREVIEWED = ("model", "kind", "chat_template", "template_args", "system", "seq_len", "train_on")
 DONE, UNUSABLE, GPU_FAILED, INTERRUPTED = 0, 2, 3, 130
+# Commands in modules of their own, which have each a `command`.
+MODULES: dict[str, str] = {}
 
 
 def option(f: Field) -> Callable[[Any], Any]:
@@ -72,7 +75,23 @@ def _shown(default: Any) -> str:
     return f"{default:g}" if isinstance(default, float) else str(default)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _Commands(click.Group):
+    """The commands of this module, and those of `MODULES`, imported when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *MODULES})
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in MODULES:
+            return super().get_command(ctx, name)
+        command: click.Command = import_module(f"wgtrain.cli.{MODULES[name]}").command
+        return command
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(__version__, prog_name="wgtrain")
 def cli() -> None:
     """LoRA fine-tuning of GGUF language models through WebGPU."""
