@@ -27,6 +27,7 @@ _WHERE = {
     "load_model": "api",
     "load_tokenizer": "api",
     "preview": "api",
+    "templating": "runs.chats",
     "LoraConfig": "train.config",
     "TrainConfig": "train.config",
     "StepResult": "train.results",
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from wgtrain.gpu import list_adapters as list_adapters
     from wgtrain.gpu import run as run
     from wgtrain.planned import plan as plan
+    from wgtrain.runs.chats import templating as templating
     from wgtrain.train.config import LoraConfig as LoraConfig
     from wgtrain.train.config import TrainConfig as TrainConfig
     from wgtrain.train.results import StepResult as StepResult

@@ -79,10 +79,10 @@ class Chats:
         """What a template gets of them; special tokens are looked for in all at once first."""
         args = [{**self._templating.args, **chat.args} for chat in chats]
         given = [(c.messages, c.tools, more) for c, more in zip(chats, args, strict=True)]
-        there = self._tokenizer.control_in(["\0".join(_texts(given))])
+        there = self._tokenizer.control_in(["\0".join(texts_in(given))])
         out: list[Conversation] = []
         for messages, tools, more in given:
-            typed = self._tokenizer.control_in(_texts([messages, tools, more])) if there else []
+            typed = self._tokenizer.control_in(texts_in([messages, tools, more])) if there else []
             out.append((messages, tools, more, [self._tokenizer.pieces[i] for i in {*typed}]))
         return out
 
@@ -150,7 +150,7 @@ class Chats:
             )
 
 
-def _texts(value: Any) -> Iterator[str]:
+def texts_in(value: Any) -> Iterator[str]:
     """All texts in a value of JSON, but for the names of fields."""
     open_ = [value]
     while open_:

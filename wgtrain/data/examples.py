@@ -155,7 +155,7 @@ class ExampleReader:
             chat.merge_system()
         messages = chat.messages
         if not self._developer:
-            messages = [_without_developer(message) for message in messages]
+            messages = [without_developer(message) for message in messages]
         turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         self._empty_answers += any(
             not messages[i].get("content") and not messages[i].get("tool_calls")
@@ -292,7 +292,8 @@ _CONVERSATIONS: dict[str, Callable[[dict[str, Any]], Conversation]] = {
 }
 
 
-def _without_developer(message: dict[str, Any]) -> dict[str, Any]:
+def without_developer(message: dict[str, Any]) -> dict[str, Any]:
+    """A message for a template that knows no developers: their role is the system's."""
     return {**message, "role": "system"} if message["role"] == "developer" else message
 
 

@@ -79,12 +79,9 @@ class Templating:
             now=self.now,
             label="the model's chat template" if own else f"the chat template {self.name}",
         )
-        if unread := [name for name in self.args if name not in template.variables]:
+        if wrong := unread(self.args, template, tokenizer):
             template.close()
-            raise OptionError(
-                f"template_args = {', '.join(map(shown, unread))}: the chat template does not read "
-                f"it; it reads {', '.join(_foreign(template.variables, tokenizer)) or 'nothing'}"
-            )
+            raise wrong
         return template
 
     def check_plain(self, chats: int, name: str) -> None:
@@ -133,6 +130,19 @@ def check_arguments(args: Any, name: str) -> None:
         if not isinstance(key, str) or not key.isidentifier() or key in _OWN:
             what = "comes from the row" if key in _OWN else "is no name of a variable"
             raise OptionError(f"{name}: {shown(key)} {what}")
+
+
+def unread(
+    args: Mapping[str, Any], template: ChatTemplate, tokenizer: Tokenizer
+) -> OptionError | None:
+    """The error for variables that a template does not read."""
+    names = [name for name in args if name not in template.variables]
+    if not names:
+        return None
+    return OptionError(
+        f"template_args = {', '.join(map(shown, names))}: the chat template does not read it; it "
+        f"reads {', '.join(_foreign(template.variables, tokenizer)) or 'nothing'}"
+    )
 
 
 def no_tokens(text: str, tokenizer: Tokenizer, known: dict[str, bool]) -> list[str]:

@@ -101,12 +101,15 @@ class Tokenizer:
         """The token that ends a text: EOS, or the end of turn in a file without one."""
         return self.eot_id if self.eos_id is None else self.eos_id
 
-    def encode(self, text: str, bos: bool = False, special: bool = False) -> list[int]:
+    def encode(
+        self, text: str, bos: bool = False, special: bool = False, guard: str = ""
+    ) -> list[int]:
         """The ids of a text. With `special`, special tokens written out in it become themselves.
 
-        With `bos` the BOS token goes in front, unless the text begins with it already.
+        With `bos` the BOS token goes in front, unless the text begins with it already. A character
+        `guard` within a special token keeps it from being one, and is left out.
         """
-        ids = self.encode_batch([text], special)[0].ids.tolist()
+        ids = self.encode_batch([text], special, guard)[0].ids.tolist()
         if bos:
             if self.bos_id is None:
                 raise OptionError(f"{self.name}: bos=True, but the file names no BOS token")
@@ -114,7 +117,9 @@ class Tokenizer:
                 ids.insert(0, self.bos_id)
         return ids
 
-    def encode_batch(self, texts: Sequence[str], special: bool = False) -> list[Encoding]:
+    def encode_batch(
+        self, texts: Sequence[str], special: bool = False, guard: str = ""
+    ) -> list[Encoding]:
         """Each text as tokens, with the place where each of them ends; no BOS is added.
 
         A token covers the bytes from the end of the one before; where SentencePiece puts a space in
@@ -127,7 +132,7 @@ class Tokenizer:
                     text.encode()
                 except UnicodeEncodeError as error:
                     raise OptionError(f"text is not valid Unicode: {error.reason}") from None
-        parts = [self._parts(cut(text)) for text in texts]
+        parts = [self._parts(self._unguarded(cut(text), guard)) for text in texts]
         plain = [
             " " + part.text if part.prefixed else part.text
             for of_text in parts
@@ -163,6 +168,18 @@ class Tokenizer:
     def id_of(self, piece: str) -> int | None:
         """The id of a piece of the vocabulary, None for what is none."""
         return self._library.id_of(piece)
+
+    def _unguarded(self, cut: list[str | int], guard: str) -> list[str | int]:
+        """A text that was cut, without the guards in it."""
+        if not guard:
+            return cut
+        out: list[str | int] = []
+        for part in cut:
+            if isinstance(part, str) and guard in part:
+                out += self._cutters[False](part.replace(guard, ""))
+            else:
+                out.append(part)
+        return out
 
     def _parts(self, cut: list[str | int]) -> list[_Part]:
         """What is to be merged and what is not, from a text cut at its special tokens."""

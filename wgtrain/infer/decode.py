@@ -1,8 +1,9 @@
-"""Plain greedy decoding: the whole prefix again for every token, many prompts as rows of one
-stream.
-"""
+"""Rows of tokens that a model has read: how they are read further, and what is read again."""
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from typing import Protocol
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -11,28 +12,127 @@ from wgtrain.infer.session import Session
 OpenSession = Callable[[int], Awaitable[Session]]  # for at least so many tokens
 
 
-async def greedy(
-    open_session: OpenSession,
-    prompts: Sequence[Sequence[int]],
-    max_tokens: int,
-    stop: Collection[int],
-) -> AsyncGenerator[dict[int, int], None]:
-    """Yields {prompt number: next token} until every prompt has stopped or made `max_tokens`
-    tokens.
+class Sequences(Protocol):
+    """Rows of tokens that a model has read, each in a place of its own in the GPU's memory.
 
-    A prompt stops at a token of `stop`, which is not yielded.
+    There are `places` rows at once, and each may hold `room` tokens.
     """
-    rows = [list(prompt) for prompt in prompts]
-    alive = list(range(len(rows)))
-    for _ in range(max_tokens):
-        session = await open_session(sum(len(rows[i]) for i in alive))
-        ends = np.cumsum([len(rows[i]) for i in alive]) - 1
-        logits = await session.logits([rows[i] for i in alive], ends.tolist())
-        made = dict(zip(alive, logits.argmax(1).tolist(), strict=True))
-        made = {i: token for i, token in made.items() if token not in stop}
-        alive = list(made)
-        for i, token in made.items():
-            rows[i].append(token)
-        if not alive:
-            return
-        yield made
+
+    places: int
+    room: int
+
+    def length(self, place: int) -> int:
+        """Tokens that a place holds."""
+
+    async def extend(self, rows: Mapping[int, Sequence[int]]) -> dict[int, np.ndarray]:
+        """Appends tokens to rows, by place; logits float32 (V,) after the last token of each."""
+
+    def truncate(self, place: int, length: int) -> None:
+        """Forgets what lies behind `length` tokens; 0 = all."""
+
+    def close(self) -> None:
+        """Gives the memory back."""
+
+
+class PrefixSequences:
+    """Sequences that keep nothing but the ids: a row is read whole again for every token."""
+
+    def __init__(self, open_session: OpenSession, places: int, room: int) -> None:
+        self.places, self.room = places, room
+        self._open_session = open_session
+        self._ids: list[list[int]] = [[] for _ in range(places)]
+
+    def length(self, place: int) -> int:
+        """Tokens that a place holds."""
+        return len(self._ids[place])
+
+    async def extend(self, rows: Mapping[int, Sequence[int]]) -> dict[int, np.ndarray]:
+        """Appends tokens to rows, by place; logits float32 (V,) after the last token of each."""
+        whole = [[*self._ids[place], *ids] for place, ids in rows.items()]
+        assert all(len(ids) <= self.room for ids in whole)
+        session = await self._open_session(sum(map(len, whole)))
+        ends = np.cumsum([len(ids) for ids in whole]) - 1
+        logits = await session.logits(whole, ends.tolist())
+        for place, ids in zip(rows, whole, strict=True):
+            self._ids[place] = ids
+        return dict(zip(rows, logits, strict=True))
+
+    def truncate(self, place: int, length: int) -> None:
+        """Forgets what lies behind `length` tokens; 0 = all."""
+        del self._ids[place][length:]
+
+    def close(self) -> None:
+        """Gives the memory back, which is the session's."""
+        self._ids = []
+
+
+class Reader(Protocol):
+    """A row that is being answered: its tokens so far."""
+
+    ids: list[int]
+
+
+class Places:
+    """The sequences that a model keeps for a stack of adapters (`key`), and what stands in them."""
+
+    def __init__(self, key: bytes, sequences: Sequences) -> None:
+        self.key, self.sequences = key, sequences
+        self._held: list[list[int]] = [[] for _ in range(sequences.places)]
+        # A row that nobody is after any more is gone by itself, and its place is free.
+        self._readers: WeakValueDictionary[int, Reader] = WeakValueDictionary()
+
+    def allow(self, key: bytes, places: int, room: int) -> bool:
+        """Whether they serve for so many rows of so many tokens under a stack."""
+        there = self.sequences
+        return key == self.key and there.places >= places and there.room >= room
+
+    def seat(self, rows: Sequence[Reader]) -> dict[Reader, int]:
+        """A place for each row: the one it has, or one that holds much of what it begins with."""
+        seats = {row: place for place, row in self._readers.items() if row in rows}
+        free = [place for place in range(self.sequences.places) if place not in seats.values()]
+        for row in rows:
+            if row not in seats:
+                seats[row] = max(free, key=partial(self._rank, row))
+                self._readers[seats[row]] = row
+                free.remove(seats[row])
+        return seats
+
+    def _rank(self, row: Reader, place: int) -> tuple[bool, int, int, int]:
+        """How well a place suits a row: not taken from another one, with much of what the row
+        begins with, and with little else.
+        """
+        held = self._held[place]
+        return place not in self._readers, common(held, row.ids), -len(held), -place
+
+    async def read(self, rows: Mapping[int, Sequence[int]]) -> dict[int, np.ndarray]:
+        """Makes places hold these rows, of which only what is not there is read; logits float32
+        (V,) after the last token of each.
+        """
+        new: dict[int, Sequence[int]] = {}
+        for place, ids in rows.items():
+            held = self._held[place]
+            known = min(common(held, ids), len(ids) - 1)  # the logits after the last are wanted
+            if known < len(held):
+                self._cut(place, known)
+            new[place] = ids[known:]
+        try:
+            logits = await self.sequences.extend(new)
+        except BaseException:  # also an interrupt, after which nobody knows what was read
+            for place in rows:
+                self._cut(place, 0)
+            raise
+        for place, more in new.items():
+            self._held[place] += more
+        return logits
+
+    def _cut(self, place: int, length: int) -> None:
+        del self._held[place][length:]
+        self.sequences.truncate(place, length)
+
+
+def common(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two rows begin with alike."""
+    n = min(len(a), len(b))
+    if a[:n] == b[:n]:
+        return n
+    return next(i for i in range(n) if a[i] != b[i])

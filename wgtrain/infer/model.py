@@ -2,13 +2,14 @@
 
 import hashlib
 import operator
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from wgtrain.data.templates import Templating
 from wgtrain.data.tokenizer import Tokenizer, load_tokenizer
 from wgtrain.dual import aio_view, dual, dual_iterator
 from wgtrain.engine.probe import find_subgroup_size
@@ -18,10 +19,12 @@ from wgtrain.files import GGUF, Adapter, read_gguf, read_range
 from wgtrain.files.adapters import fitted
 from wgtrain.files.source import Source, shown
 from wgtrain.gpu import Device, open_device
-from wgtrain.infer.decode import greedy
+from wgtrain.infer.decode import Places, PrefixSequences, Sequences
+from wgtrain.infer.generation import Piece, Request, Row, generate
+from wgtrain.infer.prompting import Prompter
+from wgtrain.infer.sampling import Sampling
 from wgtrain.infer.session import Session
 from wgtrain.infer.stack import Stack, read_stack
-from wgtrain.infer.text import TextStream
 from wgtrain.model.base import Base, base_on
 from wgtrain.model.config import read_config
 from wgtrain.model.converted import converted_note
@@ -63,6 +66,9 @@ class Model:
         self._no_tokenizer = no_tokenizer
         self._tokenizer: Tokenizer | None = None
         self._session: tuple[bytes, Session] | None = None
+        self._kept: Places | None = None
+        self._templating: Templating | None = None
+        self._opened_prompter: Prompter | None = None
         self._turn = Turn("this model")
 
     def __repr__(self) -> str:
@@ -102,30 +108,47 @@ class Model:
     @dual_iterator
     async def generate(
         self,
-        prompt: str,
-        max_tokens: int = 64,
+        prompt: str | Sequence[Mapping[str, Any]],
+        max_tokens: int | None = None,
         temperature: float = 0.0,
-        adapters: Sequence[tuple[AdapterLike, float]] = (),
+        *,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repeat_penalty: float = 1.0,
+        stop: str | Sequence[str] = (),
+        seed: int = 0,
+        adapters: Sequence[tuple[AdapterLike, float]] | None = None,
+        template_args: Mapping[str, Any] | None = None,
+        system: str | None = None,
     ) -> AsyncGenerator[str, None]:
-        """Pieces of the text that follows `prompt`, without it, until the model stops or
-        `max_tokens`.
+        """Pieces of the text that follows `prompt`, without it, until the model stops, a string of
+        `stop` comes up, or `max_tokens` are made (None: 256, or what the context has room for).
 
-        Greedy: `temperature` other than 0 is refused.
+        A text is continued as it stands. Messages, [{"role": "user", "content": "..."}, ...], go
+        through the model's chat template, with `template_args` and `system` as `prompt` takes them,
+        and are answered. The settings of `Sampling` say how tokens are drawn; by default the
+        likeliest one is taken. `adapters`: (adapter, strength) pairs for this answer; None = the
+        model's own stack, [] = the bare base.
         """
-        if temperature != 0:
-            raise OptionError(f"temperature = {temperature}: only 0 (greedy) is possible")
-        if not isinstance(prompt, str):
-            raise OptionError(
-                f"prompt: {shown(prompt)}: a text is needed; of messages, what the model's chat"
-                " template makes of them"
-            )
-        tokenizer = self.tokenizer
-        start = tokenizer.encode(prompt, bos=tokenizer.add_bos, special=True)
-        text = TextStream(tokenizer, start)
-        async for tokens in self._greedy([start], max_tokens, adapters):
-            if piece := text.add(tokens.values()):
-                yield piece
-        if piece := text.end():
+        sampling = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        ids = self._ids(prompt, template_args, system)
+        request = Request(ids, max_tokens, sampling, stops)
+        async for piece in self._answers([request], adapters):
+            if piece.text and not piece.thought:
+                yield piece.text
+
+    @dual_iterator
+    async def answers(
+        self,
+        requests: Sequence[Request],
+        adapters: Sequence[tuple[AdapterLike, float]] | None = None,
+    ) -> AsyncGenerator[Piece, None]:
+        """Pieces of the answers to several requests, which run at the same time as far as memory
+        goes; each is what it would be alone. `adapters` as for `generate`.
+        """
+        async for piece in self._answers(requests, adapters):
             yield piece
 
     @dual
@@ -133,35 +156,85 @@ class Model:
         self,
         prompts: Sequence[Sequence[int]],
         max_tokens: int,
-        adapters: Sequence[tuple[AdapterLike, float]] = (),
+        adapters: Sequence[tuple[AdapterLike, float]] | None = None,
     ) -> list[list[int]]:
         """Greedy continuations of all prompts at once, ids without prompts and stop tokens."""
         made: list[list[int]] = [[] for _ in prompts]
-        async for tokens in self._greedy(prompts, max_tokens, adapters):
-            for i, token in tokens.items():
-                made[i].append(token)
+        requests = [Request(prompt, max_tokens) for prompt in prompts]
+        async for piece in self._answers(requests, adapters):
+            made[piece.index] += [token.id for token in piece.tokens]
         return made
 
-    async def _greedy(
+    def prompt(
         self,
-        prompts: Sequence[Sequence[int]],
-        max_tokens: int,
-        adapters: Sequence[tuple[AdapterLike, float]],
-    ) -> AsyncGenerator[dict[int, int], None]:
-        """Decoding under adapters that are read once."""
-        checked = [self.check_tokens(prompt) for prompt in prompts]
-        open_session = partial(self.session, self.stack(adapters))
-        if not isinstance(max_tokens, int) or max_tokens < 0:
-            raise OptionError(
-                f"max_tokens = {shown(max_tokens)}: allowed is a whole number, at least 0"
-            )
-        tokens = greedy(open_session, checked, max_tokens, self.tokenizer.stop_ids)
-        while True:
-            with self._turn(wait=True):
-                made = await anext(tokens, None)
-            if made is None:
-                return
-            yield made
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Any] | None = None,
+        template_args: Mapping[str, Any] | None = None,
+        system: str | None = None,
+    ) -> list[int]:
+        """The tokens of a conversation by the chat template, up to where the assistant's answer
+        begins.
+
+        `tools`: descriptions for the template; `template_args`: more variables for it; `system`
+        "merge" puts system texts in front of the user's next turn, "keep" does not (None: as
+        `templating` says). Special tokens written in messages stay text. OptionError where there is
+        no template or a message is wrong, FileError where the template refuses it.
+        """
+        return self._prompter.prompt(messages, tools, template_args, system)
+
+    @property
+    def templating(self) -> Templating | None:
+        """What goes in the place of the model's own chat template; None = that."""
+        return self._templating
+
+    @templating.setter
+    def templating(self, templating: Templating | None) -> None:
+        self._drop_prompter()
+        self._templating = templating
+
+    @property
+    def _prompter(self) -> Prompter:
+        if self._opened_prompter is None:
+            self._opened_prompter = Prompter(self.tokenizer, self._templating)
+        return self._opened_prompter
+
+    def _drop_prompter(self) -> None:
+        if self._opened_prompter is not None:
+            self._opened_prompter.close()
+        self._opened_prompter = None
+
+    def _ids(
+        self,
+        prompt: str | Sequence[Mapping[str, Any]],
+        template_args: Mapping[str, Any] | None,
+        system: str | None,
+    ) -> Sequence[int]:
+        """The tokens of a text, or of messages."""
+        if not isinstance(prompt, str):
+            return self.prompt(prompt, None, template_args, system)
+        for name, value in (("template_args", template_args), ("system", system)):
+            if value is not None:
+                raise OptionError(f"{name} = {shown(value)}: a text goes through no chat template")
+        tokenizer = self.tokenizer
+        return tokenizer.encode(prompt, bos=tokenizer.add_bos, special=True)
+
+    async def _answers(
+        self,
+        requests: Sequence[Request],
+        adapters: Sequence[tuple[AdapterLike, float]] | None,
+    ) -> AsyncGenerator[Piece, None]:
+        """The answers, under adapters that are read once."""
+        stack = self.stack(() if adapters is None else adapters)
+        rows = [
+            Row(i, one, self.check_tokens(one.prompt), self.tokenizer, self.config.context)
+            for i, one in enumerate(requests)
+        ]
+        pieces = generate(partial(self._places, stack), self._turn, rows)
+        try:
+            async for piece in pieces:
+                yield piece
+        finally:
+            await pieces.aclose()
 
     def check_tokens(self, tokens: Sequence[int]) -> list[int]:
         """The ids as plain integers; OptionError for none at all or one outside the vocabulary."""
@@ -201,6 +274,26 @@ class Model:
         self._session = (stack.key, session)
         return session
 
+    async def sequences(self, stack: Stack, places: int, room: int) -> Sequences:
+        """Places for so many rows of so many tokens under a stack."""
+        return PrefixSequences(partial(self.session, stack), places, room)
+
+    async def _places(self, stack: Stack, places: int, least: int, wanted: int) -> Places:
+        """The sequences for rows of at least `least` tokens, better `wanted`; the last ones are
+        kept and reused.
+        """
+        if self._kept and self._kept.allow(stack.key, places, least):
+            return self._kept
+        self._drop_places()
+        room = min(max(64, 1 << (wanted - 1).bit_length()), max(self.config.context, wanted))
+        self._kept = Places(stack.key, await self.sequences(stack, places, room))
+        return self._kept
+
+    def _drop_places(self) -> None:
+        if self._kept:
+            self._kept.sequences.close()
+            self._kept = None
+
     def _drop_session(self) -> None:
         if self._session:
             self._session[1].close()
@@ -212,7 +305,9 @@ class Model:
         """
         if not self._turn.close("the model was closed"):
             return
+        self._drop_places()
         self._drop_session()
+        self._drop_prompter()
         for storage in self.weights.storages:  # a handle keeps the platform's device alive
             storage.buffer = None
         self.device.close()

@@ -1,0 +1,171 @@
+"""Messages -> the tokens of a prompt that the assistant's answer follows."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
+from typing import Any
+
+from wgtrain.data.chat import texts_in
+from wgtrain.data.examples import without_developer
+from wgtrain.data.messages import Conversation, free_form, read_conversation
+from wgtrain.data.records import RowError
+from wgtrain.data.templates import SYSTEM, Templating, check_arguments, no_tokens, unread
+from wgtrain.data.tokenizer import Tokenizer
+from wgtrain.errors import OptionError
+from wgtrain.files.source import shown
+from wgtrain.turn import Turn
+
+_NONCHARACTERS = range(0xFDD2, 0xFDF0)  # in no real text; the first two mark things in templates
+
+
+class Prompter:
+    """Makes prompts by a model's chat template, which stays open between them until `close`.
+
+    `templating`: what goes in the place of the model's own template; None = that.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, templating: Templating | None = None) -> None:
+        self._tokenizer, self._given = tokenizer, templating
+        self._day: date | None = None
+        self._open: Any = None
+        self._known: dict[str, bool] = {}
+        self._turn = Turn("the chat template")
+
+    def prompt(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Any] | None = None,
+        template_args: Mapping[str, Any] | None = None,
+        system: str | None = None,
+    ) -> list[int]:
+        """See `Model.prompt`."""
+        with self._turn(wait=True):
+            return self._prompt(messages, tools, template_args, system)
+
+    def close(self) -> None:
+        """Ends the template's process."""
+        if self._open is not None:
+            self._open.close()
+        self._open = None
+
+    def _prompt(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Any] | None,
+        template_args: Mapping[str, Any] | None,
+        system: str | None,
+    ) -> list[int]:
+        templating = self._templating()
+        if system not in (None, *SYSTEM):
+            raise OptionError(f"system = {shown(system)}: allowed is {' or '.join(SYSTEM)}")
+        check_arguments({} if template_args is None else template_args, "template_args")
+        chat = read_messages(messages, (system or templating.system) == "merge")
+        tools = read_tools(tools)
+        args = {**templating.args, **(template_args or {})}
+        if wrong := unread(template_args or {}, self._template(templating), self._tokenizer):
+            raise wrong
+        if not any("developer" in text for text in templating.sources(self._tokenizer).values()):
+            chat = [without_developer(message) for message in chat]
+        guard = self._guard([chat, tools])
+        shielded = _shielded([chat, tools], self._typed([chat, tools]), guard)
+        text = self._template(templating).render(*shielded, prompt=True, args=args)
+        if templating.template is not None:
+            self._check_pieces(text, templating)
+        add_bos = self._tokenizer.add_bos
+        return self._tokenizer.encode(text, bos=add_bos, special=True, guard=guard)
+
+    def _templating(self) -> Templating:
+        """How conversations become text now; a template that tells the day gets today's."""
+        today = date.today()
+        if self._given is not None:
+            return self._given
+        if self._day != today:
+            self.close()
+            self._own, self._day = Templating(), today
+        return self._own
+
+    def _template(self, templating: Templating) -> Any:
+        if self._open is None:
+            self._open = templating.open(self._tokenizer)
+        if self._open is None:
+            raise OptionError(
+                f"{self._tokenizer.name} has no chat template, so that messages cannot become a "
+                "prompt: give the prompt as a text, or bring a template with --chat-template FILE "
+                'or chatml (in Python model.templating = wgtrain.templating("chatml"))'
+            )
+        return self._open
+
+    def _typed(self, value: Any) -> list[str]:
+        """The control tokens that are written out in messages."""
+        pieces = self._tokenizer.pieces
+        return [pieces[i] for i in {*self._tokenizer.control_in(texts_in(value))}]
+
+    def _guard(self, value: Any) -> str:
+        """A character that is nowhere in them."""
+        there = "".join(texts_in(value))
+        free = (chr(c) for c in _NONCHARACTERS if chr(c) not in there)
+        found = next(free, None)
+        if found is None:
+            raise OptionError("messages: they hold all the noncharacters from U+FDD2 to U+FDEF")
+        return found
+
+    def _check_pieces(self, text: str, templating: Templating) -> None:
+        """OptionError where another model's template writes tokens that this one does not have."""
+        if missing := no_tokens(text, self._tokenizer, self._known):
+            raise OptionError(
+                f"chat_template = {templating.name}: it writes {' '.join(missing)}, not single "
+                f"tokens of the vocabulary of {self._tokenizer.name}: a template for this model is "
+                "needed"
+            )
+
+
+def read_messages(messages: Sequence[Mapping[str, Any]], merge: bool) -> list[dict[str, Any]]:
+    """The turns of a conversation, checked; OptionError names what is wrong. With `merge` system
+    texts go in front of the user's turns.
+    """
+    if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
+        raise OptionError(
+            f"messages = {shown(messages)}: a list of objects with role and content is needed"
+        )
+    given = [dict(item) if isinstance(item, Mapping) else item for item in messages]
+    try:
+        chat: Conversation = read_conversation(given, "messages")
+        if unused := sorted(_unused(chat, given)):
+            raise RowError(f"field '{unused[0]}': nothing uses it")
+        if merge:
+            chat.merge_system()
+    except RowError as error:
+        raise OptionError(f"messages: {error}") from None
+    return chat.messages
+
+
+def _unused(chat: Conversation, given: list[Any]) -> Iterator[str]:
+    """Fields that hold something and that no template is given."""
+    for field in chat.ignored:
+        name = field.rpartition(".")[2]
+        if field != f"messages[].{name}" or any(item.get(name) for item in given):
+            yield field
+
+
+def read_tools(tools: Sequence[Any] | None) -> list[Any] | None:
+    """The tools of a conversation, None for none; OptionError for what are no objects."""
+    if tools is None:
+        return None
+    try:
+        return free_form(list(tools) if isinstance(tools, tuple) else tools, "tools") or None
+    except RowError as error:
+        raise OptionError(str(error)) from None
+
+
+def _shielded(value: Any, pieces: list[str], guard: str) -> Any:
+    """A value of JSON in whose texts no piece stands whole: a guard is within each."""
+    if not pieces:
+        return value
+    if isinstance(value, str):
+        for piece in sorted(pieces, key=len, reverse=True):
+            value = value.replace(piece, piece[0] + guard + piece[1:])
+        return value
+    if isinstance(value, list):
+        return [_shielded(item, pieces, guard) for item in value]
+    if isinstance(value, dict):
+        return {key: _shielded(item, pieces, guard) for key, item in value.items()}
+    return value
