@@ -32,8 +32,9 @@ from wgtrain.model.folder import Folder, open_folder
 from wgtrain.model.host import Host, Loaded, Show
 from wgtrain.notebook import chart
 from wgtrain.runs import parts, progress
+from wgtrain.runs.adapters import adapter_path
 from wgtrain.runs.chats import templating
-from wgtrain.runs.paths import no_adapter_in, no_model_in, read_input
+from wgtrain.runs.paths import no_model_in, read_input
 from wgtrain.runs.sources import (
     AnyBytes,
     AnyPath,
@@ -242,7 +243,9 @@ async def load_tokenizer(source: ModelFiles) -> Tokenizer:
 
 
 def load_adapter(source: AnyPath | AnyBytes | Adapter, model: Model) -> Adapter:
-    """An adapter for `model`: a GGUF file, its bytes, or a PEFT folder (or the tensors in it)."""
+    """An adapter for `model`: a GGUF file, its bytes, a PEFT folder (or the tensors in it), a run
+    or one of its checkpoints.
+    """
     return _read_adapter(source, model.config)
 
 
@@ -253,7 +256,7 @@ def _read_adapter(source: AnyPath | AnyBytes | Adapter, config: ModelConfig) -> 
         return read_adapter_gguf(source, "adapter")
     if not isinstance(source, str | os.PathLike):
         raise OptionError(f"adapter: {shown(source)}: a path, an Adapter, or its bytes are needed")
-    path = adapter_file(source)
+    path = adapter_path(source, _say)
     if path.name != TENSOR_FILE:
         return read_adapter_gguf(read_input(path), str(path))
     return read_adapter_peft(
@@ -266,15 +269,10 @@ def _read_adapter(source: AnyPath | AnyBytes | Adapter, config: ModelConfig) -> 
 
 
 def adapter_file(path: AnyPath) -> Path:
-    """The file with the tensors of an adapter: itself, or that of a PEFT folder."""
+    """The same as `adapter_path`, but of a folder that has both forms the one of PEFT."""
     path = Path(path)
-    if path.name == CONFIG_FILE:
-        path = path.parent
-    if not is_dir(path):
-        return path
-    if not (path / TENSOR_FILE).exists():
-        raise no_adapter_in(path)
-    return path / TENSOR_FILE
+    peft = (path.parent if path.name == CONFIG_FILE else path) / TENSOR_FILE
+    return peft if is_dir(peft.parent) and peft.exists() else adapter_path(path, _say)
 
 
 def watch(trainer: Trainer) -> AbstractContextManager[Show]:

@@ -239,12 +239,7 @@ class RunFolder:
 
     def checkpoints(self) -> list[tuple[int, Path]]:
         """(step, folder) of the checkpoints, newest first."""
-        folder = self.path / CHECKPOINTS
-        found = []
-        for path in folder.iterdir() if disk.is_folder(folder) else ():
-            if match := _STEP.fullmatch(path.name):
-                found.append((int(match[1]), path))
-        return sorted(found, reverse=True)
+        return checkpoints_in(self.path)
 
     def save_checkpoint(self, step: int, files: Mapping[str, bytes], keep: int) -> Path:
         """Writes a checkpoint under another name, renames it, drops all but the newest `keep`.
@@ -309,17 +304,32 @@ class RunFolder:
 
     def read_summary(self) -> dict[str, Any]:
         """summary.json; empty where there is none that can be read."""
-        try:
-            summary = json.loads(read_file(self.path / SUMMARY))
-        except (FileError, ValueError, RecursionError):
-            return {}
-        return summary if isinstance(summary, dict) else {}
+        return read_summary(self.path)
 
     def write_summary(self, **values: Any) -> None:
         """Updates summary.json."""
         self.check()
         summary = {**self.read_summary(), **values}
         write_file(self.path / SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
+
+
+def checkpoints_in(run: Path) -> list[tuple[int, Path]]:
+    """(step, folder) of the checkpoints in a run's folder, newest first."""
+    folder = run / CHECKPOINTS
+    found = []
+    for path in folder.iterdir() if disk.is_folder(folder) else ():
+        if match := _STEP.fullmatch(path.name):
+            found.append((int(match[1]), path))
+    return sorted(found, reverse=True)
+
+
+def read_summary(run: Path) -> dict[str, Any]:
+    """The summary.json in a run's folder; empty where there is none that can be read."""
+    try:
+        summary = json.loads(read_file(run / SUMMARY))
+    except (FileError, ValueError, RecursionError):
+        return {}
+    return summary if isinstance(summary, dict) else {}
 
 
 class Rewound(NamedTuple):

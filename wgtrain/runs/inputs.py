@@ -8,14 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from wgtrain.api import adapter_file, data_file
+from wgtrain.api import data_file
 from wgtrain.data.templates import CHATML
 from wgtrain.errors import FileError, WgtrainError
 from wgtrain.files.parts import part_names
-from wgtrain.runs.paths import check_model, check_path, is_pipe, native, read_input
+from wgtrain.runs.adapters import adapter_path
+from wgtrain.runs.entries import NAMES, places
+from wgtrain.runs.paths import check_model, check_path, is_pipe, read_input
 from wgtrain.train.config import RunConfig, TrainConfig
-
-NAMES = ("model", "data", "valid", "init_adapter")
 
 
 class Rows:
@@ -48,7 +48,7 @@ class Inputs:
         check_model(Path(paths.model))
         files = {"data": data_file(paths.data), "valid": valid_file(paths, config)}
         if paths.init_adapter is not None:
-            files["init_adapter"] = adapter_file(paths.init_adapter)
+            files["init_adapter"] = adapter_path(paths.init_adapter)
         done = read or {}
         self._read = {n: done.get(n) or Rows(f) for n, f in files.items() if f is not None}
         self.data, self.valid = self._read["data"], self._read.get("valid")
@@ -149,19 +149,17 @@ def _found(
     """Where an input is, and what it holds if it is no model."""
     part = "valid" if name == "valid" else "train"
     if given is not None:
-        path = adapter_file(given) if name == "init_adapter" else Path(given)
-        places = [data_file(path, part) if name in ("data", "valid") else path]
+        path = adapter_path(given) if name == "init_adapter" else Path(given)
+        found = [data_file(path, part) if name in ("data", "valid") else path]
     elif entry.get("pipe"):
         raise FileError(
             f"{name}: {entry['path']} was a pipe, which is read once; name a file with the same "
             f"rows beside --resume: {_option(name)} FILE"
         )
     else:
-        places = [native(entry["path"])]
-        if "relative" in entry:
-            places.append(Path(os.path.normpath(folder / native(entry["relative"]))))
+        found = places(entry, folder)
     problem = ""
-    for path in places:
+    for path in found:
         try:
             check_path(path)
             rows = None if name == "model" else Rows(path)
@@ -182,21 +180,6 @@ def _option(name: str) -> str:
 def changed(name: str, path: str, folder: Path) -> str:
     """The error of a file that is another one than at the start of a run."""
     return f"{name}: {path} has changed since the run in {folder} was started"
-
-
-def read_entries(raw: Any) -> dict[str, dict[str, Any]]:
-    """The `inputs` of a summary, checked; ValueError, KeyError or TypeError for other things."""
-    entries = {}
-    for name, entry in raw.items():
-        if name not in NAMES:
-            raise ValueError(f"inputs: {name!r} is no input")
-        texts = [key for key in ("path", "relative", "sha256", "fingerprint") if key in entry]
-        if not all(isinstance(entry[key], str) and "\0" not in entry[key] for key in texts):
-            raise ValueError(f"inputs: {name}: not usable")
-        for key in {"path", "relative"} & set(texts):
-            native(entry[key])
-        entries[name] = {**entry, "path": entry["path"]}
-    return entries
 
 
 class _ModelHash:

@@ -19,8 +19,9 @@ from wgtrain.errors import FileError, NonFiniteError, OptionError, OutOfMemoryEr
 from wgtrain.planned import plan
 from wgtrain.runs import progress
 from wgtrain.runs.chats import arguments_of, templating_of
+from wgtrain.runs.entries import NAMES, read_entries
 from wgtrain.runs.folder import SUMMARY, TEMPLATE, RunFolder, check_free
-from wgtrain.runs.inputs import NAMES, Inputs, Rows, changed, found_again, read_entries
+from wgtrain.runs.inputs import Inputs, Rows, changed, found_again
 from wgtrain.runs.stopping import stopped_by_signals
 from wgtrain.runs.telling import Say, Voice, ending, facts, in_words, memory, opening
 from wgtrain.train.checkpoint import unpack
