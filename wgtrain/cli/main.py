@@ -1,10 +1,8 @@
 """The command line. Options of `train` are generated from the fields of the configs."""
 
-import re
 import signal
 import sys
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import Field, fields
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,10 +11,11 @@ import click
 
 from wgtrain import __version__
 from wgtrain.cli import streams
+from wgtrain.cli.options import as_options, dashes, options_of
 from wgtrain.errors import DeviceError, OptionError, WgtrainError
 from wgtrain.files.file_types import TARGETS
 from wgtrain.train.config import CONFIGS, RunConfig
-from wgtrain.train.settings import build, canonical, merge, setting_of
+from wgtrain.train.settings import build, canonical, merge
 from wgtrain.train.spellings import nearest
 
 # Settings that decide what training sees of rows.
@@ -24,55 +23,6 @@ PREVIEWED = ("model", "kind", "chat_template", "template_args", "system", "seq_l
 DONE, UNUSABLE, GPU_FAILED, INTERRUPTED = 0, 2, 3, 130
 # Commands in modules of their own, which have each a `command`.
 MODULES: dict[str, str] = {}
-
-
-def option(f: Field) -> Callable[[Any], Any]:
-    """The click option of a config field; values stay text, the config checks them."""
-    info = setting_of(f)
-    default = "" if f.default in (None, "") else f"  [default: {_shown(f.default)}]"
-    if info.kind is bool:
-        name = _dashes(f.name)
-        return click.option(
-            f"{name}/--no-{name[2:]}", f.name, default=None, help=info.help + default
-        )
-    kind = {int: "N", float: "NUMBER", str: "TEXT"}[info.kind]
-    metavar = info.metavar or ("|".join(info.choices) if info.choices else kind)
-    names = [_dashes(name) for name in (f.name, *info.aliases)]
-    return click.option(*names, f.name, metavar=metavar, help=info.help + default)
-
-
-def switches(f: Field) -> list[Callable[[Any], Any]]:
-    """The on/off spelling of a setting that has one (`--mask-prompt` for `--train-on`)."""
-    switch = setting_of(f).switch
-    if switch is None:
-        return []
-    name, on, off = switch
-    text = f"The same as {_dashes(f.name)} {on} (or {off})."
-    flags = f"{_dashes(name)}/--no-{_dashes(name)[2:]}"
-    return [click.option(flags, name, default=None, help=text)]
-
-
-def options_of(*classes: Any, only: Collection[str] = ()) -> Callable[[Any], Any]:
-    """Decorator that adds the options of all (or `only` some) fields of some configs, in order."""
-
-    def decorate(command: Any) -> Any:
-        declared = [f for config_class in classes for f in fields(config_class)]
-        for f in reversed([f for f in declared if not only or f.name in only]):
-            for add in (*switches(f), option(f)):
-                command = add(command)
-        return command
-
-    return decorate
-
-
-def _dashes(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _shown(default: Any) -> str:
-    if isinstance(default, bool):
-        return "on" if default else "off"
-    return f"{default:g}" if isinstance(default, float) else str(default)
 
 
 class _Commands(click.Group):
@@ -340,7 +290,7 @@ def _no_such(error: click.NoSuchOption) -> str:
     if not known or not error.option_name.startswith("--"):
         return words
     near = nearest(error.option_name, [name[2:].replace("-", "_") for name in known])
-    return f"{words}; did you mean {_dashes(near)}?"
+    return f"{words}; did you mean {dashes(near)}?"
 
 
 def _say(line: str) -> None:
@@ -352,15 +302,3 @@ def _say(line: str) -> None:
             f"warning: the output is gone ({error}); the run goes on, its lines are in train.log"
         )
         raise
-
-
-def as_options(message: str) -> str:
-    """Names of settings that begin a line of a message, or its warning, spelt as options."""
-    known = {f.name for config_class in CONFIGS for f in fields(config_class)}
-    known |= {"resume", "config", "rows", "type"}
-
-    def spelt(match: re.Match[str]) -> str:
-        names = [_dashes(name) if name in known else name for name in match[2].split(", ")]
-        return match[1] + ", ".join(names) + match[3]
-
-    return re.sub(r"^((?:warning: )?)(\w+(?:, \w+)*)( = |: )", spelt, message, flags=re.MULTILINE)
