@@ -23,7 +23,8 @@ from needs import ROOT
 from wgtrain.cli import main as cli
 from wgtrain.errors import OptionError
 from wgtrain.web import patience
-from wgtrain.web.server import HEADERS, HOSTS, POLICY, Server, policy_of
+from wgtrain.web.listener import HOSTS
+from wgtrain.web.server import HEADERS, POLICY, Server, policy_of
 
 sys.path.insert(0, str(ROOT / "scripts"))
 import build_web
