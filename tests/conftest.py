@@ -108,9 +108,9 @@ def models_share_a_device(request: pytest.FixtureRequest) -> Iterator[None]:
         return
     from shared_device import borrow
 
-    from wgtrain.infer import model
+    from wgtrain.infer import opening
 
-    opened = model.open_device
+    opened = opening.open_device
 
     async def open_device(*arguments: Any, limits: str | None = None, **options: Any) -> Any:
         asked = [x for x in (*arguments, *options.values()) if x is not None]
@@ -119,7 +119,7 @@ def models_share_a_device(request: pytest.FixtureRequest) -> Iterator[None]:
         return borrow(request.getfixturevalue("device" if limits else "full_device"))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model, "open_device", open_device)
+        patch.setattr(opening, "open_device", open_device)
         yield
 
 
@@ -127,9 +127,9 @@ def models_share_a_device(request: pytest.FixtureRequest) -> Iterator[None]:
 def own_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model of this test has a device of its own, which goes away with it."""
     from wgtrain import gpu
-    from wgtrain.infer import model
+    from wgtrain.infer import opening
 
-    monkeypatch.setattr(model, "open_device", gpu.open_device)
+    monkeypatch.setattr(opening, "open_device", gpu.open_device)
 
 
 @pytest.fixture(scope="session")

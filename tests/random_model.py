@@ -20,7 +20,8 @@ from wgtrain.engine.tuning import default_tuning
 from wgtrain.engine.weight import Weight
 from wgtrain.files import BytesSource, Raw, read_gguf, write_gguf
 from wgtrain.gpu import Device
-from wgtrain.infer.model import Model, open_model
+from wgtrain.infer.model import Model
+from wgtrain.infer.opening import open_model
 from wgtrain.model.base import plan_base
 from wgtrain.model.weights import load_weights
 from wgtrain.train.config import LoraConfig

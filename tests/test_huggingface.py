@@ -208,7 +208,7 @@ def test_fingerprint(tmp_path: Path) -> None:
     """It depends on every file that a model is made of, and on nothing else."""
 
     def now() -> str:
-        from wgtrain.infer.model import _fingerprint
+        from wgtrain.infer.opening import _fingerprint
 
         files = {p.name: BytesSource(p.read_bytes(), p.name) for p in tmp_path.iterdir()}
         return gpu.run(_fingerprint(*gpu.run(read_folder(files, "x"))))

@@ -14,7 +14,8 @@ from wgtrain.errors import FileError, OptionError
 from wgtrain.files import BytesSource, write_gguf
 from wgtrain.files import quantise_base as q
 from wgtrain.gpu import Limits
-from wgtrain.infer.model import Model, open_model
+from wgtrain.infer.model import Model
+from wgtrain.infer.opening import open_model
 from wgtrain.model import quantised as quantised_module
 
 pytestmark = pytest.mark.gpu
@@ -65,7 +66,7 @@ def test_matrices_in_several_segments_and_slices(
 ) -> None:
     """Double quantisation's groups do not end with a segment."""
     monkeypatch.setattr(quantised_module, "_SLICE", 4 * 320 * 30)
-    monkeypatch.setattr("wgtrain.infer.model.open_device", _with_limits(Limits(binding=83_968)))
+    monkeypatch.setattr("wgtrain.infer.opening.open_device", _with_limits(Limits(binding=83_968)))
     shape = replace(SHAPE, feed_forward=1984)
     model = opened(rm.build(shape), kind)
     try:

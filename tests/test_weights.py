@@ -15,7 +15,8 @@ from wgtrain.engine.weight import FORMATS, plan_weight
 from wgtrain.errors import FileError, OutOfMemoryError
 from wgtrain.files import BLOCKS, read_gguf, write_gguf
 from wgtrain.gpu import Device, Limits
-from wgtrain.infer.model import Model, open_model
+from wgtrain.infer.model import Model
+from wgtrain.infer.opening import open_model
 from wgtrain.infer.session import Session
 from wgtrain.model import weights as weights_module
 from wgtrain.model.config import read_config

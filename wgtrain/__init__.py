@@ -28,6 +28,7 @@ _WHERE = {
     "load_tokenizer": "api",
     "preview": "api",
     "templating": "runs.chats",
+    "EvalResult": "infer.evaluation",
     "LoraConfig": "train.config",
     "TrainConfig": "train.config",
     "StepResult": "train.results",
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from wgtrain.files.adapters import read_adapter_peft as read_adapter_peft
     from wgtrain.gpu import list_adapters as list_adapters
     from wgtrain.gpu import run as run
+    from wgtrain.infer.evaluation import EvalResult as EvalResult
     from wgtrain.planned import plan as plan
     from wgtrain.runs.chats import templating as templating
     from wgtrain.train.config import LoraConfig as LoraConfig

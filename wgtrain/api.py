@@ -26,7 +26,8 @@ from wgtrain.files.adapters import (
 from wgtrain.files.parts import read_parts
 from wgtrain.files.source import shown
 from wgtrain.gpu import read_gpu_memory, run
-from wgtrain.infer.model import Model, open_model
+from wgtrain.infer.model import Model
+from wgtrain.infer.opening import open_model
 from wgtrain.model.config import ModelConfig, read_config
 from wgtrain.model.folder import Folder, open_folder
 from wgtrain.model.host import Host, Loaded, Show

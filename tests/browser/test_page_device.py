@@ -34,7 +34,7 @@ def test_f16_is_refused_by_name_where_there_is_none(tab: Any) -> None:
     code = """
         from wgtrain.errors import DeviceError
         from wgtrain.files import BytesSource
-        from wgtrain.infer.model import open_model
+        from wgtrain.infer.opening import open_model
 
         source = BytesSource(bytes.fromhex(values.model), "random.gguf")
         try:

@@ -22,7 +22,8 @@ from wgtrain.bench.tuned import AUTO, make_learner
 from wgtrain.bench.weights import RandomWeights
 from wgtrain.engine.optimizer import RING
 from wgtrain.engine.tables import to_json
-from wgtrain.infer.model import Model, open_model
+from wgtrain.infer.model import Model
+from wgtrain.infer.opening import open_model
 from wgtrain.model.weights import stored_type
 
 SAMPLE_SECONDS = 0.2  # a sample is as many steps as take this long

@@ -15,7 +15,7 @@ from wgtrain.files.adapters import (
     write_adapter_peft,
 )
 from wgtrain.files.huggingface import class_modules
-from wgtrain.infer.model import base_name
+from wgtrain.model.base import base_name
 from wgtrain.model.config import read_config
 from wgtrain.runs.output import check_output, write_output
 from wgtrain.runs.telling import Say

@@ -2,7 +2,7 @@
 seeded order.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +34,12 @@ def make_batch(rows: Sequence[Row]) -> Batch:
         ends=np.repeat(ends, sizes),
         lines=tuple(row.line for row in rows),
     )
+
+
+def in_batches(rows: Sequence[Row], size: int) -> Iterator[Batch]:
+    """Rows in their order, `size` a batch."""
+    for i in range(0, len(rows), size):
+        yield make_batch(rows[i : i + size])
 
 
 class Batches:

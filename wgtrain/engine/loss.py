@@ -9,7 +9,7 @@ need the final maximum and sum before their gradients, hence one more pass.
 from collections.abc import Iterator
 
 from wgtrain.engine.attention import score
-from wgtrain.engine.graph import Graph, Tensor, Window, padded
+from wgtrain.engine.graph import Graph, Operand, Tensor, Window, padded
 from wgtrain.engine.linear import Applied, Linear
 from wgtrain.engine.ops import Inputs
 from wgtrain.engine.products import Rows, product_backward
@@ -38,12 +38,14 @@ def cross_entropy(
     totals: Window,
     columns: int,
     softcap: float = 0.0,
+    kept: Window | None = None,
 ) -> None:
     """Adds the loss of hidden (C, D) to `totals` and begins the backward pass with its gradient.
 
-    Logits l become softcap tanh(l / softcap) where `softcap` is not 0.
+    Logits l become softcap tanh(l / softcap) where `softcap` is not 0. `kept`: where to leave what
+    each trained token's loss is made of, a struct Running (C,).
     """
-    running = g.tensor("running", "C", 4)
+    running: Operand = kept or g.tensor("running", "C", 4)
     # What adapters add has to be multiplied by final gradients of the logits.
     second_pass = g.training and bool(head.adapters)
     applied = head.apply(g, hidden, "head", keep=second_pass)
@@ -103,7 +105,7 @@ def head_logits(
 
 
 def _subtract_target(
-    g: Graph, head: Weight, inputs: Inputs, running: Tensor, gradient: Tensor, softcap: float
+    g: Graph, head: Weight, inputs: Inputs, running: Operand, gradient: Tensor, softcap: float
 ) -> None:
     constants, libraries = score(softcap)
     for segment in head.segments:
@@ -131,7 +133,7 @@ def _second_pass(
     g: Graph,
     head: Applied,
     inputs: Inputs,
-    running: Tensor,
+    running: Operand,
     gradient: Tensor | None,
     columns: int,
     softcap: float,

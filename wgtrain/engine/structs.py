@@ -40,6 +40,7 @@ _control = read_shader("lib/control")
 TOTALS = struct_type(_control, "Totals")
 CONTROL = struct_type(_control, "Control")
 REPORT = struct_type(_control, "Report")  # an entry of the report ring
+RUNNING = struct_type(read_shader("lib/running"), "Running")  # of a token's loss
 
 # Fields of `Step` under which AdamW leaves parameters and moments as they are: all times one.
 IDLE_UPDATE = dict.fromkeys(("keep", "beta1", "beta2", "correction1", "correction2", "epsilon"), 1)

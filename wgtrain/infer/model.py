@@ -1,40 +1,39 @@
 """A base model on the GPU: what training, evaluation and generation start from."""
 
-import hashlib
 import operator
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from wgtrain.data import Dataset
 from wgtrain.data.templates import Templating
 from wgtrain.data.tokenizer import Tokenizer, load_tokenizer
 from wgtrain.dual import aio_view, dual, dual_iterator
-from wgtrain.engine.probe import find_subgroup_size
-from wgtrain.engine.weight import PRECISIONS
 from wgtrain.errors import FileError, OptionError
-from wgtrain.files import GGUF, Adapter, read_gguf, read_range
+from wgtrain.files import GGUF, Adapter
 from wgtrain.files.adapters import fitted
-from wgtrain.files.source import Source, shown
-from wgtrain.gpu import Device, open_device
+from wgtrain.files.source import shown
+from wgtrain.gpu import Device
 from wgtrain.infer.decode import Places, PrefixSequences, Sequences
+from wgtrain.infer.evaluation import (
+    EvalResult,
+    Evaluated,
+    check_rows,
+    evaluate_rows,
+    evaluator_for,
+)
 from wgtrain.infer.generation import Piece, Request, Row, generate
 from wgtrain.infer.prompting import Prompter
 from wgtrain.infer.sampling import Sampling
 from wgtrain.infer.session import Session
 from wgtrain.infer.stack import Stack, read_stack
-from wgtrain.model.base import Base, base_on
-from wgtrain.model.config import read_config
-from wgtrain.model.converted import converted_note
-from wgtrain.model.folder import Folder
-from wgtrain.model.host import NOWHERE, Host, Loaded
-from wgtrain.model.weights import check_precision, load_weights
+from wgtrain.model.base import Base, base_name
+from wgtrain.model.host import NOWHERE, Host, unseen
 from wgtrain.turn import Turn
 
 AdapterLike = Any  # an Adapter, the bytes of an adapter GGUF, or what the face's reader takes
-_SAMPLE = 1 << 20  # bytes of tensor data at either end that the fingerprint covers
 
 
 class Model:
@@ -104,6 +103,28 @@ class Model:
         with self._turn(wait=True):
             session = await self.session(stack, len(ids))
             return await session.logits([ids])
+
+    @dual
+    async def evaluate(
+        self,
+        rows: Dataset,
+        adapters: Sequence[tuple[AdapterLike, float]] | None = None,
+        batch_size: int = 4,
+        progress: Evaluated = unseen,
+    ) -> EvalResult:
+        """The loss of the rows' trained tokens, as training and its validation tell it;
+        `progress(done, total)` is called with rows.
+        """
+        check_rows(rows, batch_size, self.config.vocabulary)
+        stack = self.stack(adapters or ())
+        with self._turn(wait=True):
+            evaluator = await evaluator_for(
+                self.device, self.base, stack.adapters, rows.rows, batch_size, self.host
+            )
+            try:
+                return await evaluate_rows(evaluator, rows.rows, batch_size, progress, rows.name)
+            finally:
+                evaluator.close()
 
     @dual_iterator
     async def generate(
@@ -317,62 +338,3 @@ class Model:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-
-def base_name(gguf: GGUF) -> str | None:
-    """The repository a model came from, where its file says so."""
-    for key in ("general.base_model.0.repo_url", "general.base_model.0.name"):
-        value = gguf.metadata.get(key)
-        if isinstance(value, str):
-            return value
-    return None
-
-
-async def _fingerprint(source: Source, gguf: GGUF) -> str:
-    start = min(tensor.offset for tensor in gguf.tensors.values())
-    digest = hashlib.sha256(str(source.size).encode())
-    ranges = [(0, min(start + _SAMPLE, source.size)), (max(source.size - _SAMPLE, 0), source.size)]
-    for first, last in ranges:
-        for at in range(first, last, _SAMPLE):
-            digest.update(await read_range(source, at, min(_SAMPLE, last - at)))
-    return digest.hexdigest()
-
-
-async def open_model(
-    opened: Source | Folder,
-    *,
-    adapter_index: int | None = None,
-    limits: str | None = None,
-    budget: int | None = None,
-    precision: str = "f32",
-    quantize_base: str | None = None,
-    progress: Loaded | None = None,
-    host: Host = NOWHERE,
-) -> Model:
-    """Puts a GGUF's or folder's weights on a GPU; `gpu.open_device` says more on the options.
-
-    `precision`: the operands of products with weights; "f16" needs a GPU with shader-f16.
-    `progress(done, total)` is called with bytes of weights, in place of what `host` shows.
-    """
-    if precision not in PRECISIONS:
-        raise OptionError(f"precision = {precision}: allowed is {' or '.join(PRECISIONS)}")
-    if not isinstance(opened, Folder):
-        opened = Folder(opened, await read_gguf(opened), None)
-    source, gguf = opened.source, opened.gguf
-    config = read_config(gguf)
-    fingerprint = await _fingerprint(source, gguf)
-    device = await open_device(adapter_index, limits=limits, budget=budget)
-    try:
-        check_precision(precision, device)
-        await find_subgroup_size(device)
-        base = base_on(device, gguf, config, precision, quantize_base)
-        if note := converted_note(gguf.tensors[name] for name in base.weights.matrices):
-            host.say(f"{gguf.name}: {note}")
-        with nullcontext(progress) if progress else host.load() as loaded:
-            await load_weights(device, source, gguf, base.weights, loaded)
-    except BaseException:
-        device.close()
-        raise
-    return Model(
-        gguf, base, device, fingerprint, host, opened.no_tokenizer, precision, quantize_base
-    )

@@ -101,3 +101,12 @@ class OpenModel(Protocol):
 
     def read_adapter(self, adapter: Any) -> Adapter:
         """What a person names as an adapter, read."""
+
+
+def base_name(gguf: GGUF) -> str | None:
+    """The repository a model came from, where its file says so."""
+    for key in ("general.base_model.0.repo_url", "general.base_model.0.name"):
+        value = gguf.metadata.get(key)
+        if isinstance(value, str):
+            return value
+    return None

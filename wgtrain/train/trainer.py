@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from wgtrain import __version__
-from wgtrain.data import Dataset
+from wgtrain.data import Dataset, in_batches
 from wgtrain.dual import aio_view, dual, dual_iterator
 from wgtrain.engine.tables import from_json, of_this_version, to_json
 from wgtrain.engine.tuning import Tuning
@@ -38,7 +38,7 @@ from wgtrain.train.start import (
     other_chats,
     split_rows,
 )
-from wgtrain.train.windows import At, Windows, in_batches
+from wgtrain.train.windows import At, Windows
 from wgtrain.turn import Turn
 
 # Settings that a checkpoint may differ in: they change no number, or what it holds covers them.
@@ -99,7 +99,7 @@ class Trainer(Loop):
         self._windows = Windows(rows, config)
         self.total_steps = self._windows.total
         self.schedule = make_schedule(config, self.total_steps, self._windows.per_epoch)
-        self._held = list(in_batches(valid, config.batch_size)) if valid else []
+        self._held = list(in_batches(valid.rows, config.batch_size)) if valid else []
         self.memory_origin = model.device.find_budget()
         self._fit = Fit(model, lora, config, lengths_of(rows, valid), lora_learner)
         if init_adapter is not None:

@@ -1,6 +1,5 @@
 """Which rows each optimizer step trains on: a place in the data that can be found again."""
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 from wgtrain.data import Batch, Batches, Dataset, make_batch
@@ -76,9 +75,3 @@ class Windows:
 
     def _starts(self, epoch: int) -> range:
         return range(0, len(self._batches.per_epoch(epoch)), self._size)
-
-
-def in_batches(rows: Dataset, size: int) -> Iterator[Batch]:
-    """Rows in their order, `size` a batch."""
-    for i in range(0, len(rows.rows), size):
-        yield make_batch(rows.rows[i : i + size])
