@@ -40,6 +40,7 @@ def toy(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     fake_learner.install(monkeypatch.setattr)
     write_rows(tmp_path / "rows.jsonl")
+    write_rows(tmp_path / "test.jsonl", 5)
     (tmp_path / "base.gguf").write_bytes(b"toy")
     return tmp_path
 
@@ -144,13 +145,14 @@ OPTIONS = {
     "shuffle": (["--no-shuffle"], False),
     "precision": (["--precision", "f16"], "f16"),
     "quantize_base": (["--quantize-base", "nf4"], "nf4"),
+    "test": (["--test"], True),
 }
 # These change what is kept, looked at or demanded; the engine's are tested on the engine.
 SAME_NUMBERS = {"adapter_index", "method", "optimizer", "grad_checkpoint", "capture", "tuning"}
 # Of chats, which the toy's rows are not: test_chat_options.py.
 SAME_NUMBERS |= {"chat_template", "template_args", "system"}
 SAME_NUMBERS |= {"kind", "gpu_memory", "eval_every", "save_every", "save_total_limit", "precision"}
-SAME_NUMBERS |= {"quantize_base"}
+SAME_NUMBERS |= {"quantize_base", "test"}
 
 
 def test_every_setting_is_an_option():

@@ -92,6 +92,7 @@ def test_every_field_declares_itself(config):
         ("save_total_limit", [-1], [0, 5]),
         ("seed", [-1, 2**63, 0.5], [0, 2**63 - 1]),
         ("shuffle", ["on", 0], [False, "true"]),
+        ("test", ["on", 1, "test.jsonl"], [True, "false"]),
         ("adapter_index", [-1, "a"], [0, "1"]),
         ("kind", ["alpaca", "", 1], list(KINDS)),
         ("precision", ["bf16", "F16", 16], ["f32", "f16"]),
@@ -327,7 +328,7 @@ def test_command_line_over_file_over_defaults():
 
 def test_used_settings_read_back_as_the_same():
     configs = (
-        RunConfig(model="m", data="d", adapter_index=1),
+        RunConfig(model="m", data="d", adapter_index=1, test=True),
         LoraConfig(rank=3, layers="0-1,4", target_modules="q_proj,v_proj"),
         TrainConfig(iters=7, warmup_steps=2, valid=0.1, grad_checkpoint="on", shuffle=False),
     )

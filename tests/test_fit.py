@@ -293,5 +293,8 @@ def test_lengths_of_other_settings() -> None:
     assert lengths.most(replace(config, seq_len=20)) == (40, 20)
     assert lengths.most(replace(config, seq_len=20, packing=True)) == (40, 20)
     assert lengths.most(replace(config, batch_size=9, packing=True)) == (86, 40)
+    tested = replace(lengths, test=[9, 9, 70])
+    assert tested.most(config) == (70, 70)
+    assert tested.most(replace(config, batch_size=3)) == (88, 70)
     assert Lengths().most(TrainConfig()) == (2048, 512)
     assert gpu.read_size("1KiB") == 1024

@@ -49,6 +49,7 @@ async def plan(
     config: TrainConfig | None = None,
     rows: Dataset | None = None,
     valid: Dataset | None = None,
+    test: Dataset | None = None,
     *,
     init_adapter: Any = None,
     given: tuple[str, ...] = (),
@@ -63,7 +64,7 @@ async def plan(
     `model`: a GGUF or a Hugging Face folder (paths, bytes and sources as in `load_model`), or
     shapes alone: a config.json, as a path, in a folder without weights, or as a dict; an object
     with `metadata()` and `tensors()`; or an open `Model`. Without `rows` a batch is `batch_size`
-    rows of `seq_len` tokens. `valid`, `init_adapter` and `given` are those of `Trainer`.
+    rows of `seq_len` tokens. `valid`, `test`, `init_adapter` and `given` are those of `Trainer`.
 
     `type` is what its matrices would be in place of what they are: a type of GGUF, a mix such as
     "Q4_K_M", or "nf4", "nf4-double", "int4", "int8", which quantise the blocks' linears.
@@ -72,7 +73,7 @@ async def plan(
     """
     check_settings(lora, config)
     lora, config = lora or LoraConfig(), config or TrainConfig()
-    for name, part in (("rows", rows), ("valid", valid)):
+    for name, part in (("rows", rows), ("valid", valid), ("test", test)):
         if part is not None and not (isinstance(part, Dataset) and part.rows):
             raise OptionError(f"{name}: {shown(part)}: what wgtrain.load_dataset gives is needed")
     gguf = _metadata(model)
@@ -99,7 +100,7 @@ async def plan(
     return make_plan(
         gguf,
         Settings(lora, config, quantize_base),
-        Lengths() if rows is None else lengths_of(rows, valid),
+        Lengths() if rows is None else lengths_of(rows, valid, test),
         gpu=gpu,
         limits=limits,
         memory=memory,

@@ -11,7 +11,7 @@ from wgtrain.errors import OptionError, printable
 from wgtrain.model.folder import Folder
 from wgtrain.planned import config_file, plan
 from wgtrain.runs.chats import templating_of
-from wgtrain.runs.inputs import valid_file
+from wgtrain.runs.inputs import test_file, valid_file
 from wgtrain.train.config import CONFIGS, RunConfig, TrainConfig
 from wgtrain.train.settings import build
 
@@ -22,15 +22,16 @@ def show(settings: Mapping[str, Any], type_: str | None, as_json: bool) -> tuple
     paths, lora, config = build({"data": "-", **named}, *CONFIGS)
     alone = config_file(paths.model)
     with nullcontext(alone) if alone else opened_base(paths.model) as model:
-        rows = valid = None
+        rows = valid = test = None
         if "data" in named:
-            rows, valid = _rows(model, paths, config)
+            rows, valid, test = _rows(model, paths, config)
         found = plan(
             model,
             lora,
             config,
             rows,
             valid,
+            test,
             init_adapter=paths.init_adapter,
             given=tuple(named),
             type=type_,
@@ -43,13 +44,18 @@ def show(settings: Mapping[str, Any], type_: str | None, as_json: bool) -> tuple
     return text, found.fits is not False
 
 
-def _rows(model: Any, paths: RunConfig, config: TrainConfig) -> tuple[Dataset, Dataset | None]:
-    """The rows of a run, as they are read there, and those for validation in files."""
+def _rows(
+    model: Any, paths: RunConfig, config: TrainConfig
+) -> tuple[Dataset, Dataset | None, Dataset | None]:
+    """The rows of a run, as they are read there, and those for validation and the test in files."""
     if not isinstance(model, Folder):
         raise OptionError(f"data = {paths.data}: {model} has no tokenizer; leave the data out")
     tokenizer = training_tokenizer(model)
     chat = templating_of(paths)
     read = (tokenizer, config.seq_len, config.train_on, None, paths.kind)
     rows = load_dataset(data_file(paths.data), *read, chat=chat)
-    held = valid_file(paths, config)
-    return rows, None if held is None else load_dataset(held, *read, chat=chat)
+    held, tests = (
+        None if path is None else load_dataset(path, *read, chat=chat)
+        for path in (valid_file(paths, config), test_file(paths))
+    )
+    return rows, held, tests

@@ -8,13 +8,14 @@ from typing import Any
 from wgtrain.runs.paths import native
 
 NAMES = ("model", "data", "valid", "init_adapter")
+INPUTS = (*NAMES, "test")  # the last is found by the place of the data
 
 
 def read_entries(raw: Any) -> dict[str, dict[str, Any]]:
     """The `inputs` of a summary, checked; ValueError, KeyError or TypeError for other things."""
     entries = {}
     for name, entry in raw.items():
-        if name not in NAMES:
+        if name not in INPUTS:
             raise ValueError(f"inputs: {name!r} is no input")
         texts = [key for key in ("path", "relative", "sha256", "fingerprint") if key in entry]
         if not all(isinstance(entry[key], str) and "\0" not in entry[key] for key in texts):

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from wgtrain.errors import FileError, OptionError
+from wgtrain.infer.evaluation import perplexity
 from wgtrain.runs import disk
 from wgtrain.runs.chart import loss_svg
 from wgtrain.runs.disk import read_file, write_file
@@ -197,8 +198,7 @@ class RunFolder:
 
     def _evaluated(self, step: int, loss: float) -> None:
         self.evaluations.append((step, loss))
-        perplexity = math.exp(loss) if loss < 700 else None  # above it there is no such float
-        self._append({"step": step, "eval_loss": loss, "eval_perplexity": perplexity})
+        self._append({"step": step, "eval_loss": loss, "eval_perplexity": perplexity(loss)})
 
     def _append(self, line: dict[str, Any]) -> None:
         self._metrics.write(json.dumps(line, allow_nan=False) + "\n")

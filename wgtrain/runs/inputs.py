@@ -10,10 +10,10 @@ from typing import Any
 
 from wgtrain.api import data_file
 from wgtrain.data.templates import CHATML
-from wgtrain.errors import FileError, WgtrainError
+from wgtrain.errors import FileError, OptionError, WgtrainError
 from wgtrain.files.parts import part_names
 from wgtrain.runs.adapters import adapter_path
-from wgtrain.runs.entries import NAMES, places
+from wgtrain.runs.entries import INPUTS, NAMES, places
 from wgtrain.runs.paths import check_model, check_path, is_pipe, read_input
 from wgtrain.train.config import RunConfig, TrainConfig
 
@@ -50,8 +50,10 @@ class Inputs:
         if paths.init_adapter is not None:
             files["init_adapter"] = adapter_path(paths.init_adapter)
         done = read or {}
+        files["test"] = done["test"].path if "test" in done else test_file(paths)
         self._read = {n: done.get(n) or Rows(f) for n, f in files.items() if f is not None}
         self.data, self.valid = self._read["data"], self._read.get("valid")
+        self.test = self._read.get("test")
         self.paths, self.config = paths, config
         self.model_hash = _ModelHash(Path(paths.model))
 
@@ -70,6 +72,9 @@ class Inputs:
                 f"warning: valid = {self.valid.path}: the same rows as the training rows; its loss "
                 "says nothing about rows that were not trained"
             )
+        for name, other in (("training", self.data), ("validation", self.valid)):
+            if self.test and other and self.test.identity["sha256"] == other.identity["sha256"]:
+                said.append(f"warning: {self.test.path}: the same rows as the {name} rows")
         return said
 
     def used(self) -> dict[str, str]:
@@ -108,6 +113,22 @@ def valid_file(paths: RunConfig, config: TrainConfig) -> Path | None:
     return None
 
 
+def test_file(paths: RunConfig) -> Path | None:
+    """The file of test rows, where they are wanted; OptionError if it is not there."""
+    if not paths.test:
+        return None
+    path = test_beside(paths.data)
+    if not path.is_file():
+        raise OptionError(f"test: there is no {path}")
+    return path
+
+
+def test_beside(data: str) -> Path:
+    """Where the test rows are that belong to a folder of rows, or to a file in it."""
+    path = Path(data)
+    return (path if path.is_dir() else path.parent) / "test.jsonl"
+
+
 def found_again(
     paths: RunConfig,
     config: TrainConfig,
@@ -123,7 +144,11 @@ def found_again(
     problems: list[str] = []
     chosen: dict[str, Any] = {}
     read: dict[str, Rows] = {}
-    for name in NAMES:
+    if "data" in given and paths.test and (moved := test_beside(given["data"])).is_file():
+        given = {**given, "test": str(moved)}
+    for name in INPUTS:
+        if name == "test" and not (paths.test and name in before):
+            continue
         old = getattr(config if name == "valid" else paths, name)
         entry = before.get(name)
         if entry is None and (name not in given or not isinstance(old, str)):
@@ -135,7 +160,8 @@ def found_again(
         except WgtrainError as error:
             problems.append(str(error))
             continue
-        chosen[name] = str(path)
+        if name != "test":
+            chosen[name] = str(path)
         read |= {} if rows is None else {name: rows}
     if problems:
         raise FileError("\n".join(problems))
@@ -164,7 +190,8 @@ def _found(
             check_path(path)
             rows = None if name == "model" else Rows(path)
         except FileError as error:
-            moved = f"; where it moved, name it beside --resume: {_option(name)} PATH"
+            option = "--data FOLDER" if name == "test" else f"{_option(name)} PATH"
+            moved = f"; where it moved, name it beside --resume: {option}"
             problem = problem or f"{name}: {error}{'' if given else moved}"
             continue
         if rows is None or not entry or rows.identity["sha256"] == entry.get("sha256"):

@@ -12,6 +12,7 @@ from typing import Any
 from wgtrain import __version__
 from wgtrain.api import load_adapter, load_dataset, load_model, opened_base, training_tokenizer
 from wgtrain.data import Dataset, Tokenizer
+from wgtrain.data.examples import in_rows
 from wgtrain.data.templates import Templating
 from wgtrain.engine.tables import from_json, to_json
 from wgtrain.engine.tuning import Tuning
@@ -23,7 +24,7 @@ from wgtrain.runs.entries import NAMES, read_entries
 from wgtrain.runs.folder import SUMMARY, TEMPLATE, RunFolder, check_free
 from wgtrain.runs.inputs import Inputs, Rows, changed, found_again
 from wgtrain.runs.stopping import stopped_by_signals
-from wgtrain.runs.telling import Say, Voice, ending, facts, in_words, memory, opening
+from wgtrain.runs.telling import Say, Voice, ending, facts, in_words, memory, opening, tested
 from wgtrain.train.checkpoint import unpack
 from wgtrain.train.config import CONFIGS, LoraConfig, RunConfig
 from wgtrain.train.schedule import make_schedule
@@ -108,7 +109,7 @@ def _open(
     paths, config = inputs.paths, inputs.config
     voice(f"opening {paths.model}")
     with opened_base(paths.model) as base:
-        rows, valid = _rows(training_tokenizer(base), inputs, chat)
+        rows, valid, test = _rows(training_tokenizer(base), inputs, chat)
         where: dict[str, Any] = {
             "adapter_index": paths.adapter_index,
             "precision": paths.precision,
@@ -116,14 +117,16 @@ def _open(
             "gpu_memory": paths.gpu_memory,
         }
         brought = paths.init_adapter
-        planned = plan(base, lora, config, rows, valid, init_adapter=brought, given=given, **where)
+        planned = plan(
+            base, lora, config, rows, valid, test, init_adapter=brought, given=given, **where
+        )
         voice.show(memory(planned.needs))
         if planned.problem:
             raise OutOfMemoryError(planned.shortage(advice=not resumed))
         model = load_model(base, **where)
     try:
         adapter = load_adapter(paths.init_adapter, model) if paths.init_adapter else None
-        trainer = Trainer(model, rows, lora, config, valid, adapter, given, tuning)
+        trainer = Trainer(model, rows, lora, config, valid, adapter, given, tuning, test=test)
         if resumed:
             trainer.fixed_settings()
         try:
@@ -135,9 +138,11 @@ def _open(
         model.close()
 
 
-def _rows(tokenizer: Tokenizer, inputs: Inputs, chat: Templating) -> tuple[Dataset, Dataset | None]:
-    """The rows to learn and to validate with. A tokenizer, of 100 MB where the vocabulary is large,
-    is held no longer than they are read.
+def _rows(
+    tokenizer: Tokenizer, inputs: Inputs, chat: Templating
+) -> tuple[Dataset, Dataset | None, Dataset | None]:
+    """The rows to learn, to validate and to test with. A tokenizer, of 100 MB where the vocabulary
+    is large, is held no longer than they are read.
     """
     paths, config = inputs.paths, inputs.config
     read = (tokenizer, config.seq_len, config.train_on, chat.now, paths.kind)
@@ -146,7 +151,8 @@ def _rows(tokenizer: Tokenizer, inputs: Inputs, chat: Templating) -> tuple[Datas
         return load_dataset(rows.take(), *read, name=str(rows.path), chat=chat)
 
     rows = load(inputs.data)
-    return rows, None if inputs.valid is None else load(inputs.valid)
+    held, tests = (None if part is None else load(part) for part in (inputs.valid, inputs.test))
+    return rows, held, tests
 
 
 def _templating(paths: RunConfig, now: datetime, folder: RunFolder | None = None) -> Templating:
@@ -286,6 +292,9 @@ def _train(folder: RunFolder, inputs: Inputs, trainer: Trainer, voice: Voice) ->
             done = trainer.step == trainer.total_steps
             if trainer.step:
                 folder.write_results(trainer.adapter_gguf(), trainer.adapter_peft())
+        if done and trainer.test_rows:  # all else is saved: an interrupt ends this at once
+            voice(f"evaluating {in_rows(len(trainer.test_rows.rows))} of {trainer.test_rows.name}")
+            voice(tested(trainer.test()))
     except BaseException as error:
         text = in_words(error, folder)
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"

@@ -9,8 +9,10 @@ from wgtrain.data import Dataset
 from wgtrain.data.examples import in_rows
 from wgtrain.errors import NonFiniteError, WgtrainError, printable
 from wgtrain.gpu import format_size
+from wgtrain.infer.evaluation import perplexity
 from wgtrain.runs.folder import RESULTS, RunFolder
 from wgtrain.train.needs import Needs
+from wgtrain.train.results import Tested
 from wgtrain.train.trainer import Trainer
 
 Say = Callable[[str], None]
@@ -63,6 +65,8 @@ def opening(folder: RunFolder, trainer: Trainer) -> str:
         parts.append(f"{rows.dropped} dropped, no token of them is trained")
     if valid is not None:
         parts.append(f"{len(valid.rows)} for validation")
+    if trainer.test_rows is not None:
+        parts.append(f"{len(trainer.test_rows.rows)} for the test")
     learner, context = trainer.learner, trainer.model.config.context
     longest = max(len(row.tokens) for row in rows.rows)
     long = f"rows of up to {longest:,} tokens, but the model was made for {context:,}"
@@ -73,7 +77,8 @@ def opening(folder: RunFolder, trainer: Trainer) -> str:
             *trainer.model.config.notes,
             *learner.notes,
             *rows.notes,
-            *_of_validation(rows, valid),
+            *_held_out(rows, valid),
+            *_held_out(rows, trainer.test_rows),
             *_odd(trainer),
             f"{learner.parameter_count:,} parameters, {_steps(trainer.total_steps)}",
             f"kernels: {learner.tuning.origin}",
@@ -92,19 +97,19 @@ def memory(needs: Needs) -> str:
     return f"{text}; largest binding {name}, {format_size(nbytes)}{how}"
 
 
-def _of_validation(rows: Dataset, valid: Dataset | None) -> list[str]:
-    """What is cut, dropped or wrong in a file of validation rows, beside what the training rows
-    have as well.
+def _held_out(rows: Dataset, held: Dataset | None) -> list[str]:
+    """What is cut, dropped or wrong in a file of rows that are not trained, beside what the
+    training rows have as well.
     """
-    if valid is None or valid.name == rows.name:  # a part of the same file
+    if held is None or held.name == rows.name:  # a part of the same file
         return []
     said = []
-    if valid.truncated:
-        said.append(f"{valid.truncated} cut at {valid.seq_len} tokens")
-    if valid.dropped:
-        said.append(f"{valid.dropped} dropped, no token of them counts")
-    said += [note for note in valid.notes if note not in rows.notes]
-    return [f"{valid.name}: {words}" for words in said]
+    if held.truncated:
+        said.append(f"{held.truncated} cut at {held.seq_len} tokens")
+    if held.dropped:
+        said.append(f"{held.dropped} dropped, no token of them counts")
+    said += [note for note in held.notes if note not in rows.notes]
+    return [f"{held.name}: {words}" for words in said]
 
 
 def _odd(trainer: Trainer) -> list[str]:
@@ -125,6 +130,7 @@ def _odd(trainer: Trainer) -> list[str]:
 def facts(folder: RunFolder, trainer: Trainer) -> dict[str, Any]:
     """What summary.json says of a run, finished or not."""
     losses, evaluations = folder.losses, folder.evaluations
+    found = trainer.tested
     return {
         "step": trainer.step,
         "total_steps": trainer.total_steps,
@@ -135,6 +141,11 @@ def facts(folder: RunFolder, trainer: Trainer) -> dict[str, Any]:
         "last_loss": losses[-1][1] if losses else None,
         "first_eval_loss": evaluations[0][1] if evaluations else None,
         "last_eval_loss": evaluations[-1][1] if evaluations else None,
+        "test_rows": len(trainer.test_rows.rows) if trainer.test_rows else 0,
+        "base_test_loss": found and found.base_loss,
+        "base_test_perplexity": found and perplexity(found.base_loss),
+        "test_loss": found and found.loss,
+        "test_perplexity": found and perplexity(found.loss),
         "seconds": trainer.elapsed_seconds,
         "tokens": trainer.tokens_seen,
         "bytes": trainer.learner.nbytes,
@@ -153,7 +164,21 @@ def ending(found: dict[str, Any]) -> str:
     words += f"loss {found['first_loss']:.4f} -> {found['last_loss']:.4f}"
     if found["first_eval_loss"] is not None:
         words += f", validation {found['first_eval_loss']:.4f} -> {found['last_eval_loss']:.4f}"
+    if found.get("test_loss") is not None:
+        words += f", test {found['base_test_loss']:.4f} (base) -> {found['test_loss']:.4f}"
     return words
+
+
+def tested(found: Tested) -> str:
+    """What a test found, in words."""
+    losses = (found.base_loss, found.loss)
+    base, tuned = (f"{loss:.4f}, perplexity {_perplexity(loss)}" for loss in losses)
+    return f"test rows: loss {tuned}; of the base {base}; {found.count:,} tokens count"
+
+
+def _perplexity(loss: float) -> str:
+    found = perplexity(loss)
+    return "beyond all numbers" if found is None else f"{found:,.4g}"
 
 
 def in_words(error: BaseException, folder: RunFolder) -> str:

@@ -302,6 +302,12 @@ class RunConfig:
         metavar="FOLDER",
         convert=_path,
     )
+    test: bool = setting(
+        False,
+        bool,
+        "When all steps are done, tell the loss of test.jsonl in the folder of data, of the base "
+        "and with the adapter.",
+    )
     init_adapter: str | None = setting(
         None,
         str,

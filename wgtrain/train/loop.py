@@ -4,13 +4,16 @@ import math
 import time
 from dataclasses import replace
 
+import numpy as np
+
 from wgtrain import random
 from wgtrain.data import Batch, Dataset
 from wgtrain.errors import NonFiniteError, OptionError, WgtrainError
 from wgtrain.train.config import TrainConfig
 from wgtrain.train.learner import Learner
-from wgtrain.train.results import Evaluation, Place, Queued, StepResult, non_finite
+from wgtrain.train.results import Evaluation, Place, Queued, StepResult, Tested, non_finite
 from wgtrain.train.schedule import Schedule
+from wgtrain.train.start import initial_parameters
 from wgtrain.train.windows import Windows
 
 # Reports are read after so many steps, or as many as take so long: what is queued cannot be
@@ -30,11 +33,14 @@ class Loop:
     total_steps: int
     _windows: Windows
     _held: list[Batch]  # for validation
+    _tests: list[Batch]
 
     def __init__(self) -> None:
         self._place = Place()
         # While a step is queued: the place behind it, and whether its update has begun.
         self._begun: tuple[Place, bool] | None = None
+        # While the base is tested: the parameters that go back then.
+        self._aside: dict[str, np.ndarray] | None = None
         self._most_unread = 1
         self._stopping = False
         self._last_read = 0.0
@@ -58,6 +64,11 @@ class Loop:
     def evaluations(self) -> list[Evaluation]:
         """All validations so far."""
         return list(self._place.evaluations)
+
+    @property
+    def tested(self) -> Tested | None:
+        """What `test` found of the adapter as it stands."""
+        return self._place.tested
 
     @property
     def failure(self) -> WgtrainError | None:
@@ -98,7 +109,7 @@ class Loop:
         tokens = sum(len(batch.tokens) for batch in batches)
         lines = tuple(line for batch in batches for line in batch.lines)
         queued = Queued(step, self._windows.passed(at), rate, tokens, lines)
-        after = replace(place, step=step, at=at, unread=(*place.unread, queued))
+        after = replace(place, step=step, at=at, unread=(*place.unread, queued), tested=None)
         self._begun = after, False
         for micro, batch in enumerate(batches):
             self.learner.micro(batch, dropout_key=random.key(c.seed, "dropout", step, micro))
@@ -114,8 +125,12 @@ class Loop:
 
     async def _settle(self) -> None:
         """After an interrupt within `_queue_step`: counts its step where the update was queued, and
-        takes the gradients back where not. May be interrupted itself.
+        takes the gradients back where not; within `_test`: puts the parameters back. May be
+        interrupted itself.
         """
+        if self._aside is not None:
+            self.learner.set_parameters(self._aside)
+            self._aside = None
         if self._begun is None:
             return
         after, updating = self._begun
@@ -185,3 +200,20 @@ class Loop:
             raise OptionError("valid: no validation rows were given")
         total, count = await self.learner.evaluate(self._held)
         return total / count, count
+
+    async def _test(self) -> Tested:
+        """The base is what an adapter that has not learnt anything leaves of it."""
+        if not self._tests:
+            raise OptionError("test: no test rows were given")
+        total, count = await self.learner.evaluate(self._tests)
+        self._aside = await self.learner.parameters()
+        self.learner.set_parameters(initial_parameters(self.learner.shapes, self.config.seed))
+        base, _ = await self.learner.evaluate(self._tests)
+        await self._settle()
+        tested = Tested(base / count, total / count, count)
+        if not (math.isfinite(tested.loss) and math.isfinite(tested.base_loss)):
+            raise NonFiniteError(
+                f"the loss of the test rows is {tested.loss}, with the base {tested.base_loss}"
+            )
+        self._place = replace(self._place, tested=tested)
+        return tested

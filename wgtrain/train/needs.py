@@ -71,6 +71,7 @@ class Lengths:
     train: Sequence[int] | None = None
     valid: Sequence[int] = ()
     seq_len: int = 0
+    test: Sequence[int] = ()
 
     def most(self, config: TrainConfig) -> tuple[int, int]:
         """(tokens of the largest batch, of the longest row), with rows cut at `config.seq_len`."""
@@ -82,15 +83,20 @@ class Lengths:
         tokens = sum(lengths[:size])
         if config.packing:
             tokens = min(size * cut, sum(lengths))
-        held = [min(n, cut) if shorter else n for n in self.valid]
-        batches = [sum(held[i : i + size]) for i in range(0, len(held), size)]
-        return max([tokens, *batches]), max([lengths[0], *held])
+        longest = lengths[0]
+        for part in (self.valid, self.test):
+            held = [min(n, cut) if shorter else n for n in part]
+            batches = [sum(held[i : i + size]) for i in range(0, len(held), size)]
+            tokens, longest = max([tokens, *batches]), max([longest, *held])
+        return tokens, longest
 
 
-def lengths_of(rows: Dataset, valid: Dataset | None = None) -> Lengths:
+def lengths_of(rows: Dataset, valid: Dataset | None = None, test: Dataset | None = None) -> Lengths:
     """Those of rows that are read."""
-    held = [len(row.tokens) for row in valid.rows] if valid else []
-    return Lengths([len(row.tokens) for row in rows.rows], held, rows.seq_len)
+    train, held, tests = (
+        [len(row.tokens) for row in part.rows] if part else [] for part in (rows, valid, test)
+    )
+    return Lengths(train, held, rows.seq_len, tests)
 
 
 @dataclass

@@ -39,6 +39,15 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Tested:
+    """Mean losses over the trained tokens of the test rows: of the base alone, with the adapter."""
+
+    base_loss: float
+    loss: float
+    count: int
+
+
+@dataclass(frozen=True)
 class Queued:
     """A step whose report is not read yet."""
 
@@ -54,7 +63,8 @@ class Place:
     """Where a run stands after `step` steps, before window `at`. A trainer replaces it as a whole,
     so that an interrupt finds a step done or not begun.
 
-    `unread`: steps queued whose reports were not read; `ready`: results that were not yielded.
+    `unread`: steps queued whose reports were not read; `ready`: results that were not yielded;
+    `tested`: of the adapter as it stands there.
     """
 
     step: int = 0
@@ -65,6 +75,7 @@ class Place:
     ready: tuple[StepResult, ...] = ()
     evaluations: tuple[Evaluation, ...] = ()
     failure: WgtrainError | None = None
+    tested: Tested | None = None
 
     def with_report(self, report: Report, queued: Queued, rate: float) -> "Place":
         """With the result of a queued step, at `rate` tokens a second."""

@@ -24,17 +24,18 @@ def check_arguments(
     lora: LoraConfig | None,
     config: TrainConfig | None,
     valid: Dataset | None,
+    test: Dataset | None = None,
 ) -> None:
     """OptionError for arguments of `Trainer` in each other's place, FileError for rows that are not
     of the model's vocabulary.
     """
     if not hasattr(model, "fingerprint"):
         raise OptionError(f"model: {shown(model)}: load it first, with wgtrain.load_model")
-    for name, part in {"rows": rows, "valid": valid}.items():
+    for name, part in {"rows": rows, "valid": valid, "test": test}.items():
         if not isinstance(part, Dataset) and (part is not None or name == "rows"):
             raise OptionError(f"{name}: {shown(part)}: load them first, with wgtrain.load_dataset")
     check_settings(lora, config)
-    for data in (rows, valid):
+    for data in (rows, valid, test):
         if data is not None:
             check_vocabulary(data, model.config.vocabulary)
 

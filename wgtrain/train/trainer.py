@@ -27,7 +27,7 @@ from wgtrain.train.fit import BROUGHT, Fit
 from wgtrain.train.learner import lora_learner
 from wgtrain.train.loop import Loop
 from wgtrain.train.needs import Needs, lengths_of, needs_of
-from wgtrain.train.results import Place, StepResult
+from wgtrain.train.results import Place, StepResult, Tested
 from wgtrain.train.schedule import make_schedule
 from wgtrain.train.settings import as_mapping
 from wgtrain.train.start import (
@@ -53,7 +53,7 @@ class Trainer(Loop):
     `model.logits` takes as one), which brings rank, alpha and targets; `given` names settings of
     `lora` that a person set explicitly and that it must not differ from. `tuning` is the table of
     kernels to run with, in place of what `config.tuning` says; `host` is where this runs, in place
-    of what the model was opened with.
+    of what the model was opened with; `test` are rows for `test()`.
     """
 
     aio = aio_view()
@@ -69,8 +69,9 @@ class Trainer(Loop):
         given: tuple[str, ...] = (),
         tuning: Tuning | None = None,
         host: Host | None = None,
+        test: Dataset | None = None,
     ):
-        check_arguments(model, rows, lora, config, valid)
+        check_arguments(model, rows, lora, config, valid, test)
         lora, config = lora or LoraConfig(), config or TrainConfig()
         if config.seq_len not in (TrainConfig().seq_len, rows.seq_len):
             raise OptionError(f"seq_len = {config.seq_len}: {rows.name} has {rows.seq_len}")
@@ -81,7 +82,7 @@ class Trainer(Loop):
             raise OptionError(f"valid = {config.valid}: load its rows and pass them as `valid`")
         if valid is None and config.valid is not None:
             rows, valid = split_rows(rows, float(config.valid), config.seed)
-        for part in (rows, valid):
+        for part in (rows, valid, test):
             if part is not None and not part.rows:
                 raise OptionError(f"{part.name}: no row with a token to train")
         if init_adapter is not None:
@@ -93,6 +94,7 @@ class Trainer(Loop):
                 lora, init_adapter, model.config.n_layer, model.config.block_linears, given
             )
         self.model, self.rows, self.valid, self.lora, self.config = model, rows, valid, lora, config
+        self.test_rows = test
         self.host: Host = host or model.host
 
         self._rows_hash = hash_rows(rows.rows)
@@ -100,8 +102,9 @@ class Trainer(Loop):
         self.total_steps = self._windows.total
         self.schedule = make_schedule(config, self.total_steps, self._windows.per_epoch)
         self._held = list(in_batches(valid.rows, config.batch_size)) if valid else []
+        self._tests = list(in_batches(test.rows, config.batch_size)) if test else []
         self.memory_origin = model.device.find_budget()
-        self._fit = Fit(model, lora, config, lengths_of(rows, valid), lora_learner)
+        self._fit = Fit(model, lora, config, lengths_of(rows, valid, test), lora_learner)
         if init_adapter is not None:
             self._fit.fixed |= BROUGHT
         self.learner = self._fit.learner(tuning and self._listed(tuning, "tuning"))
@@ -209,6 +212,14 @@ class Trainer(Loop):
             await self._build()
             await self._settle()
             return await self._evaluate()
+
+    @dual
+    async def test(self) -> Tested:
+        """The losses of the test rows, of the base alone and with the adapter as it stands."""
+        with self._turn():
+            await self._build()
+            await self._settle()
+            return await self._test()
 
     @dual
     async def fit(self) -> "Trainer":
