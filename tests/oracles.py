@@ -107,7 +107,30 @@ def gelu(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return 0.5 * x * (1 + t), 0.5 * (1 + t) + 0.5 * x * (1 - t**2) * k * (1 + 0.134145 * x**2)
 
 
-ACTIVATIONS = {"activation_silu": silu, "activation_gelu": gelu}
+def gelu_erf(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Its values and its slopes."""
+    share = 0.5 * np.vectorize(math.erfc, otypes=[np.float64])(-x / math.sqrt(2))
+    density = np.exp(-0.5 * np.minimum(x * x, 1400.0)) / math.sqrt(2 * math.pi)
+    return x * share, share + x * density
+
+
+def relu(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Its values and its slopes."""
+    return np.maximum(x, 0.0), (x > 0).astype(np.float64)
+
+
+def tanh(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Its values and its slopes."""
+    return np.tanh(x), np.cosh(np.clip(x, -300.0, 300.0)) ** -2.0
+
+
+ACTIVATIONS = {
+    "activation_silu": silu,
+    "activation_gelu": gelu,
+    "activation_gelu_erf": gelu_erf,
+    "activation_relu": relu,
+    "activation_tanh": tanh,
+}
 
 
 def glu(gate: np.ndarray, up: np.ndarray, activation: str = "activation_silu") -> Outputs:
@@ -445,6 +468,17 @@ def loss_sum(running: np.ndarray, totals: np.ndarray) -> Outputs:
     result["loss"] += (running[:, 0] + np.log(running[:, 1]) - running[:, 2]).sum()
     result["count"] += len(running)
     return {"totals": result}
+
+
+def squared_error(y: np.ndarray, desired: np.ndarray, totals: np.ndarray, factor: float) -> Outputs:
+    after = totals.copy()
+    after["loss"] += factor * ((y - desired) ** 2).sum()
+    after["count"] += len(y)
+    return {"totals": after}
+
+
+def squared_error_backward(y: np.ndarray, desired: np.ndarray, factor: float) -> Outputs:
+    return {"dy": factor * (y - desired)}
 
 
 def grad_norm(

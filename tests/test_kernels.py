@@ -562,6 +562,16 @@ def test_loss_sum(check: Any, rows: int) -> None:
     check("loss_sum", arrays, {"rows": "C"}, rows=rows)
 
 
+@pytest.mark.parametrize(("rows", "d"), SIZES)
+def test_squared_error(check: Any, rows: int, d: int) -> None:
+    y, desired = normal(2, rows, d)
+    params = {"rows": "C", "d4": padded(d) // 4, "factor": 1 / d}
+    arrays = {"y": y, "desired": desired}
+    totals = np.array([(2.5, 7)], TOTALS)
+    check("squared_error", {**arrays, "totals": totals}, params, rows=rows)
+    check("squared_error_backward", arrays, {**params, "factor": 2 / d}, rows=rows)
+
+
 @pytest.mark.parametrize("n4", [1, 63, 65, 64 * 64 - 1, 64 * 64 + 65])
 def test_grad_norm(check: Any, n4: int) -> None:
     arrays = {"grads": normal(4 * n4), "partials": np.full(192, np.nan)}

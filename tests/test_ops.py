@@ -86,6 +86,18 @@ def test_gelu(device: Device, t: int, d: int) -> None:
     )
 
 
+@pytest.mark.parametrize("activation", ["gelu_erf", "tanh", "silu"])
+def test_activate(device: Device, activation: str) -> None:
+    """Of relu a step of finite differences may cross the corner: see its kernel's test."""
+    library = f"activation_{activation}"
+    check_op(
+        device,
+        lambda tape, x: ops.activate(tape.graph, x.x, activation, library),
+        lambda x: oracles.ACTIVATIONS[library](x.x)[0],
+        {"x": 3 * normal(5, 7)},
+    )
+
+
 @pytest.mark.parametrize("groups", [1, 3])
 @pytest.mark.parametrize(("t", "d"), [(1, 4), (5, 8), (17, 12)])
 def test_rms_norm(device: Device, t: int, d: int, groups: int) -> None:

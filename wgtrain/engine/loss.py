@@ -151,3 +151,18 @@ def _second_pass(
     head.gradient_rest(g, head.x)
     if gradient is not None:
         head.add_inputs(g, gradient)
+
+
+def squared_error(g: Graph, y: Tensor, desired: Window, totals: Window) -> None:
+    """Adds the mean over each row of (y - desired)^2, (C, N), to `totals`, whose count is of rows,
+    and begins the backward pass with its gradient.
+    """
+    size = {"rows": y.rows, "d4": padded(y.cols) // 4}
+    operands = {"y": y, "desired": desired}
+    params = {**size, "factor": 1 / y.cols}
+    g.launch("squared_error", {**operands, "totals": totals}, params)
+    if y.trains:
+        dy = g.tensor(f"d.{y.name}", y.rows, y.cols)
+        params = {**size, "factor": 2 / y.cols}
+        g.launch("squared_error_backward", {**operands, "dy": dy}, params)
+        g.pass_gradient(y, dy)

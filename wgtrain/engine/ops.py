@@ -155,14 +155,19 @@ def _gated(g: Graph, gate: Tensor, up: Tensor, name: str, activation: str) -> Te
 
 def gelu(g: Graph, x: Tensor) -> Tensor:
     """x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2, (T, F): `gelu_pytorch_tanh`."""
-    libraries = {"activation": "activation_gelu"}
-    y = g.tensor("gelu", x.rows, x.cols, trains=x.trains)
+    return activate(g, x, "gelu", "activation_gelu")
+
+
+def activate(g: Graph, x: Tensor, name: str, activation: str) -> Tensor:
+    """act(x), (T, F), of a library of shaders/lib."""
+    libraries = {"activation": activation}
+    y = g.tensor(name, x.rows, x.cols, trains=x.trains)
     g.launch("activate", {"x": x, "y": y}, _elementwise(y), libraries=libraries)
     saved = g.save(x) if y.trains else None
 
     def vjp(dy: Tensor) -> None:
         assert saved is not None
-        kept, dx = saved(), g.tensor("d.gelu", x.rows, x.cols)
+        kept, dx = saved(), g.tensor(f"d.{name}", x.rows, x.cols)
         operands = {"x": kept, "dy": dy, "dx": dx}
         g.launch("activate_backward", operands, _elementwise(x), libraries=libraries)
         g.pass_gradient(x, dx)
