@@ -35,6 +35,7 @@ BELOW: dict[str, set[str]] = {
     "model": {*GROUND, "files", "data", "gpu", "engine"},
     "infer": {*GROUND, "files", "data", "gpu", "engine", "model"},
     "train": {*GROUND, "files", "data", "gpu", "engine", "model"},
+    "layers": {*GROUND, "files", "gpu", "engine", "model", "runs"},
     # Faces of several modules: what they may know of each other.
     "tune": {*GROUND, "gpu", "engine"},
     "web": {"errors"},

@@ -12,10 +12,10 @@ from fake_learner import FakeLearner, FakeModel, fake_rows
 from wgtrain import random
 from wgtrain.errors import FileError, NonFiniteError, OptionError
 from wgtrain.files.adapters import read_adapter_gguf, read_adapter_peft
+from wgtrain.model.lora import initial_parameters
 from wgtrain.train import loop as loop_module
 from wgtrain.train import trainer as trainer_module
 from wgtrain.train.config import LoraConfig, TrainConfig
-from wgtrain.train.start import initial_parameters
 from wgtrain.train.trainer import Trainer
 
 LORA = LoraConfig(rank=2, alpha=4, target_modules="q_proj,v_proj", layers="0-1")

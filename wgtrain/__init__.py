@@ -33,6 +33,14 @@ _WHERE = {
     "TrainConfig": "train.config",
     "StepResult": "train.results",
     "Trainer": "train.trainer",
+    "Activation": "layers.description",
+    "Linear": "layers.description",
+    "LinearModel": "layers.model",
+    "inject_lora": "layers.adapter",
+    "load_adapter": "layers.adapter",
+    "save_adapter": "layers.adapter",
+    "total_param_count": "layers.adapter",
+    "trainable_param_count": "layers.adapter",
 }
 _MODULES = ("aio", "errors", "random")
 
@@ -58,6 +66,14 @@ if TYPE_CHECKING:
     from wgtrain.gpu import list_adapters as list_adapters
     from wgtrain.gpu import run as run
     from wgtrain.infer.evaluation import EvalResult as EvalResult
+    from wgtrain.layers.adapter import inject_lora as inject_lora
+    from wgtrain.layers.adapter import load_adapter as load_adapter
+    from wgtrain.layers.adapter import save_adapter as save_adapter
+    from wgtrain.layers.adapter import total_param_count as total_param_count
+    from wgtrain.layers.adapter import trainable_param_count as trainable_param_count
+    from wgtrain.layers.description import Activation as Activation
+    from wgtrain.layers.description import Linear as Linear
+    from wgtrain.layers.model import LinearModel as LinearModel
     from wgtrain.planned import plan as plan
     from wgtrain.runs.chats import templating as templating
     from wgtrain.train.config import LoraConfig as LoraConfig

@@ -1,7 +1,11 @@
 """Where LoRA adapters sit in a model."""
 
+import math
 from collections.abc import Iterable, Mapping
 
+import numpy as np
+
+from wgtrain import random
 from wgtrain.engine.lora import Lora, LoraKind
 from wgtrain.engine.trainables import Trainables
 from wgtrain.errors import OptionError
@@ -57,3 +61,19 @@ def adapter_trainables(
     found = lora_trainables(bases, limits, adapter.rank, scale, name=name)
     found.values.set(adapter.matrices)
     return found
+
+
+def initial_parameters(shapes: Mapping[str, tuple[int, int]], seed: int) -> dict[str, np.ndarray]:
+    """A (r, n_in) from U(-1 / sqrt(n_in), 1 / sqrt(n_in)), B zero; float32 by parameter name.
+
+    Each A has its own stream, so that what else is trained does not change it.
+    """
+    result = {}
+    for name, (rows, columns) in shapes.items():
+        if name.endswith(".lora_a"):
+            u = random.uniform(random.key(seed, f"lora_a {name}"), rows * columns)
+            bound = np.float32(1 / math.sqrt(columns))
+            result[name] = ((u * 2 - 1) * bound).reshape(rows, columns)
+        else:
+            result[name] = np.zeros((rows, columns), np.float32)
+    return result

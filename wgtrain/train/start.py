@@ -1,8 +1,7 @@
-"""What a run starts from: initial parameters, rows held out, a given adapter, hash of the rows."""
+"""What a run starts from: rows held out, a given adapter, hash of the rows."""
 
 import dataclasses
 import hashlib
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -47,22 +46,6 @@ def check_settings(lora: Any, config: Any) -> None:
             hint = "; write config=TrainConfig(...)" if isinstance(value, TrainConfig) else ""
             what = f"{name}: a {kind.__name__} is needed, not {type(value).__name__}"
             raise OptionError(what + hint)
-
-
-def initial_parameters(shapes: Mapping[str, tuple[int, int]], seed: int) -> dict[str, np.ndarray]:
-    """A (r, n_in) from U(-1 / sqrt(n_in), 1 / sqrt(n_in)), B zero; float32 by parameter name.
-
-    Each A has its own stream, so that what else is trained does not change it.
-    """
-    result = {}
-    for name, (rows, columns) in shapes.items():
-        if name.endswith(".lora_a"):
-            u = random.uniform(random.key(seed, f"lora_a {name}"), rows * columns)
-            bound = np.float32(1 / math.sqrt(columns))
-            result[name] = ((u * 2 - 1) * bound).reshape(rows, columns)
-        else:
-            result[name] = np.zeros((rows, columns), np.float32)
-    return result
 
 
 def split_rows(data: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:

@@ -21,6 +21,7 @@ from wgtrain.files.huggingface import class_modules
 from wgtrain.files.source import shown
 from wgtrain.model.base import OpenModel
 from wgtrain.model.host import Host
+from wgtrain.model.lora import initial_parameters
 from wgtrain.train import checkpoint as ckpt
 from wgtrain.train.config import LoraConfig, TrainConfig
 from wgtrain.train.fit import BROUGHT, Fit
@@ -34,7 +35,6 @@ from wgtrain.train.start import (
     adopt,
     check_arguments,
     hash_rows,
-    initial_parameters,
     other_chats,
     split_rows,
 )

@@ -1,0 +1,1 @@
+"""LoRA for models of one's own: named linear layers with activations between."""
