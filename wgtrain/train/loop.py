@@ -9,11 +9,11 @@ import numpy as np
 from wgtrain import random
 from wgtrain.data import Batch, Dataset
 from wgtrain.errors import NonFiniteError, OptionError, WgtrainError
+from wgtrain.model.lora import initial_parameters
 from wgtrain.train.config import TrainConfig
 from wgtrain.train.learner import Learner
 from wgtrain.train.results import Evaluation, Place, Queued, StepResult, Tested, non_finite
 from wgtrain.train.schedule import Schedule
-from wgtrain.train.start import initial_parameters
 from wgtrain.train.windows import Windows
 
 # Reports are read after so many steps, or as many as take so long: what is queued cannot be
