@@ -89,6 +89,15 @@ class Peft:
                     assert parameter.shape == value.shape, (name, parameter.shape, value.shape)
                     parameter.copy_(torch.from_numpy(value))
 
+    def load(self, folder: Path) -> None:
+        """The adapter that PEFT saved there, in place of its own, to train on."""
+        model = self.model.unload()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.model = peft.PeftModel.from_pretrained(model, folder, is_trainable=True)
+        self.model = self.model.to(getattr(torch, self.dtype))
+        self.parameters = _parameters(self.model, self.spec)
+
     def logits(self, tokens: np.ndarray) -> np.ndarray:
         """Logits (T, V) of one row."""
         return logits_of(self.model, tokens)

@@ -126,10 +126,17 @@ def our_gradients(
 
 
 def our_run(
-    model: Any, pairs: Pairs, rows: list[Row], settings: Settings, **more: Any
+    model: Any,
+    pairs: Pairs,
+    rows: list[Row],
+    settings: Settings,
+    start: Any = None,
+    **more: Any,
 ) -> tuple[Run, Any]:
-    """The run of `settings` by a Trainer from these A and B, and the trainer."""
-    start = Adapter(model.config.architecture, RANK, ALPHA, pairs, {})
+    """The run of `settings` by a Trainer from these A and B, or from the adapter `start` beside the
+    same tensors, and the trainer.
+    """
+    start = start or Adapter(model.config.architecture, RANK, ALPHA, pairs, {})
     config = wgtrain.TrainConfig(
         iters=settings.steps,
         epochs=None,
@@ -244,6 +251,45 @@ def test_run_recomputed() -> None:
     found = distance(ours, reference, flat(pairs))
     record("run recomputed", model=name_of(base), ours=vars(found))
     assert not found.failures(), found
+
+
+def test_continual_training(tmp_path: Path) -> None:
+    """On rows A and then, from the adapter's file with an optimizer that begins anew, on rows B, as
+    PEFT does it that loads what it saved; from a folder of PEFT's own too.
+    """
+    base = tiny("llama-tied")
+    pairs = random_adapter(base.spec, all_targets(base), RANK, seed=7)
+    settings = Settings(steps=8)
+    a, b = run_rows(base)[:32], run_rows(base)[40:72]
+    reference = Peft(base, pairs, ALPHA, "float64")
+    first_reference = reference.train(a, settings)
+    whole = reference.train(b, replace(settings, learning_rate=0.0)).losses  # B after A, frozen
+    reference.model.float().save_pretrained(tmp_path)
+    loaded = Peft(base, pairs, ALPHA, "float64")
+    loaded.load(tmp_path)
+    second_reference = loaded.train(b, settings)
+    assert second_reference.losses[0] == pytest.approx(whole[0], rel=1e-6)
+    with wgtrain.load_model(base.gguf, limits="default") as model:
+        first, trainer = our_run(model, pairs, to_rows(a), settings)
+        data = trainer.adapter_gguf()
+        trainer.close()
+        second, trainer = our_run(model, pairs, to_rows(b), settings, data)
+        trainer.close()
+        afresh, trainer = our_run(model, pairs, to_rows(b), settings)
+        trainer.close()
+        from_peft, trainer = our_run(model, pairs, to_rows(b), settings, tmp_path)
+        trainer.close()
+        joined, trainer = our_run(model, pairs, to_rows([*a, *b]), replace(settings, steps=16))
+        trainer.close()
+    assert not distance(first, first_reference, flat(pairs)).failures()
+    found = distance(second, second_reference, flat(pairs))
+    record("continual", model=name_of(base), ours=vars(found))
+    assert not found.failures(), found
+    assert not distance(from_peft, second_reference, flat(pairs)).failures()
+    # What is near and wrong: B alone, and B as a part of the run over A.
+    assert distance(afresh, second_reference, flat(pairs)).failures()
+    rest = Run(joined.losses[8:], joined.norms[8:], joined.final)
+    assert distance(rest, second_reference, flat(pairs)).failures()
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear"])
