@@ -37,6 +37,7 @@ TOLERANCES = {
     "glu_backward": 1.5e-6,  # where 1 + g (1 - s) cancels
     "activate_backward": 1.5e-6,
     "attention": 1e-6,
+    "attention_decode": 1e-6,
     "attention_backward_q": 2e-6,  # p = exp(score - kept): its error is that of the scores
     "attention_backward_kv": 2e-6,
     **dict.fromkeys(("embed", "gather_rows", "restore_bf16"), 0.0),

@@ -273,6 +273,34 @@ def attention(
     return {"o": by_token(o), "stats": stats}
 
 
+def attention_decode(
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    key_range: np.ndarray,
+    heads: int,
+    kv_heads: int,
+    scale: float,
+    CAP: float = 0.0,
+) -> Outputs:
+    """One query after the other, each over its own part of k and v."""
+    made = []
+    for query, (first, after) in zip(q, key_range, strict=True):
+        keys, values = (by_head(x[first:after], kv_heads, heads // kv_heads) for x in (k, v))
+        scores = capped(scale * by_head(query[None], heads) @ keys.transpose(0, 2, 1), CAP)[0]
+        p = np.exp(scores - scores.max(-1, keepdims=True))
+        made.append(by_token(p / p.sum(-1, keepdims=True) @ values)[0])
+    return {"o": np.stack(made)}
+
+
+def store_rows(
+    k: np.ndarray, v: np.ndarray, cells: np.ndarray, keys: np.ndarray, values: np.ndarray
+) -> Outputs:
+    keys, values = keys.copy(), values.copy()
+    keys[cells], values[cells] = k, v
+    return {"keys": keys, "values": values}
+
+
 def attention_delta(o: np.ndarray, dout: np.ndarray, stats: np.ndarray) -> Outputs:
     delta = (o * dout).reshape(len(o), stats.shape[1], -1).sum(-1)
     return {"stats": np.stack([stats[..., 0], delta], -1)}
@@ -399,6 +427,7 @@ def matmul_tn(
 
 # Variants for other adapters compute the same.
 matmul_nt_tiled = matmul_nt_split = matmul_nt_subgroup = matmul_nt
+matvec = matvec_split = matvec_subgroup = matmul_nt
 matmul_nn_tiled = matmul_nn_split = matmul_nn_subgroup = matmul_nn
 matmul_tn_split = matmul_tn
 attention_tiled, attention_backward_q_tiled = attention, attention_backward_q

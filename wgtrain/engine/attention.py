@@ -119,6 +119,49 @@ def attention(
     return o
 
 
+@dataclass(frozen=True)
+class Cache:
+    """Keys and values of a layer that stay from step to step: rows of (K E), f32. `cells`, uint32
+    (T,): the row to which each token's go.
+    """
+
+    keys: Window
+    values: Window
+    cells: Window
+
+
+def cached_attention(
+    g: Graph,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cache: Cache,
+    keys: Window,
+    heads: int,
+    kv_heads: int,
+    scale: float,
+    softcap: float = 0.0,
+) -> Tensor:
+    """As `attention`, for inference: k and v go to the cache, and `keys`, as in `Ranges`, is of
+    rows of the cache.
+    """
+    head_size = q.cols // heads
+    operands = {"k": k, "v": v, "cells": cache.cells, "keys": cache.keys, "values": cache.values}
+    g.launch("store_rows", operands, {"rows": k.rows, "d4": k.cols // 4})
+    params = {"rows": q.rows, "heads": heads, "kv_heads": kv_heads, "scale": scale}
+    cap, libraries = score(softcap)
+    constants = {"E4": head_size // 4, **cap}
+    o = g.tensor("attention", q.rows, q.cols)
+    operands = {"q": q, "k": cache.keys, "v": cache.values, "key_range": keys, "o": o}
+    if g.few:
+        constants["GROUP"] = heads // kv_heads
+        g.launch_tuned("attention_decode", operands, params, constants, libraries)
+    else:
+        operands["stats"] = g.tensor("attention.stats", q.rows, 2 * heads)
+        g.launch_tuned("attention", operands, params, constants, libraries)
+    return o
+
+
 def score(softcap: float) -> tuple[dict[str, float], dict[str, str]]:
     """The constants and libraries of kernels whose scores or logits s become
     softcap tanh(s / softcap); none for 0.

@@ -116,11 +116,14 @@ class Graph:
 
     `training`: a backward pass will follow. `capture`: "f32" keeps saved activations as they are,
     "bf16" packs them to half the memory. `tuning`: which variants of the kernels are recorded.
+    `few`: the most rows of a step where they are so few that products read a weight once for all of
+    them; 0 = many.
     """
 
     training: bool = True
     capture: str = "f32"
     tuning: Tuning = DEFAULT_CPU
+    few: int = 0
     launches: list[Launch] = field(default_factory=list)
     forward: frozenset[Launch] = frozenset()  # those before the backward pass, if it has one
     _scope: str = ""

@@ -82,10 +82,16 @@ class InputBuffer:
         for window in self._windows:
             keys, queries = visible(starts, ends, window)
             arrays |= {f"keys {window}": keys, f"queries {window}": queries}
+        return self.put(arrays), len(trained)
+
+    def put(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The content with these arrays by name, "keys W" and "queries W" of a window W; the others
+        stay as they were. It is overwritten by the next call.
+        """
         for name, array in arrays.items():
             at = self._offsets[name]
             self._packed[at : at + array.nbytes] = array.reshape(-1).view(np.uint8)
-        return self._packed, len(trained)
+        return self._packed
 
     def write(
         self,

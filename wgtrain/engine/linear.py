@@ -92,7 +92,7 @@ class Applied:
     def forward(self, g: Graph, y: Tensor | Window, rows: Rows) -> None:
         """y (T, count) = the outputs `rows`."""
         weight, bias = self.linear.weight, self.linear.bias
-        taken, fused = self._taken([adapter.fused() for adapter in self.adapters])
+        taken, fused = self._taken(g, [adapter.fused() for adapter in self.adapters])
         product(g, self.x, weight, rows, y, fused)
         if bias is not None:
             params = {"rows": self.x.rows, "d4": padded(rows.count) // 4, "first": rows.first // 4}
@@ -110,7 +110,7 @@ class Applied:
         self, g: Graph, received: Iterable[tuple[Rows, Tensor]], dx: Tensor, add: bool
     ) -> None:
         """dx (+)= dy W, dy of each range of rows, + what the adapters add, once all are there."""
-        taken, fused = self._taken([adapter.fused_input() for adapter in self.adapters])
+        taken, fused = self._taken(g, [adapter.fused_input() for adapter in self.adapters])
         for rows, dy in received:
             product_backward(g, dy, self.linear.weight, rows, dx, add, fused)
             add, fused = True, None
@@ -135,9 +135,9 @@ class Applied:
         pairs = zip(self.linear.adapters, self.adapters, strict=True)
         return [applied for adapter, applied in pairs if adapter.trains]
 
-    def _taken(self, offered: list[Fused | None]) -> tuple[int, Fused | None]:
+    def _taken(self, g: Graph, offered: list[Fused | None]) -> tuple[int, Fused | None]:
         """The first part that a product with the weight can take along, after its number or -1."""
-        for number, part in enumerate(offered if fuses(self.linear.weight) else []):
+        for number, part in enumerate(offered if fuses(self.linear.weight, g.few) else []):
             if part is not None:
                 return number, part
         return -1, None

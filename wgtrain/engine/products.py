@@ -9,6 +9,8 @@ from wgtrain.engine.trainables import Parameter
 from wgtrain.engine.tuning import nn_small, nt_small, tn_small
 from wgtrain.engine.weight import Segment, Weight, dense_operands, dense_strides
 
+MOST_FEW = 8  # rows for which a product reads a weight once
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -41,19 +43,23 @@ class Fused(NamedTuple):
     scale: float
 
 
-def fuses(weight: Weight) -> bool:
+def fuses(weight: Weight, few: int = 0) -> bool:
     """Whether products with a weight take one of low rank along. Tiles of f16 do not: what an
-    adapter adds stays f32.
+    adapter adds stays f32. `few`: that of their graph.
     """
-    return weight.precision == "f32"
+    return bool(few) or weight.precision == "f32"
 
 
 def product(
     g: Graph, x: Tensor, weight: Weight, rows: Rows, y: Tensor | Window, fused: Fused | None = None
 ) -> None:
-    """y (T, count) = x W^T over rows of W, segment by segment, in the weight's precision."""
+    """y (T, count) = x W^T over rows of W, segment by segment, in the weight's precision; of few
+    rows always in f32, because memory is what they wait for.
+    """
     for segment, row, count in rows.within(weight):
         family, libraries = _family("nt", weight)
+        if g.few:
+            family, libraries = f"nv/{weight.library}", weight.libraries
         operands = {"x": x, "y": y, **weight.operands(segment)}
         at = segment.first + row
         params = {
@@ -66,7 +72,7 @@ def product(
         if fused:
             operands, params, libraries = _with(fused, operands, params, libraries)
             params["lora_row"] = at
-        g.launch_tuned(family, operands, params, libraries=libraries)
+        g.launch_tuned(family, operands, params, _few(g), libraries)
 
 
 def product_backward(
@@ -117,6 +123,11 @@ def _with(
     )
 
 
+def _few(g: Graph) -> dict[str, int]:
+    """The constants of products that read a weight once for few rows; none for many."""
+    return {"ROWS": min(g.few, MOST_FEW)} if g.few else {}
+
+
 def _family(product: str, weight: Weight) -> tuple[str, dict[str, str]]:
     """What is tuned as one, and the libraries of the kernel."""
     if weight.precision == "f32":
@@ -158,7 +169,7 @@ def small_nt(
     }
     params |= {"y_stride": padded(rows.count) // 4, "y_column": 0}
     operands = {"x": x, "y": y, **dense_operands(p.value)}
-    g.launch_tuned(nt_small(rows.count), operands, params)
+    g.launch_tuned("nv small" if g.few else nt_small(rows.count), operands, params, _few(g))
 
 
 def small_nn(

@@ -1,69 +1,13 @@
 """Rows of tokens that a model has read: how they are read further, and what is read again."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Protocol
 from weakref import WeakValueDictionary
 
 import numpy as np
 
-from wgtrain.infer.session import Session
-
-OpenSession = Callable[[int], Awaitable[Session]]  # for at least so many tokens
-
-
-class Sequences(Protocol):
-    """Rows of tokens that a model has read, each in a place of its own in the GPU's memory.
-
-    There are `places` rows at once, and each may hold `room` tokens.
-    """
-
-    places: int
-    room: int
-
-    def length(self, place: int) -> int:
-        """Tokens that a place holds."""
-
-    async def extend(self, rows: Mapping[int, Sequence[int]]) -> dict[int, np.ndarray]:
-        """Appends tokens to rows, by place; logits float32 (V,) after the last token of each."""
-
-    def truncate(self, place: int, length: int) -> None:
-        """Forgets what lies behind `length` tokens; 0 = all."""
-
-    def close(self) -> None:
-        """Gives the memory back."""
-
-
-class PrefixSequences:
-    """Sequences that keep nothing but the ids: a row is read whole again for every token."""
-
-    def __init__(self, open_session: OpenSession, places: int, room: int) -> None:
-        self.places, self.room = places, room
-        self._open_session = open_session
-        self._ids: list[list[int]] = [[] for _ in range(places)]
-
-    def length(self, place: int) -> int:
-        """Tokens that a place holds."""
-        return len(self._ids[place])
-
-    async def extend(self, rows: Mapping[int, Sequence[int]]) -> dict[int, np.ndarray]:
-        """Appends tokens to rows, by place; logits float32 (V,) after the last token of each."""
-        whole = [[*self._ids[place], *ids] for place, ids in rows.items()]
-        assert all(len(ids) <= self.room for ids in whole)
-        session = await self._open_session(sum(map(len, whole)))
-        ends = np.cumsum([len(ids) for ids in whole]) - 1
-        logits = await session.logits(whole, ends.tolist())
-        for place, ids in zip(rows, whole, strict=True):
-            self._ids[place] = ids
-        return dict(zip(rows, logits, strict=True))
-
-    def truncate(self, place: int, length: int) -> None:
-        """Forgets what lies behind `length` tokens; 0 = all."""
-        del self._ids[place][length:]
-
-    def close(self) -> None:
-        """Gives the memory back, which is the session's."""
-        self._ids = []
+from wgtrain.infer.cached import Sequences
 
 
 class Reader(Protocol):

@@ -16,7 +16,8 @@ from wgtrain.files import GGUF, Adapter
 from wgtrain.files.adapters import fitted
 from wgtrain.files.source import shown
 from wgtrain.gpu import Device
-from wgtrain.infer.decode import Places, PrefixSequences, Sequences
+from wgtrain.infer.cached import Sequences, open_sequences
+from wgtrain.infer.decode import Places
 from wgtrain.infer.evaluation import (
     EvalResult,
     Evaluated,
@@ -296,8 +297,11 @@ class Model:
         return session
 
     async def sequences(self, stack: Stack, places: int, room: int) -> Sequences:
-        """Places for so many rows of so many tokens under a stack."""
-        return PrefixSequences(partial(self.session, stack), places, room)
+        """`places` rows of up to `room` tokens under these adapters; whoever opens them closes
+        them.
+        """
+        pairs = stack.adapters
+        return await open_sequences(self.device, self.base, pairs, places, room, self.host)
 
     async def _places(self, stack: Stack, places: int, least: int, wanted: int) -> Places:
         """The sequences for rows of at least `least` tokens, better `wanted`; the last ones are

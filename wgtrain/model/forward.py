@@ -1,10 +1,16 @@
 """The forward pass of every supported architecture, recorded over the engine's operations."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from wgtrain.engine import ops
-from wgtrain.engine.attention import attention, rope, scale_positions
+from wgtrain.engine.attention import (
+    Cache,
+    attention,
+    cached_attention,
+    rope,
+    scale_positions,
+)
 from wgtrain.engine.graph import Graph, Tensor, Window
 from wgtrain.engine.linear import Adapter, Linear, linear, linear_rows
 from wgtrain.engine.ops import Inputs
@@ -18,13 +24,15 @@ Trained = Adapter  # what can train at a tensor of a network
 @dataclass(frozen=True)
 class Network:
     """Everything `forward` reads: shapes, frozen weights, what trains by the tensor it is at, and
-    the rotary tables (positions, rotary / 2) of its layers.
+    the rotary tables (positions, rotary / 2) of its layers. `caches`: of the layers, where keys and
+    values stay from step to step; the ranges of the inputs are of their rows then.
     """
 
     config: ModelConfig
     weights: Weights
     trained: Mapping[str, tuple[Trained, ...]]
     ropes: Mapping[Rope | QueryScale, Window]
+    caches: Sequence[Cache] = ()
 
     def linear(self, name: str) -> Linear:
         """The linear of the weight `name`."""
@@ -55,7 +63,7 @@ def forward(
 
         def block(x: Tensor, number: int = number, layer: Layer = layer) -> Tensor:
             with g.scope(f"blk.{number}"):
-                return _Block(g, net, inputs, f"blk.{number}.", layer).forward(x)
+                return _Block(g, net, inputs, number, layer).forward(x)
 
         x = g.checkpoint(block, x) if grad_checkpoint else block(x)
     if config.logit_scale == 1:
@@ -87,8 +95,13 @@ class _Block:
     g: Graph
     net: Network
     inputs: Inputs
-    prefix: str
+    number: int
     layer: Layer
+
+    @property
+    def prefix(self) -> str:
+        """What the names of its tensors begin with."""
+        return f"blk.{self.number}."
 
     def forward(self, x: Tensor) -> Tensor:
         """x (T, D) -> (T, D)."""
@@ -118,8 +131,13 @@ class _Block:
             q = self.turned(self.linear("attn_q", h), "attn_q", heads[0])
             k = self.turned(self.linear("attn_k", h), "attn_k", heads[1])
             v = self.linear("attn_v", h)
-        ranges, scale = self.inputs.ranges[layer.window], config.attention_scale
-        o = attention(self.g, q, k, v, ranges, *heads, scale, layer.softcap)
+        ranges = self.inputs.ranges[layer.window]
+        how = *heads, config.attention_scale, layer.softcap
+        if self.net.caches:
+            cache = self.net.caches[self.number]
+            o = cached_attention(self.g, q, k, v, cache, ranges.keys, *how)
+        else:
+            o = attention(self.g, q, k, v, ranges, *how)
         return self.linear("attn_output", o)
 
     def turned(self, x: Tensor, name: str, heads: int) -> Tensor:

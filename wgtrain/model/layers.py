@@ -54,7 +54,7 @@ class RopeTables:
         self.windows: Mapping[Rope | QueryScale, Window] = {
             kind: self.storage.window(*place) for kind, place in self._places.items()
         }
-        self._long: list[bool] = []
+        self._long: tuple[bool, ...] = ()
 
     def write(self, device: Device, length: int = 0) -> None:
         """Queues the tables, once their buffer is there; for rows of up to `length` tokens,
@@ -67,19 +67,21 @@ class RopeTables:
             else:
                 table = kind.table(self._positions)
             content[start : start + size] = table.ravel().view(np.uint8)
-        self._long = self._choices(length)
+        self._long = self.kind(length)
         device.write(self.storage.live, 0, content)
 
     def follow(self, device: Device, length: int) -> None:
         """Queues the tables again where rows of up to `length` tokens take others."""
-        if self._choices(length) != self._long:
+        if self.kind(length) != self._long:
             self.write(device, length)
 
-    def _choices(self, length: int) -> list[bool]:
-        """Whether rows are long for each rotary embedding that asks."""
+    def kind(self, length: int) -> tuple[bool, ...]:
+        """Whether rows of up to `length` tokens, 0 = `positions`, are long for each rotary
+        embedding that asks: rows of one kind take the same tables.
+        """
         scalings = [kind.scaling for kind in self._places if isinstance(kind, Rope)]
         contexts = [scaling.context for scaling in scalings if isinstance(scaling, LongRope)]
-        return [(length or self._positions) > context for context in contexts]
+        return tuple((length or self._positions) > context for context in contexts)
 
 
 def long_rotations(layers: Iterable[Layer], longest: int) -> list[str]:

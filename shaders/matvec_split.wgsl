@@ -1,0 +1,78 @@
+// y (rows, N) = scale * (x (rows, K) W^T + s z B^T) [+ y] as matmul_nt, for few rows, on GPUs and where N is small:
+// W is read once for ROWS rows, by neighbours along K.
+// One workgroup makes 4 COLS columns of ROWS rows: SPLIT lanes for each four columns take every SPLIT-th pack along K,
+// and their sums are added up in a fixed order. Rows and columns past the end repeat the last one and are not stored;
+// columns past N are stored as zero.
+// use: step, product_nt, weight=weight_f32, lora=lora_none
+// flops: 8 * rows * n * k4
+// grid: ceil_div(n, 4 * COLS), ceil_div(rows, ROWS)
+const ROWS: u32 = 1u;
+const COLS: u32 = 4u;
+const SPLIT: u32 = 16u; // a power of two
+
+const LANES: u32 = COLS * SPLIT;
+var<workgroup> partial: array<vec4<f32>, ROWS * LANES>;
+
+@compute @workgroup_size(LANES)
+fn main(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(local_invocation_index) lane: u32,
+) {
+  let rows = step.counts[params.rows];
+  let row0 = group.y * ROWS;
+  let col0 = (group.x * COLS + lane / SPLIT) * 4u;
+  let place = lane % SPLIT;
+  let packs = params.k4 / WEIGHT_STEPS;
+  var row: array<u32, ROWS>;
+  for (var i = 0u; i < ROWS; i++) { // unroll
+    row[i] = min(row0 + i, rows - 1u);
+  }
+  var col: array<u32, 4>;
+  for (var j = 0u; j < 4u; j++) { // unroll
+    col[j] = min(col0 + j, params.n - 1u);
+  }
+  var sum: array<vec4<f32>, ROWS>;
+  var pack: array<WeightPack, 4>;
+  var w: array<vec4<f32>, 4>;
+  for (var p = place; p < packs; p += SPLIT) {
+    for (var j = 0u; j < 4u; j++) { // unroll
+      pack[j] = weight_load(params.weight_row + col[j], 0u, p);
+    }
+    for (var s = 0u; s < WEIGHT_STEPS; s++) { // unroll 1
+      for (var j = 0u; j < 4u; j++) { // unroll
+        w[j] = weight_at(pack[j], s);
+      }
+      for (var i = 0u; i < ROWS; i++) { // unroll
+        let a = x[row[i] * params.k4 + p * WEIGHT_STEPS + s];
+        sum[i] += vec4<f32>(dot(a, w[0]), dot(a, w[1]), dot(a, w[2]), dot(a, w[3]));
+      }
+    }
+  }
+  let r4 = LORA * ((params.lora_rank + 3u) / 4u);
+  for (var r = place; r < r4; r += SPLIT) {
+    for (var j = 0u; j < 4u; j++) { // unroll
+      w[j] = lora_weight(params.lora_row + col[j], r4, r);
+    }
+    for (var i = 0u; i < ROWS; i++) { // unroll
+      let a = lora_input(row[i], r);
+      sum[i] += vec4<f32>(dot(a, w[0]), dot(a, w[1]), dot(a, w[2]), dot(a, w[3]));
+    }
+  }
+  for (var i = 0u; i < ROWS; i++) { // unroll
+    partial[i * LANES + lane] = sum[i];
+  }
+  workgroupBarrier();
+  for (var half = SPLIT / 2u; half > 0u; half /= 2u) {
+    if (place < half) {
+      for (var i = 0u; i < ROWS; i++) { // unroll
+        partial[i * LANES + lane] += partial[i * LANES + lane + half];
+      }
+    }
+    workgroupBarrier();
+  }
+  for (var i = place; i < ROWS; i += SPLIT) {
+    if (row0 + i < rows) {
+      store(row0 + i, col0, partial[i * LANES + lane - place]);
+    }
+  }
+}

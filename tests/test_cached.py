@@ -1,0 +1,230 @@
+"""Cached decoding: what the model says is what it says of the whole row, read anew."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+from specs import BLOCK_SPECS, MORE, SPECS
+
+import wgtrain
+from wgtrain.engine.inputs import InputBuffer
+from wgtrain.errors import OptionError, OutOfMemoryError
+from wgtrain.files import Adapter
+from wgtrain.infer import cached
+from wgtrain.infer.cached import CachedSession, open_sequences
+from wgtrain.model.host import NOWHERE
+
+pytestmark = pytest.mark.gpu
+
+BOUND = 1e-5  # of the range of a row of logits
+WINDOW = 8  # of those specs that have one
+LONG_ROPE = "phi3-long"  # whose rows turn otherwise from 21 tokens on
+
+
+def opened(model: Any, places: int, room: int, base: Any = None) -> CachedSession:
+    session = CachedSession(model.device, base or model.base, {}, [], places, room)
+    wgtrain.run(session.open())
+    return session
+
+
+def error(got: np.ndarray, want: np.ndarray) -> float:
+    """The largest difference, relative to the range."""
+    assert got.shape == want.shape and got.dtype == np.float32
+    return float(np.abs(got - want).max() / np.ptp(want))
+
+
+def ids(model: Any, count: int, seed: int) -> list[int]:
+    return np.random.default_rng(seed).integers(0, model.config.vocabulary, count).tolist()
+
+
+def step_errors(model: Any, session: CachedSession, rows: Sequence[list[int]], first: int) -> float:
+    """The worst error where each row is read but for its last `first` tokens, and then these one by
+    one, all rows together.
+    """
+    wanted = [model.logits(row) for row in rows]
+    starts = [len(row) - first for row in rows]
+    got = wgtrain.run(session.extend({i: row[: starts[i]] for i, row in enumerate(rows)}))
+    worst = 0.0
+    for step in range(first + 1):
+        for i, start in enumerate(starts):
+            worst = max(worst, error(got[i], wanted[i][start + step - 1]))
+            assert session.length(i) == start + step
+        if step < first:
+            new = {i: rows[i][start + step :][:1] for i, start in enumerate(starts)}
+            got = wgtrain.run(session.extend(new))
+    return worst
+
+
+@pytest.fixture(params=sorted({*SPECS, *MORE} - {LONG_ROPE, "gemma2-27b"}))
+def model(request: pytest.FixtureRequest) -> Iterator[Any]:
+    with wgtrain.load_model(tiny.tiny(request.param).gguf, limits="default") as opened:
+        yield opened
+
+
+def test_rows_as_read_anew(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that reach a window, and pass it, while decoding and while their prompts are read, in
+    chunks which end within them.
+    """
+    monkeypatch.setattr(cached, "CHUNK", 10)
+    rows = [ids(model, n, n) for n in (WINDOW + 2, WINDOW + 3, 3 * WINDOW + 3, 6)]
+    session = opened(model, len(rows), 3 * WINDOW + 3)
+    assert step_errors(model, session, rows, 4) <= BOUND
+    session.truncate(2, WINDOW)
+    session.truncate(0, 0)
+    row = [*rows[2][:WINDOW], *ids(model, 13, 5)]
+    got = wgtrain.run(session.extend({0: rows[1], 2: row[WINDOW:]}))
+    assert session.length(2) == len(row) and session.length(3) == 6
+    assert error(got[0], model.logits(rows[1])[-1]) <= BOUND
+    assert error(got[2], model.logits(row)[-1]) <= BOUND
+    session.close()
+
+
+def test_long_rope(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each row turns by its own length: one that crosses the original one is read again, and one
+    that comes back too.
+    """
+    with wgtrain.load_model(tiny.tiny(LONG_ROPE).gguf, limits="default") as model:
+        rows = [ids(model, n, n) for n in (18, 30, 5)]
+        session = opened(model, 3, 40)
+        read: list[str] = []
+        real = session.plan.run
+        monkeypatch.setattr(
+            session.plan, "run", lambda name, *a: (read.append(name), real(name, *a))
+        )
+        got = wgtrain.run(session.extend(dict(enumerate(rows))))
+        for step in range(5):
+            for i, row in enumerate(rows):
+                assert error(got[i], model.logits(row)[-1]) <= BOUND, (step, i)
+                row += ids(model, 1, step)
+            got = wgtrain.run(session.extend({i: row[-1:] for i, row in enumerate(rows)}))
+        assert read.count("prefill") == 3  # the long row, the others, and the one that crossed
+        session.truncate(1, 12)
+        back = [*rows[1][:12], 7]
+        got = wgtrain.run(session.extend({1: [7]}))
+        assert error(got[1], model.logits(back)[-1]) <= BOUND
+        session.close()
+
+
+def test_a_wrong_window_or_position_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    with wgtrain.load_model(tiny.tiny("gemma3").gguf, limits="default") as model:
+        rows = [ids(model, n, n) for n in (WINDOW + 2, 5)]
+        layers = tuple(
+            replace(layer, window=layer.window and layer.window + 1)
+            for layer in model.config.layers
+        )
+        wide = replace(model.base, config=replace(model.config, layers=layers))
+        session = opened(model, 2, 32, wide)
+        assert step_errors(model, session, rows, 3) > 10 * BOUND
+        session.close()
+        put = InputBuffer.put
+
+        def shifted(self: InputBuffer, arrays: dict[str, np.ndarray]) -> np.ndarray:
+            if len(arrays["tokens"]) == 2:
+                arrays["positions"] = arrays["positions"] + np.array([1, 0], np.uint32)
+            return put(self, arrays)
+
+        session = opened(model, 2, 32)
+        monkeypatch.setattr(InputBuffer, "put", shifted)
+        assert step_errors(model, session, rows, 3) > 10 * BOUND
+        session.close()
+
+
+@pytest.mark.parametrize("type_", ["F16", "Q8_0", "Q4_0"])
+def test_quantised_weights_with_subgroups(type_: str) -> None:
+    """With all that the adapter has; more rows than a product reads a weight once for."""
+    with wgtrain.load_model(tiny.tiny("llama", type_).gguf) as model:
+        rows = [ids(model, 4 + n, n) for n in range(10)]
+        session = opened(model, 10, 16)
+        assert step_errors(model, session, rows, 2) <= BOUND
+        session.close()
+
+
+def test_block_types() -> None:
+    for name in BLOCK_SPECS:
+        with wgtrain.load_model(tiny.tiny(name, "Q4_K").gguf) as model:
+            session = opened(model, 1, 32)
+            assert step_errors(model, session, [ids(model, 9, 1)], 4) <= BOUND
+            session.close()
+
+
+def random_adapter(model: Any, rank: int, seed: int) -> Adapter:
+    rng = np.random.default_rng(seed)
+    pairs = {
+        name: (
+            rng.standard_normal((rank, columns)).astype(np.float32) * 0.1,
+            rng.standard_normal((rows, rank)).astype(np.float32) * 0.1,
+        )
+        for name, (rows, columns) in model.config.linears().items()
+    }
+    return Adapter(model.config.architecture, rank, 2.0 * rank, pairs)
+
+
+@pytest.mark.parametrize("name", ["llama", "phi3"])
+def test_adapters(name: str) -> None:
+    """One and two at once, beside plain linears and beside those that make several things."""
+    with wgtrain.load_model(tiny.tiny(name).gguf, limits="default") as model:
+        row = ids(model, 12, 3)
+        stack = [(random_adapter(model, 5, 1), 1.0), (random_adapter(model, 8, 2), -0.5)]
+        plain = model.logits(row)
+        for count in (1, 2):
+            want = model.logits(row, stack[:count])
+            assert error(want, plain) > 1e-2
+            session = wgtrain.run(
+                open_sequences(model.device, model.base, stack[:count], 2, 32, NOWHERE)
+            )
+            wgtrain.run(session.extend({1: row[:8]}))
+            for at in range(8, 12):
+                got = wgtrain.run(session.extend({1: row[at : at + 1]}))
+                assert error(got[1], want[at]) <= BOUND
+            session.close()
+
+
+def test_what_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    with wgtrain.load_model(tiny.tiny("llama").gguf, limits="default") as model:
+        before = model.device.allocated
+        session = opened(model, 2, 8)
+        wgtrain.run(session.extend({0: [1, 2, 3]}))
+        top = model.config.vocabulary
+        for rows, text in (
+            ({0: [1] * 6}, "row 0: 3 tokens and 6 more are over the 8 of its room"),
+            ({0: [1], 2: [1]}, "place = 2: there are 2, from 0 on"),
+            ({0: []}, f"row 0: one or more ids from 0 to {top - 1} are needed"),
+            ({0: [4], 1: [top]}, "row 1: one or more ids"),
+        ):
+            with pytest.raises(OptionError, match=text):
+                wgtrain.run(session.extend(rows))
+            assert session.length(0) == 3
+        for length in (-1, 4):
+            with pytest.raises(OptionError, match=f"length = {length}: row 0 holds 3 tokens"):
+                session.truncate(0, length)
+        session.close()
+        assert model.device.allocated == before
+        for places, room in ((0, 8), (1, 0)):
+            with pytest.raises(OptionError, match="= 0: allowed is a whole number, at least 1"):
+                CachedSession(model.device, model.base, {}, [], places, room)
+
+
+def test_memory_is_planned_and_what_fits_is_proposed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with wgtrain.load_model(tiny.tiny("llama").gguf, limits="default") as model:
+        before = model.device.allocated
+        monkeypatch.setattr(model.device, "budget", before + (4 << 20))
+        large = CachedSession(model.device, model.base, {}, [], 2, 1 << 14)
+        with pytest.raises(OutOfMemoryError, match="rows of 16,384 tokens") as caught:
+            wgtrain.run(large.open())
+        assert model.device.allocated == before
+        proposed = int(
+            str(caught.value).split("; rows of ")[1].split(" tokens fit")[0].replace(",", "")
+        )
+        assert proposed % 64 == 0
+        session = opened(model, 2, proposed)
+        assert model.device.allocated - before == session.plan.nbytes
+        session.close()
+        with pytest.raises(OutOfMemoryError):
+            opened(model, 2, proposed + 64)
+        monkeypatch.setattr(model.device, "budget", before)
+        with pytest.raises(OutOfMemoryError, match="fewer rows at once may fit"):
+            opened(model, 2, 128)
+        assert model.device.allocated == before

@@ -1,0 +1,164 @@
+"""Kernels of decoding, which few rows meet, against the oracles of what they stand for."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from kernel_check import Checker, fit, pack_weight
+from random_blocks import SHAPES_OF_PACKS
+
+from wgtrain.engine.graph import padded
+from wgtrain.engine.kernel import load_kernel
+from wgtrain.engine.tuning import CANDIDATES, DEFAULT_CPU, DEFAULT_GPU, GPU_CANDIDATES, Choice
+from wgtrain.engine.weight import FORMATS
+from wgtrain.files import BLOCKS
+
+pytestmark = pytest.mark.gpu
+
+MATVEC: dict[str, dict[str, int]] = {
+    "matvec": {"LANES": 4},
+    "matvec_split": {"COLS": 2, "SPLIT": 4},
+    "matvec_subgroup": {},
+}
+ROWS = 2  # that are made at once
+# rows, N, K: fewer and more rows than these, steps that end within a subgroup's vec4s
+SHAPES = [(1, 1, 1), (3, 7, 5), (2, 33, 31), (5, 70, 132)]
+
+
+def normal(*shape: int) -> np.ndarray:
+    return np.random.standard_normal(shape)
+
+
+def columns_of(type_: str, columns: int) -> int:
+    """The nearest number of columns that the type can have."""
+    block = BLOCKS[type_].size
+    return -(-columns // block) * block
+
+
+def check_matvec(
+    checkers: tuple[Checker, Checker],
+    kernel: str,
+    shape: tuple[int, int, int],
+    type_: str,
+    constants: dict[str, int] | None = None,
+    rank: int = 0,
+    at_once: int = ROWS,
+) -> None:
+    """Plain; scaled onto what is there, in a window of wider rows, from row 5 of W on."""
+    rows, n, k = shape
+    given = MATVEC[kernel] if constants is None else constants
+    checker, constants = fit(checkers, kernel, {**given, "ROWS": at_once})
+    k = columns_of(type_, k)
+    arrays = {"x": normal(rows, k), "weight": pack_weight(normal(n + 5, k), type_)}
+    params = {"rows": "T", "n": n, "k4": padded(k) // 4, "scale": 1.0, "weight_row": 0, "add": 0}
+    params |= {"y_stride": padded(n) // 4, "y_column": 0}
+    how: dict[str, Any] = {"rows": rows, "constants": constants}
+    if rank:
+        params |= {"lora_rank": rank, "lora_row": 3, "lora_scale": 0.25}
+        arrays |= {"lora": normal(rows, rank), "lora_matrix": normal(n + 4, rank)}
+        how["libraries"] = {"lora": "lora"}
+    checker.check(kernel, arrays, params, **how)
+    params |= {"scale": 0.25, "weight_row": 5, "y_stride": padded(n) // 4 + 3, "y_column": 2}
+    arrays["y"], params["add"] = normal(rows, padded(n) + 12), 1
+    checker.check(kernel, arrays, params, **how)
+
+
+@pytest.mark.parametrize("type_", sorted(FORMATS))
+@pytest.mark.parametrize("kernel", MATVEC)
+def test_matvec(checkers: tuple[Checker, Checker], kernel: str, type_: str) -> None:
+    for shape in SHAPES if type_ in SHAPES_OF_PACKS else SHAPES[-1:]:
+        check_matvec(checkers, kernel, shape, type_)
+
+
+@pytest.mark.parametrize("rank", [1, 8, 33])
+@pytest.mark.parametrize("kernel", MATVEC)
+def test_matvec_with_an_adapter(checkers: tuple[Checker, Checker], kernel: str, rank: int) -> None:
+    """s z B^T in the same sums, from row 3 of B on."""
+    for type_ in ("F32", "Q8_0"):
+        check_matvec(checkers, kernel, SHAPES[2], type_, rank=rank)
+
+
+def listed(*families: str) -> set[Choice]:
+    """Everything that tables and sweeps may choose for some families."""
+    found = {table.choice(family) for table in (DEFAULT_CPU, DEFAULT_GPU) for family in families}
+    for entries in (CANDIDATES, GPU_CANDIDATES):
+        found |= {choice for family in families for choice in entries.get(family, ())}
+    return found
+
+
+def test_matvec_with_the_constants_of_the_tables(checkers: tuple[Checker, Checker]) -> None:
+    for choice in sorted(listed("nv", "nv small"), key=str):
+        check_matvec(
+            *(checkers, choice.kernel, (8, 70, 128), "Q4_0", dict(choice.constants)),
+            rank=8,
+            at_once=8,
+        )
+
+
+def check_decode(
+    checkers: tuple[Checker, Checker],
+    ranges: list[tuple[int, int]],
+    heads: tuple[int, int],
+    head_size: int,
+    constants: dict[str, int],
+    cap: float = 0.0,
+) -> None:
+    """Queries that see these ranges of a cache; what lies outside them is NaN."""
+    rows, (many, few) = len(ranges), heads
+    k, v = normal(2, max(after for _, after in ranges) + 3, few * head_size)
+    seen = np.zeros(len(k), bool)
+    for first, after in ranges:
+        seen[first:after] = True
+    k[~seen] = v[~seen] = np.nan
+    arrays = {"q": normal(rows, many * head_size), "k": k, "v": v}
+    arrays["key_range"] = np.array(ranges, np.uint32)
+    params = {"rows": "T", "heads": many, "kv_heads": few, "scale": head_size**-0.5}
+    constants = {**constants, "E4": head_size // 4, "GROUP": many // few}
+    constants |= {"CAP": cap} if cap else {}
+    libraries = {"score": "score_capped"} if cap else {}
+    checkers[0].check(
+        "attention_decode",
+        *(arrays, params),
+        rows=rows,
+        constants=constants,
+        libraries=libraries,
+    )
+
+
+FEW = {"LANES": 4, "STEPS": 2}  # blocks of 8 keys
+
+
+@pytest.mark.parametrize("head_size", [4, 12, 20, 48, 64, 256])
+def test_attention_decode(checkers: tuple[Checker, Checker], head_size: int) -> None:
+    """One key, a block of them and one more; places apart, in any order; groups that are no whole
+    number of blocks of heads.
+    """
+    ranges = [(40, 41), (3, 11), (12, 21), (60, 99)]
+    for heads in ((1, 1), (4, 2), (6, 1)):
+        check_decode(checkers, ranges, heads, head_size, FEW)
+    check_decode(checkers, ranges[2:], (5, 1), head_size, {**FEW, "MOST_HEADS": 2}, cap=3.0)
+
+
+def test_attention_decode_with_the_constants_of_the_tables(
+    checkers: tuple[Checker, Checker],
+) -> None:
+    for choice in sorted(listed("attention_decode"), key=str):
+        for head_size in (20, 256):
+            ranges = [(0, 1), (5, 700)]
+            check_decode(checkers, ranges, (4, 1), head_size, dict(choice.constants))
+
+
+def test_store_rows(checkers: tuple[Checker, Checker]) -> None:
+    cells = np.array([7, 0, 3], np.uint32)
+    arrays = {"k": normal(3, 12), "v": normal(3, 12), "cells": cells}
+    arrays |= {"keys": normal(9, 12), "values": normal(9, 12)}
+    params = {"rows": "T", "d4": 3}
+    checkers[0].check("store_rows", arrays, params, rows=3, tolerance=0.0)
+
+
+def test_variants_take_what_the_product_takes() -> None:
+    kernel = load_kernel("matvec")
+    for name in MATVEC:
+        variant = load_kernel(name)
+        assert variant.params == kernel.params and variant.flops == kernel.flops
+        assert {s.name: s for s in variant.slots} == {s.name: s for s in kernel.slots}
