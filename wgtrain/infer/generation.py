@@ -2,8 +2,8 @@
 
 import math
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from wgtrain.data.tokenizer import Tokenizer
@@ -12,6 +12,7 @@ from wgtrain.files.source import shown
 from wgtrain.infer.decode import Places
 from wgtrain.infer.sampling import Sampler, Sampling, log_probability
 from wgtrain.infer.text import StopFinder, TextStream
+from wgtrain.infer.thoughts import Prompt, Splitter
 from wgtrain.turn import Turn
 
 MAX_TOKENS = 256  # of an answer to a request that says nothing of it
@@ -97,10 +98,12 @@ class Row:
         self._limit = len(ids) + room_for(len(ids), request.max_tokens, context)
         self._tokenizer = tokenizer
         self._sampler = Sampler(request.sampling, ids)
-        self._stream = TextStream(tokenizer, ids)
-        self._finder = StopFinder(request.stop)
+        thoughts = getattr(request.prompt, "thoughts", None)
+        self._stream = TextStream(tokenizer, ids, thoughts.shown if thoughts else ())
+        self._finder, self._splitter = StopFinder(request.stop), Splitter(thoughts)
         self._read = self._free = 0  # characters: that came, and that were handed out
         self._held: deque[tuple[int, int, Token]] = deque()  # where in them tokens begin and end
+        self._loose: list[Token] = []  # of marks: they go with the next piece
 
     @property
     def full(self) -> bool:
@@ -128,33 +131,49 @@ class Row:
         self._held.append((begin, self._read + self._stream.within, Token(token, new, *chance)))
         free, stopped = self._finder.add(text)
         if stopped:
-            return self._ended(free, "stop"), True
+            return self._pieces(free, "stop", whole=False), True
         if self.full:
             return self.finish("length", free), True
         return self._pieces(free), False
 
     def finish(self, why: str, free: str = "") -> list[Piece]:
-        """The rest, where no stop string ends it; `free` comes before what is held back."""
+        """The rest, where nothing follows; `free` comes before what is held back."""
         rest, stopped = self._finder.add(self._stream.end())
-        self._read = max(self._read, self._free + len(free) + len(rest))
         if stopped:
-            return self._ended(free + rest, "stop")
-        return self._ended(free + rest + self._finder.end(), why)
+            return self._pieces(free + rest, "stop", whole=False)
+        return self._pieces(free + rest + self._finder.end(), why)
 
-    def _pieces(self, text: str) -> list[Piece]:
-        if not text:
-            return []
-        self._free += len(text)
-        tokens = []
-        while self._held and self._held[0][1] <= self._free:
-            tokens.append(self._held.popleft()[2])
-        return [Piece(self.index, text, tuple(tokens))]
+    def _pieces(self, text: str, finish: str | None = None, whole: bool = True) -> list[Piece]:
+        """Text in which no stop string begins, as pieces. With `finish` all that is left is handed
+        out: if `whole`, with the tokens that gave no text.
+        """
+        parts = self._splitter.add(text) + (self._splitter.end() if finish else [])
+        pieces = []
+        for part in parts:
+            self._free += part.size
+            while self._held and self._held[0][1] <= self._free:
+                self._loose.append(self._held.popleft()[2])
+            if part.text:
+                pieces.append(Piece(self.index, part.text, tuple(self._loose), part.thought))
+                self._loose = []
+        if finish is None:
+            return pieces
+        rest = [*self._loose, *(token for at, _, token in self._held if whole or at < self._free)]
+        last = pieces.pop() if pieces else Piece(self.index, "", (), self._splitter.thinking)
+        return [*pieces, replace(last, tokens=(*last.tokens, *rest), finish=finish)]
 
-    def _ended(self, text: str, why: str) -> list[Piece]:
-        self._free += len(text)
-        by_stop = self._free < self._read
-        tokens = [token for begin, _, token in self._held if begin < self._free or not by_stop]
-        return [Piece(self.index, text, tuple(tokens), finish=why)]
+
+def history(prompt: Sequence[int], pieces: Iterable[Piece]) -> dict[str, Any]:
+    """The assistant's message that an answer to `prompt` (of `Model.prompt`) becomes in the
+    conversation: its content, and its thoughts where the template writes such, which may leave out
+    those of old answers.
+    """
+    pieces = list(pieces)
+    content = "".join(piece.text for piece in pieces if not piece.thought)
+    thoughts = "".join(piece.text for piece in pieces if piece.thought)
+    marks = prompt.thoughts if isinstance(prompt, Prompt) else None
+    message = {"role": "assistant", "content": content}
+    return {**message, marks.taken: thoughts} if thoughts and marks and marks.taken else message
 
 
 def room_for(prompt: int, max_tokens: int | None, context: int) -> int:

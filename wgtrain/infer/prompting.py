@@ -1,6 +1,8 @@
 """Messages -> the tokens of a prompt that the assistant's answer follows."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import date
 from typing import Any
 
@@ -10,8 +12,9 @@ from wgtrain.data.messages import Conversation, free_form, read_conversation
 from wgtrain.data.records import RowError
 from wgtrain.data.templates import SYSTEM, Templating, check_arguments, no_tokens, unread
 from wgtrain.data.tokenizer import Tokenizer
-from wgtrain.errors import OptionError
+from wgtrain.errors import FileError, OptionError
 from wgtrain.files.source import shown
+from wgtrain.infer.thoughts import Prompt, Thoughts, find_thoughts, thoughts_of
 from wgtrain.turn import Turn
 
 _NONCHARACTERS = range(0xFDD2, 0xFDF0)  # in no real text; the first two mark things in templates
@@ -27,6 +30,7 @@ class Prompter:
         self._tokenizer, self._given = tokenizer, templating
         self._day: date | None = None
         self._open: Any = None
+        self._marks: tuple[str, Thoughts | None, str] | None = None
         self._known: dict[str, bool] = {}
         self._turn = Turn("the chat template")
 
@@ -36,7 +40,7 @@ class Prompter:
         tools: Sequence[Any] | None = None,
         template_args: Mapping[str, Any] | None = None,
         system: str | None = None,
-    ) -> list[int]:
+    ) -> Prompt:
         """See `Model.prompt`."""
         with self._turn(wait=True):
             return self._prompt(messages, tools, template_args, system)
@@ -45,7 +49,7 @@ class Prompter:
         """Ends the template's process."""
         if self._open is not None:
             self._open.close()
-        self._open = None
+        self._open = self._marks = None
 
     def _prompt(
         self,
@@ -53,7 +57,7 @@ class Prompter:
         tools: Sequence[Any] | None,
         template_args: Mapping[str, Any] | None,
         system: str | None,
-    ) -> list[int]:
+    ) -> Prompt:
         templating = self._templating()
         if system not in (None, *SYSTEM):
             raise OptionError(f"system = {shown(system)}: allowed is {' or '.join(SYSTEM)}")
@@ -70,8 +74,34 @@ class Prompter:
         text = self._template(templating).render(*shielded, prompt=True, args=args)
         if templating.template is not None:
             self._check_pieces(text, templating)
-        add_bos = self._tokenizer.add_bos
-        return self._tokenizer.encode(text, bos=add_bos, special=True, guard=guard)
+        ids = self._tokenizer.encode(text, bos=self._tokenizer.add_bos, special=True, guard=guard)
+        return Prompt(ids, self._thoughts(text, templating, tools, args))
+
+    def _thoughts(
+        self, text: str, templating: Templating, tools: list[Any] | None, args: dict[str, Any]
+    ) -> Thoughts | None:
+        """How the answer to a prompt marks its thoughts."""
+        key = json.dumps([tools, args], sort_keys=True, default=repr)
+        if self._marks is None or self._marks[0] != key:
+            self._marks = key, *self._find_thoughts(templating, tools, args)
+        _, marks, probe = self._marks
+        return marks and thoughts_of(text, marks, probe)
+
+    def _find_thoughts(
+        self, templating: Templating, tools: list[Any] | None, args: dict[str, Any]
+    ) -> tuple[Thoughts | None, str]:
+        tokenizer = self._tokenizer
+
+        def render(messages: list[dict[str, Any]], prompt: bool) -> str | None:
+            try:
+                return self._template(templating).render(messages, tools, prompt, args)
+            except FileError:
+                return None
+
+        sources = templating.sources(tokenizer).values()
+        stops = [tokenizer.pieces[i] for i in tokenizer.stop_ids]
+        marks, probe = find_thoughts(render, sources, stops)
+        return marks and seen(marks, tokenizer), probe
 
     def _templating(self) -> Templating:
         """How conversations become text now; a template that tells the day gets today's."""
@@ -116,6 +146,23 @@ class Prompter:
                 f"tokens of the vocabulary of {self._tokenizer.name}: a template for this model is "
                 "needed"
             )
+
+
+def seen(marks: Thoughts, tokenizer: Tokenizer) -> Thoughts:
+    """The marks as they are in an answer's text, where control tokens are not written out but for
+    those that open and close thoughts.
+    """
+    shown = frozenset(tokenizer.control_in([marks.open, marks.close]))
+    hidden = [tokenizer.pieces[i] for i in tokenizer.control_in([marks.end, *marks.leads])]
+    hidden = [piece for piece in hidden if tokenizer.id_of(piece) not in shown]
+
+    def text(mark: str) -> str:
+        for piece in hidden:
+            mark = mark.replace(piece, "")
+        return mark
+
+    leads = tuple(sorted({text(lead) for lead in marks.leads} - {""}))
+    return replace(marks, leads=leads, end=text(marks.end), shown=shown)
 
 
 def read_messages(messages: Sequence[Mapping[str, Any]], merge: bool) -> list[dict[str, Any]]:
