@@ -45,7 +45,7 @@ fn main(
       }
     }
   }
-  let r4 = LORA * ((params.lora_rank + 3u) / 4u);
+  let r4 = lora_steps();
   for (var r = 0u; r < r4; r++) {
     for (var j = 0u; j < TILE_COLS; j++) { // unroll UNROLL_ENDS
       w[j] = lora_weight(params.lora_row + col0 + j, r4, r);

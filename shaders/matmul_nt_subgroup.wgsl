@@ -62,7 +62,7 @@ fn main(
     }
     multiply_add(&sum, &a, &w);
   }
-  let r4 = LORA * ((params.lora_rank + 3u) / 4u);
+  let r4 = lora_steps();
   for (var r = 0u; r < r4; r++) {
     for (var l = 0u; l < LOADS; l++) { // unroll
       w[l] = lora_weight(params.lora_row + col[l], r4, r);

@@ -99,7 +99,7 @@ fn main(
     }
     multiply_tile(&sum, lane_row, lane_col);
   }
-  let r4 = LORA * ((params.lora_rank + 3u) / 4u);
+  let r4 = lora_steps();
   for (var first = 0u; first < r4; first += TILE_K4) {
     for (var turn = 0u; turn < X_TURNS; turn++) { // unroll
       let load = turn * LANES + lane;

@@ -44,7 +44,10 @@ TOLERANCES = {
     **dict.fromkeys(("add", "add_bias", "scale_rows"), 1e-7),
 }
 DEFAULT_TOLERANCE = 8e-7
-NO_ADAPTER = {"lora_rank": 0, "lora_row": 0, "lora_scale": 0.0}  # where a product's test names none
+NO_ADAPTER = {  # where a product's test names none
+    **dict.fromkeys(("lora_rank", "lora_row", "lora_first", "lora_stride", "lora_outputs"), 0),
+    "lora_scale": 0.0,
+}
 
 
 SCALARS = {"f32": 4, "u32": 4, "i32": 4, "vec2<f32>": 8, "vec4<f32>": 16, "vec4<u32>": 16}

@@ -382,16 +382,49 @@ def matmul_nt(
     lora_matrix: np.ndarray | None = None,
     lora_row: int = 0,
     lora_scale: float = 0.0,
+    lora_list: np.ndarray | None = None,
+    lora_first: int = 0,
 ) -> Outputs:
     """y_column and y_stride in vec4s. Of y, the window's columns past n become zero."""
     whole = np.full((len(x), 4 * y_stride), np.nan) if y is None else y.copy()
     window = whole[:, 4 * y_column : 4 * (y_column + -(-n // 4))]
     product = scale * x @ weight[weight_row : weight_row + n].T
-    if lora is not None and lora_matrix is not None:
+    if lora is not None and lora_matrix is not None and lora_list is not None:
+        added = loaded(lora, lora_matrix, lora_list, lora_first)
+        product += scale * added[:, lora_row : lora_row + n]
+    elif lora is not None and lora_matrix is not None:
         product += scale * lora_scale * lora @ lora_matrix[lora_row : lora_row + n].T
     window[:, :n] = product + window[:, :n] if add else product
     window[:, n:] = 0.0
     return {"y": whole}
+
+
+def loaded(
+    lora: np.ndarray, lora_matrix: np.ndarray, lora_list: np.ndarray, lora_first: int
+) -> np.ndarray:
+    """What loaded adapters add: z (T, 4 places), B (quads, 4 N) of four ranks each."""
+    steps = lora_list[1 : lora_list[0, 0] + 1]
+    b = lora_matrix.reshape(len(lora_matrix), -1, 4)
+    found = np.zeros((len(lora), b.shape[1]))
+    for quad, strength in zip(steps[:, 0], steps[:, 1].view(np.float32), strict=True):
+        z = lora[:, 4 * (lora_first + quad) :][:, :4]
+        found += float(strength) * z @ b[quad].T
+    return found
+
+
+def add_adapters(
+    y: np.ndarray,
+    n: int,
+    lora: np.ndarray,
+    lora_matrix: np.ndarray,
+    lora_list: np.ndarray,
+    lora_row: int,
+    lora_first: int,
+) -> Outputs:
+    """Of y, the columns past n stay."""
+    y = y.copy()
+    y[:, :n] += loaded(lora, lora_matrix, lora_list, lora_first)[:, lora_row : lora_row + n]
+    return {"y": y}
 
 
 def matmul_nn(

@@ -277,7 +277,7 @@ ROWS: list[tuple[str, str, dict[str, Any]]] = [
 def read_wrongly(model: Any, tokens: np.ndarray, config: ModelConfig) -> np.ndarray:
     """The logits of a model whose configuration were another."""
     base = replace(model.base, config=config)
-    session = Session(model.device, base, [], len(tokens))
+    session = Session(model.device, base, {}, len(tokens))
     try:
         gpu.run(session.open())
         return gpu.run(session.logits([tokens.tolist()]))

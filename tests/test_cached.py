@@ -14,8 +14,7 @@ from wgtrain.engine.inputs import InputBuffer
 from wgtrain.errors import OptionError, OutOfMemoryError
 from wgtrain.files import Adapter
 from wgtrain.infer import cached
-from wgtrain.infer.cached import CachedSession, open_sequences
-from wgtrain.model.host import NOWHERE
+from wgtrain.infer.cached import CachedSession
 
 pytestmark = pytest.mark.gpu
 
@@ -172,9 +171,7 @@ def test_adapters(name: str) -> None:
         for count in (1, 2):
             want = model.logits(row, stack[:count])
             assert error(want, plain) > 1e-2
-            session = wgtrain.run(
-                open_sequences(model.device, model.base, stack[:count], 2, 32, NOWHERE)
-            )
+            session = wgtrain.run(model.sequences(model.stack(stack[:count]), 2, 32))
             wgtrain.run(session.extend({1: row[:8]}))
             for at in range(8, 12):
                 got = wgtrain.run(session.extend({1: row[at : at + 1]}))

@@ -66,7 +66,7 @@ class Machine:
         self.kept: Places | None = None
 
     async def open(self, places: int, least: int, wanted: int) -> Places:
-        if self.kept is None or not self.kept.allow(b"", places, least):
+        if self.kept is None or not self.kept.allow(places, least):
             wanted = max(wanted, self._least)
             if places * wanted > self._memory:
                 raise OutOfMemoryError(f"{places} x {wanted}")
@@ -89,9 +89,7 @@ class Machine:
     def start(
         self, tokenizer: Tokenizer, *requests: Request, context: int = 2000
     ) -> AsyncGenerator[Piece, None]:
-        rows = [
-            Row(i, one, list(one.prompt), tokenizer, context) for i, one in enumerate(requests)
-        ]
+        rows = [Row(i, one, list(one.prompt), tokenizer, context) for i, one in enumerate(requests)]
         return generate(self.open, self.turn, rows)
 
 
@@ -167,7 +165,8 @@ def test_text_up_to_a_stop_string(tokenizer: Tokenizer, stops: tuple[str, ...], 
     spelled = b"".join(token.text for piece in pieces for token in piece.tokens)
     assert spelled.startswith(left.encode()) and TEXT.encode().startswith(spelled)
     for piece in pieces[:-1]:
-        assert b"".join(token.text for token in piece.tokens).decode("utf-8", "ignore") or piece.text
+        spelled = b"".join(token.text for token in piece.tokens)
+        assert spelled.decode("utf-8", "ignore") or piece.text
 
 
 def test_pieces_come_as_early_as_can_be() -> None:

@@ -82,11 +82,12 @@ def test_pieces_are_the_text_of_the_greedy_tokens(model: Any, adapter: Path) -> 
             assert pieces == tokenizer.decode(said)[len(tokenizer.decode(ids)) :]
 
 
-def test_a_session_serves_equal_stacks(model: Any, adapter: Path) -> None:
+def test_a_session_serves_all_stacks(model: Any, adapter: Path) -> None:
     stack = model.stack([(adapter, 1.0)])
     first = wgtrain.run(model.session(stack, 10))
     assert wgtrain.run(model.session(model.stack([(adapter.read_bytes(), 1.0)]), 64)) is first
-    assert wgtrain.run(model.session(model.stack([(adapter, 0.5)]), 64)) is not first
+    for other in ([(adapter, 0.5)], []):
+        assert wgtrain.run(model.session(model.stack(other), 64)) is first
     larger = wgtrain.run(model.session(stack, 65))
     assert larger.max_tokens == 128
 

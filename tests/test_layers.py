@@ -34,7 +34,7 @@ def model() -> Iterator[Model]:
 def logits(model: Model, rows: list[list[int]], layers: tuple[Layer, ...]) -> np.ndarray:
     """What a model of such layers gives."""
     base = replace(model.base, config=replace(model.config, layers=layers))
-    session = Session(model.device, base, [], sum(map(len, rows)))
+    session = Session(model.device, base, {}, sum(map(len, rows)))
     try:
         gpu.run(session.open())
         return gpu.run(session.logits(rows))
@@ -93,7 +93,7 @@ def test_layers_without_positions_and_lists_by_length(model: Model) -> None:
     layers = (Layer(rope), Layer(None), Layer(rope, window=7))
     rng = np.random.default_rng(4)
     base = replace(model.base, config=replace(model.config, layers=layers))
-    session = Session(model.device, base, [], 20)
+    session = Session(model.device, base, {}, 20)
     try:
         gpu.run(session.open())
         for lengths in ((3, 8), (3, 9), (8,), LENGTHS):

@@ -506,7 +506,7 @@ def test_a_large_step_takes_several_submits(device: Device) -> None:
 
 def test_a_session_is_planned_alike(model: Model) -> None:
     before = model.device.allocated
-    session = Session(model.device, model.base, [], 33)
+    session = Session(model.device, model.base, {}, 33)
     assert_nobody_alive_is_overwritten(session.plan)
     assert_aliasing(session.plan)
     gpu.run(session.open())

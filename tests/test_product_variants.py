@@ -143,6 +143,52 @@ def test_nt_with_an_adapter(checkers: tuple[Checker, Checker], kernel: str, rank
             )
 
 
+def loaded(rows: int, outputs: int, steps: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arrays and places of adapters in seven quads beside one of three linears that read x. Those
+    that no step names hold NaN, which would show.
+    """
+    quads, first = 7, 7
+    used = np.random.permutation(quads)[:steps]
+    lora, matrix = normal(rows, 3 * quads, 4), normal(quads, outputs, 4)
+    lora[:, [at for at in range(3 * quads) if at - first not in used]] = np.nan
+    matrix[[quad for quad in range(quads) if quad not in used]] = np.nan
+    listed = np.full((quads + 1, 2), 0xFFFFFFFF, np.uint32)
+    listed[0] = steps, 0
+    listed[1 : steps + 1, 0] = used
+    listed[1 : steps + 1, 1] = normal(steps).astype(np.float32).view(np.uint32)
+    arrays = {"lora": lora.reshape(rows, -1), "lora_matrix": matrix.reshape(quads, -1)}
+    place = {"lora_row": 3, "lora_first": first, "lora_stride": 3 * quads, "lora_outputs": outputs}
+    return {**arrays, "lora_list": listed}, place
+
+
+@pytest.mark.parametrize("steps", [0, 1, 4, 7])
+@pytest.mark.parametrize("kernel", ["matmul_nt", *sorted(set(NT) - {"matmul_nt_split"})])
+def test_nt_with_loaded_adapters(
+    checkers: tuple[Checker, Checker], kernel: str, steps: int
+) -> None:
+    """The sum of strengths times z B^T over the quads in the list, from row 3 of B on."""
+    checker, constants = fit(checkers, kernel, NT.get(kernel, SMALL_NT))
+    for type_ in SHAPES_OF_PACKS:
+        for rows, n, k in SHAPES:
+            k = columns_of(type_, k)
+            params = {"rows": "T", "n": n, "k4": padded(k) // 4, "scale": 0.5, "weight_row": 0}
+            params |= {"y_stride": padded(n) // 4, "y_column": 0, "add": 1}
+            arrays, place = loaded(rows, n + 4, steps)
+            arrays |= {"x": normal(rows, k), "weight": pack_weight(normal(n, k), type_)}
+            arrays["y"] = normal(rows, padded(n))
+            how = {"constants": constants, "libraries": {"lora": "lora_stacked"}}
+            checker.check(kernel, arrays, {**params, **place}, rows=rows, scale=1.0, **how)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 4])
+def test_loaded_adapters_alone(checker: Checker, steps: int) -> None:
+    for rows, n in [(1, 1), (3, 7), (65, 64), (2, 66)]:
+        arrays, place = loaded(rows, n + 4, steps)
+        arrays["y"] = normal(rows, padded(n))
+        params = {"rows": "C", "d4": padded(n) // 4, "n": n, **place}
+        checker.check("add_adapters", arrays, params, rows=rows, scale=1.0)
+
+
 @pytest.mark.parametrize("rank", [1, 5, 8, 33])
 @pytest.mark.parametrize("kernel", ["matmul_nn", *sorted(set(NN) - {"matmul_nn_split"})])
 def test_nn_with_an_adapter(checkers: tuple[Checker, Checker], kernel: str, rank: int) -> None:

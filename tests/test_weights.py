@@ -330,7 +330,7 @@ def test_logits_keep_the_limits() -> None:
     tokens = np.random.default_rng(1).integers(0, 293, 30).tolist()
     expected = model.logits(tokens)
     model.device.limits = replace(model.device.limits, binding=33 << 10)
-    session = Session(model.device, replace(model.base, limits=model.device.limits), [], 32)
+    session = Session(model.device, replace(model.base, limits=model.device.limits), {}, 32)
     assert 1 <= session.rows < 30
     gpu.run(session.open())
     np.testing.assert_array_equal(gpu.run(session.logits([tokens])), expected)

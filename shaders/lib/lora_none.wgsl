@@ -1,6 +1,10 @@
 // A product without an adapter; the same as lora.wgsl gives.
 const LORA: u32 = 0u;
 
+fn lora_steps() -> u32 {
+  return 0u;
+}
+
 fn lora_input(row: u32, r: u32) -> vec4<f32> {
   return vec4<f32>();
 }

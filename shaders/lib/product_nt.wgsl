@@ -13,6 +13,9 @@ struct Params {
   lora_rank: u32,     // columns of z and of B; 0 = no adapter
   lora_row: u32,      // first row of B that is used
   lora_scale: f32,    // s
+  lora_first: u32,    // of several linears in z: first vec4 of this one in a row,
+  lora_stride: u32,   // vec4s in a row,
+  lora_outputs: u32,  // and rows of B
 }
 @group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read_write> y: array<vec4<f32>>;

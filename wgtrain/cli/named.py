@@ -3,7 +3,6 @@
 import json
 import math
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 from wgtrain.api import adapter_file
 from wgtrain.errors import FileError, OptionError
 from wgtrain.files.source import shown
-from wgtrain.infer.model import Model
 from wgtrain.runs.folder import CONFIG, TEMPLATE
 from wgtrain.runs.paths import read_input
 from wgtrain.runs.yaml_file import read_yaml
@@ -78,34 +76,3 @@ def read_config(path: str | os.PathLike[str]) -> AdapterConfig:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FileError(f"{path}: {error}") from None
     return AdapterConfig(model, adapters, values.get("on_error", "skip"))
-
-
-class Stacked:
-    """The default stack of a model."""
-
-    def __init__(self, model: Model):
-        self._model = model
-        self._adapters: dict[str, tuple[Any, float]] = {}
-
-    def load(self, adapter: Any, scale: float = 1.0, name: str | None = None) -> str:
-        """Puts an adapter on top; its name."""
-        name = name or str(adapter)
-        if name in self._adapters:
-            raise OptionError(f"adapter {name} is loaded already")
-        self._adapters[name] = (self._model.read_adapter(adapter), scale)
-        return name
-
-    def rescale(self, name: str, scale: float) -> None:
-        """Gives an adapter another strength."""
-        self._adapters[name] = (self._adapters[name][0], scale)
-
-    def remove(self, name: str) -> None:
-        """Takes an adapter away."""
-        del self._adapters[name]
-
-    def clear(self) -> None:
-        """Takes all away."""
-        self._adapters.clear()
-
-    def __iter__(self) -> Iterator[tuple[str, float]]:
-        return iter([(name, scale) for name, (_, scale) in self._adapters.items()])

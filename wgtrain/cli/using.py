@@ -13,7 +13,6 @@ import click
 
 from wgtrain.cli.named import (
     NamedAdapter,
-    Stacked,
     adapter_path,
     model_of_run,
     parse_adapter,
@@ -88,7 +87,6 @@ def opened(given: Mapping[str, Any], say: Say = complain) -> Iterator[Using]:
         quantize_base=paths.quantize_base,
         gpu_memory=paths.gpu_memory,
     ) as model:
-        model.adapters = Stacked(model)  # type: ignore[attr-defined]
         for adapter in wanted.adapters:
             _load(model, adapter, wanted.skip, say)
         yield Using(model, wanted.chat)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from wgtrain import random
 from wgtrain.engine.graph import Graph, Tensor, Window
 from wgtrain.engine.ops import dropout
-from wgtrain.engine.products import Fused, Rows, accumulate, small_nn, small_nt
+from wgtrain.engine.products import Fused, Rows, accumulate, low_rank, small_nn, small_nt
 from wgtrain.engine.trainables import Parameter, Shape
 
 
@@ -52,7 +52,7 @@ class AppliedLora:
 
     def fused(self) -> Fused:
         """y += s z B^T."""
-        return Fused(self.z, self.lora.b, self.lora.scale)
+        return low_rank(self.z, self.lora.b, self.lora.scale)
 
     def add(self, g: Graph, y: Tensor | Window, rows: Rows, taken: bool) -> None:
         """y += s z B^T."""
@@ -66,7 +66,7 @@ class AppliedLora:
 
     def fused_input(self) -> Fused | None:
         """dx += s u A; a mask keeps it apart."""
-        return None if self.lora.dropout else Fused(self.u, self.lora.a, self.lora.scale)
+        return None if self.lora.dropout else low_rank(self.u, self.lora.a, self.lora.scale)
 
     def add_input(self, g: Graph, dx: Tensor, taken: bool) -> None:
         """dx += s dropout'(u A)."""

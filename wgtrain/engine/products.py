@@ -1,6 +1,6 @@
 """Products with frozen weights and with small trained matrices, as launches of tuned kernels."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -34,13 +34,21 @@ class Rows:
 
 
 class Fused(NamedTuple):
-    """A product of low rank that a base product takes along in its sum: scale times `factor`
-    (rows, R), times `matrix` (R, inputs) or, on the way forward, the transpose of (outputs, R).
+    """A product of low rank that a base product takes along in its sum: the library that reads it,
+    with its operands and parameters.
     """
 
-    factor: Tensor
-    matrix: Parameter
-    scale: float
+    library: str
+    operands: Mapping[str, Tensor | Window]
+    params: Mapping[str, Any]
+
+
+def low_rank(factor: Tensor, matrix: Parameter, scale: float) -> Fused:
+    """scale times `factor` (rows, R), times `matrix` (R, inputs) or, on the way forward, the
+    transpose of (outputs, R).
+    """
+    operands: dict[str, Tensor | Window] = {"lora": factor, "lora_matrix": matrix.value}
+    return Fused("lora", operands, {"lora_rank": factor.cols, "lora_scale": scale})
 
 
 def fuses(weight: Weight, few: int = 0) -> bool:
@@ -117,9 +125,9 @@ def _with(
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
     """What launches a base product, with a product of low rank beside it."""
     return (
-        {**operands, "lora": fused.factor, "lora_matrix": fused.matrix.value},
-        {**params, "lora_rank": fused.factor.cols, "lora_scale": fused.scale},
-        {**libraries, "lora": "lora"},
+        {**operands, **fused.operands},
+        {**params, **fused.params},
+        {**libraries, "lora": fused.library},
     )
 
 
@@ -141,7 +149,8 @@ _WHOLE = {"weight_row": 0, "scale": 1.0, "add": 0, "lora_rank": 0, "lora_scale":
 
 def _nt_params(x: Tensor, n: int) -> dict[str, Any]:
     """Parameters of matmul_nt that do not depend on the weight: x (rows, K) -> n columns."""
-    return {"rows": x.rows, "n": n, "k4": padded(x.cols) // 4, **_WHOLE, "lora_row": 0}
+    place = {"lora_row": 0, "lora_first": 0, "lora_stride": 0, "lora_outputs": 0}
+    return {"rows": x.rows, "n": n, "k4": padded(x.cols) // 4, **_WHOLE, **place}
 
 
 def _nn_params(dx: Tensor, n: int) -> dict[str, Any]:

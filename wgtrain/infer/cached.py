@@ -19,13 +19,11 @@ from wgtrain.engine.plan import Plan
 from wgtrain.engine.structs import step_bytes
 from wgtrain.engine.tuning import Tuning
 from wgtrain.errors import OptionError, OutOfMemoryError
-from wgtrain.files import Adapter as AdapterFile
 from wgtrain.gpu import Device, format_size
 from wgtrain.model.base import Base
 from wgtrain.model.forward import Network, forward
 from wgtrain.model.host import Host
 from wgtrain.model.layers import RopeTables
-from wgtrain.model.lora import adapter_trainables
 
 CHUNK = 256  # tokens that are read at once
 _NEAR = 1024  # tokens of room up to which a chunk goes on with the next row
@@ -306,30 +304,18 @@ class CachedSession:
 async def open_sequences(
     device: Device,
     base: Base,
-    adapters: Sequence[tuple[AdapterFile, float]],
+    beside: Mapping[str, tuple[Adapter, ...]],
     places: int,
     room: int,
     host: Host,
 ) -> CachedSession:
-    """A session under a stack of (adapter, strength), with the kernels that the host knows for it,
-    open.
+    """A session with what stands beside the linears and is on the device, with the kernels that the
+    host knows for it, open.
     """
-    stack = [
-        adapter_trainables(adapter, strength, base.limits, f"adapter {i}")
-        for i, (adapter, strength) in enumerate(adapters)
-    ]
-    beside: dict[str, tuple[Adapter, ...]] = {}
-    for trainables in stack:
-        for name, lora in trainables.made(training=False).items():
-            beside[name] = (*beside.get(name, ()), lora)
-    storages = [storage for trainables in stack for storage in trainables.values.storages]
-    make = partial(CachedSession, device, base, beside, storages, places, room)
+    make = partial(CachedSession, device, base, beside, (), places, room)
     session = make()
     tuning = host.choose_tuning(device, session.plan, room, 0, "auto")
     if tuning.table != session.tuning.table:
         session = make(tuning)
     await session.open()
-    for trainables in stack:
-        trainables.values.open(device)
-        trainables.values.forget()
     return session

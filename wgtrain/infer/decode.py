@@ -25,10 +25,18 @@ class Places:
         # A row that nobody is after any more is gone by itself, and its place is free.
         self._readers: WeakValueDictionary[int, Reader] = WeakValueDictionary()
 
-    def allow(self, key: bytes, places: int, room: int) -> bool:
-        """Whether they serve for so many rows of so many tokens under a stack."""
-        there = self.sequences
-        return key == self.key and there.places >= places and there.room >= room
+    def allow(self, places: int, room: int) -> bool:
+        """Whether they serve for so many rows of so many tokens."""
+        return self.sequences.places >= places and self.sequences.room >= room
+
+    def under(self, key: bytes) -> None:
+        """From here on rows are read under this stack: what was read under another one is not
+        used again.
+        """
+        if key != self.key:
+            for place in range(self.sequences.places):
+                self._cut(place, 0)
+            self.key = key
 
     def seat(self, rows: Sequence[Reader]) -> dict[Reader, int]:
         """A place for each row: the one it has, or one that holds much of what it begins with."""

@@ -4,7 +4,7 @@ operations that training's loss is made of; of logits nothing is read back.
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,21 +13,19 @@ import numpy as np
 from wgtrain.data import Batch, Dataset, Row, check_vocabulary, in_batches
 from wgtrain.engine.graph import Graph, Storage
 from wgtrain.engine.inputs import InputBuffer
-from wgtrain.engine.lora import Lora
+from wgtrain.engine.linear import Adapter
 from wgtrain.engine.loss import chunk_columns, cross_entropy
 from wgtrain.engine.ops import gather
 from wgtrain.engine.plan import Plan
 from wgtrain.engine.structs import RUNNING, TOTALS, step_bytes
 from wgtrain.engine.tuning import Tuning
 from wgtrain.errors import NonFiniteError, OptionError, OutOfMemoryError
-from wgtrain.files import Adapter
 from wgtrain.files.source import shown
 from wgtrain.gpu import Device
 from wgtrain.model.base import Base
 from wgtrain.model.forward import Network, forward
 from wgtrain.model.host import Host
 from wgtrain.model.layers import RopeTables
-from wgtrain.model.lora import adapter_trainables
 
 Evaluated = Callable[[int, int], None]  # called with rows done, rows in all
 MOST_EXPONENT = 700  # above it there is no such float
@@ -80,7 +78,7 @@ class Evaluator:
         self,
         device: Device,
         base: Base,
-        adapters: Sequence[tuple[Adapter, float]],
+        beside: Mapping[str, tuple[Adapter, ...]],
         max_tokens: int,
         max_row: int,
         tuning: Tuning | None = None,
@@ -91,17 +89,8 @@ class Evaluator:
         self._ropes = RopeTables(config.layers, max_row)
         self._totals = Storage("totals", "reports", TOTALS.itemsize)
         self._running = Storage("losses", "reports", max_tokens * RUNNING.itemsize)
-        self._stack = [
-            adapter_trainables(adapter, strength, base.limits, f"adapter {i}")
-            for i, (adapter, strength) in enumerate(adapters)
-        ]
-        loras: dict[str, tuple[Lora, ...]] = {}
-        for trainables in self._stack:
-            for name, lora in trainables.made(training=False).items():
-                loras[name] = (*loras.get(name, ()), lora)
-
         graph = Graph(training=False, tuning=base.tuning)
-        net = Network(config, base.weights, loras, self._ropes.windows)
+        net = Network(config, base.weights, beside, self._ropes.windows)
         inputs = self._inputs.inputs
         hidden = forward(graph, net, inputs)
         cross_entropy(
@@ -116,7 +105,6 @@ class Evaluator:
         )
         storages = [
             self._inputs.storage,
-            *(storage for trainables in self._stack for storage in trainables.values.storages),
             self._ropes.storage,
             self._totals,
             self._running,
@@ -128,9 +116,6 @@ class Evaluator:
         try:
             await self.plan.build(self._device)
             self._ropes.write(self._device)
-            for trainables in self._stack:
-                trainables.values.open(self._device)
-                trainables.values.forget()
         except BaseException:
             self.close()
             raise
@@ -162,7 +147,7 @@ class Evaluator:
 async def evaluator_for(
     device: Device,
     base: Base,
-    adapters: Sequence[tuple[Adapter, float]],
+    beside: Mapping[str, tuple[Adapter, ...]],
     rows: Sequence[Row],
     batch_size: int,
     host: Host,
@@ -172,7 +157,7 @@ async def evaluator_for(
     """
 
     def planned(size: int, tuning: Tuning | None = None) -> Evaluator:
-        return Evaluator(device, base, adapters, *bounds(rows, size), tuning)
+        return Evaluator(device, base, beside, *bounds(rows, size), tuning)
 
     made = planned(batch_size)
     replays = -(-len(rows) // batch_size)

@@ -16,6 +16,7 @@ from wgtrain.files import GGUF, Adapter
 from wgtrain.files.adapters import fitted
 from wgtrain.files.source import shown
 from wgtrain.gpu import Device
+from wgtrain.infer.adapters import Adapters
 from wgtrain.infer.cached import Sequences, open_sequences
 from wgtrain.infer.decode import Places
 from wgtrain.infer.evaluation import (
@@ -29,7 +30,8 @@ from wgtrain.infer.generation import Piece, Request, Row, generate
 from wgtrain.infer.prompting import Prompter
 from wgtrain.infer.sampling import Sampling
 from wgtrain.infer.session import Session
-from wgtrain.infer.stack import Stack, read_stack
+from wgtrain.infer.slots import Slots
+from wgtrain.infer.stack import Checked, Stack, check_adapter
 from wgtrain.model.base import Base, base_name
 from wgtrain.model.host import NOWHERE, Host, unseen
 from wgtrain.turn import Turn
@@ -42,6 +44,7 @@ class Model:
 
     `fingerprint`: SHA-256, hex, of everything before the tensors, the file's size, and the first
     and last MiB of tensor data. `precision`: "f32" or "f16", of products with its weights.
+    `adapters`: those that requests run under which bring none of their own; none at first.
     """
 
     aio = aio_view()
@@ -65,11 +68,14 @@ class Model:
         self.host = host
         self._no_tokenizer = no_tokenizer
         self._tokenizer: Tokenizer | None = None
-        self._session: tuple[bytes, Session] | None = None
+        self._session: Session | None = None
         self._kept: Places | None = None
+        self._kept_beside: object = None  # what these places stand beside
         self._templating: Templating | None = None
         self._opened_prompter: Prompter | None = None
         self._turn = Turn("this model")
+        self._slots = slots = Slots(device, base)
+        self.adapters = Adapters(self._check_adapter, slots.drop, slots.close, self._turn)
 
     def __repr__(self) -> str:
         config = self.config
@@ -93,12 +99,15 @@ class Model:
         """What a person names as an adapter for this model, read."""
         return fitted(self.host.read_adapter(adapter, self.config), self.gguf.tensors)
 
+    def _check_adapter(self, adapter: AdapterLike) -> Checked:
+        return check_adapter(self.read_adapter(adapter), self.gguf, self.config.architecture)
+
     @dual
     async def logits(
-        self, tokens: Sequence[int], adapters: Sequence[tuple[AdapterLike, float]] = ()
+        self, tokens: Sequence[int], adapters: Sequence[tuple[AdapterLike, float]] | None = None
     ) -> np.ndarray:
-        """Logits after each token, float32 (T, V); each adapter is (adapter, strength), 1.0 = as
-        trained.
+        """Logits after each token, float32 (T, V), under `adapters`, (adapter, strength) pairs with
+        1.0 = as trained; None = the model's own stack, [] = the bare base.
         """
         ids, stack = self.check_tokens(tokens), self.stack(adapters)
         with self._turn(wait=True):
@@ -114,13 +123,14 @@ class Model:
         progress: Evaluated = unseen,
     ) -> EvalResult:
         """The loss of the rows' trained tokens, as training and its validation tell it;
-        `progress(done, total)` is called with rows.
+        `adapters` as for `logits`. `progress(done, total)` is called with rows.
         """
         check_rows(rows, batch_size, self.config.vocabulary)
-        stack = self.stack(adapters or ())
+        stack = self.stack(adapters)
         with self._turn(wait=True):
+            await self._slots.use(stack)
             evaluator = await evaluator_for(
-                self.device, self.base, stack.adapters, rows.rows, batch_size, self.host
+                self.device, self.base, self._slots.beside, rows.rows, batch_size, self.host
             )
             try:
                 return await evaluate_rows(evaluator, rows.rows, batch_size, progress, rows.name)
@@ -246,7 +256,7 @@ class Model:
         adapters: Sequence[tuple[AdapterLike, float]] | None,
     ) -> AsyncGenerator[Piece, None]:
         """The answers, under adapters that are read once."""
-        stack = self.stack(() if adapters is None else adapters)
+        stack = self.stack(adapters)
         rows = [
             Row(i, one, self.check_tokens(one.prompt), self.tokenizer, self.config.context)
             for i, one in enumerate(requests)
@@ -274,44 +284,50 @@ class Model:
             )
         return ids
 
-    def stack(self, adapters: Sequence[tuple[AdapterLike, float]]) -> Stack:
-        """The (adapter, strength) pairs read and checked, for `session`."""
-        return read_stack(adapters, self.read_adapter, self.gguf, self.config.architecture)
+    def stack(self, adapters: Sequence[tuple[AdapterLike, float]] | Stack | None) -> Stack:
+        """The (adapter, strength) pairs read and checked, for `session`; None = the model's own."""
+        return self.adapters.of(adapters)
 
     async def session(self, stack: Stack, max_tokens: int) -> Session:
-        """A session for these adapters and at least `max_tokens` tokens, with the kernels that the
-        host knows for it; the last one is kept and reused.
+        """A session for at least `max_tokens` tokens, with the kernels that the host knows for it,
+        that runs under this stack until the next call; the last one is kept and reused.
         """
-        kept = self._session
-        if kept and kept[0] == stack.key and kept[1].max_tokens >= max_tokens:
-            return kept[1]
+        await self._slots.use(stack)
+        kept, beside = self._session, self._slots.beside
+        if kept and kept.beside is beside and kept.max_tokens >= max_tokens:
+            return kept
         self._drop_session()
         size = max(64, 1 << (max_tokens - 1).bit_length())
-        make = partial(Session, self.device, self.base, stack.adapters, size)
+        make = partial(Session, self.device, self.base, beside, size)
         session = make()
         tuning = self.host.choose_tuning(self.device, session.plan, size, 0, "auto")
         if tuning.table != session.tuning.table:
             session = make(tuning)
         await session.open()
-        self._session = (stack.key, session)
+        self._session = session
         return session
 
     async def sequences(self, stack: Stack, places: int, room: int) -> Sequences:
-        """`places` rows of up to `room` tokens under these adapters; whoever opens them closes
-        them.
+        """`places` rows of up to `room` tokens, which are read under this stack until the next call
+        of this or of `session`; whoever opens them closes them.
         """
-        pairs = stack.adapters
-        return await open_sequences(self.device, self.base, pairs, places, room, self.host)
+        await self._slots.use(stack)
+        beside = self._slots.beside
+        return await open_sequences(self.device, self.base, beside, places, room, self.host)
 
     async def _places(self, stack: Stack, places: int, least: int, wanted: int) -> Places:
-        """The sequences for rows of at least `least` tokens, better `wanted`; the last ones are
-        kept and reused.
+        """The sequences for rows of at least `least` tokens, better `wanted`, under a stack; the
+        last ones are kept and reused.
         """
-        if self._kept and self._kept.allow(stack.key, places, least):
-            return self._kept
+        await self._slots.use(stack)
+        kept, beside = self._kept, self._slots.beside
+        if kept and self._kept_beside is beside and kept.allow(places, least):
+            kept.under(stack.key)
+            return kept
         self._drop_places()
         room = min(max(64, 1 << (wanted - 1).bit_length()), max(self.config.context, wanted))
         self._kept = Places(stack.key, await self.sequences(stack, places, room))
+        self._kept_beside = beside
         return self._kept
 
     def _drop_places(self) -> None:
@@ -321,7 +337,7 @@ class Model:
 
     def _drop_session(self) -> None:
         if self._session:
-            self._session[1].close()
+            self._session.close()
             self._session = None
 
     def close(self) -> None:
@@ -333,6 +349,7 @@ class Model:
         self._drop_places()
         self._drop_session()
         self._drop_prompter()
+        self._slots.close()
         for storage in self.weights.storages:  # a handle keeps the platform's device alive
             storage.buffer = None
         self.device.close()

@@ -1,60 +1,48 @@
-"""Logits of a model under a stack of adapters: one plan for the hidden states, one for the head."""
+"""Logits of a model and what stands beside it: a plan for the hidden states, one for the head."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from wgtrain.engine.graph import Graph, Storage, padded
 from wgtrain.engine.inputs import InputBuffer
-from wgtrain.engine.lora import Lora
+from wgtrain.engine.linear import Adapter
 from wgtrain.engine.loss import head_logits
 from wgtrain.engine.plan import Plan
 from wgtrain.engine.structs import step_bytes
 from wgtrain.engine.tuning import Tuning
-from wgtrain.files import Adapter
 from wgtrain.gpu import Device
 from wgtrain.model.base import Base
 from wgtrain.model.forward import Network, forward
 from wgtrain.model.layers import RopeTables
-from wgtrain.model.lora import adapter_trainables
 
 LOGITS_BYTES = 64 << 20  # of the logits read back at once
 
 
 class Session:
-    """Inference for streams of up to `max_tokens` tokens with adapters [(adapter, strength), ...].
-
-    The strength multiplies an adapter's own alpha / rank. `tuning`: a table in place of the base's.
+    """Inference for streams of up to `max_tokens` tokens. `beside`: what stands beside linears, by
+    tensor, and is on the device already. `tuning`: a table in place of the base's.
     """
 
     def __init__(
         self,
         device: Device,
         base: Base,
-        adapters: Sequence[tuple[Adapter, float]],
+        beside: Mapping[str, tuple[Adapter, ...]],
         max_tokens: int,
         tuning: Tuning | None = None,
     ):
         config, base = base.config, base.tuned(tuning, device)
         self._device, self._config, self.tuning = device, config, base.tuning
-        self.max_tokens = max_tokens
+        self.max_tokens, self.beside = max_tokens, beside
         self._inputs = InputBuffer(max_tokens, config.windows)
         self._ropes = RopeTables(config.layers, max_tokens)
-        self._stack = [
-            adapter_trainables(adapter, strength, base.limits, f"adapter {i}")
-            for i, (adapter, strength) in enumerate(adapters)
-        ]
-        loras: dict[str, tuple[Lora, ...]] = {}
-        for trainables in self._stack:
-            for name, lora in trainables.made(training=False).items():
-                loras[name] = (*loras.get(name, ()), lora)
-
         row = padded(config.vocabulary) * 4
         most = min(LOGITS_BYTES, base.limits.binding, base.limits.buffer)
         self.rows = max(min(most // row, max_tokens), 1)  # logits made at once
         self._logits = Storage("logits", "logits", self.rows * row)
         hidden = Storage("hidden", "activations", max_tokens * padded(config.width) * 4)
-        net = Network(config, base.weights, loras, self._ropes.windows)
+        net = Network(config, base.weights, beside, self._ropes.windows)
         body = Graph(training=False, tuning=self.tuning)
         forward(body, net, self._inputs.inputs, into=hidden.window())
         head = Graph(training=False, tuning=self.tuning)
@@ -65,7 +53,6 @@ class Session:
         head_logits(head, picked, net.head, self._logits.window(), config.softcap)
         storages = [
             self._inputs.storage,
-            *(storage for trainables in self._stack for storage in trainables.values.storages),
             hidden,
             self._ropes.storage,
             self._logits,
@@ -77,9 +64,6 @@ class Session:
         try:
             await self.plan.build(self._device)
             self._ropes.write(self._device)
-            for trainables in self._stack:
-                trainables.values.open(self._device)
-                trainables.values.forget()
         except BaseException:
             self.close()
             raise

@@ -2,36 +2,65 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from wgtrain.errors import OptionError
+import numpy as np
+
+from wgtrain.errors import FileError, OptionError
 from wgtrain.files import GGUF, Adapter, adapter_fits
 from wgtrain.files.source import shown
 
 MAX_SCALE = 1e6  # of an adapter: strength * alpha / rank
 
 
-@dataclass(frozen=True)
-class Stack:
-    """Adapters with their strengths, 1.0 = as trained; equal `key`, equal numbers."""
-
-    adapters: tuple[tuple[Adapter, float], ...]
-    key: bytes
-
-
-def read_stack(
-    pairs: Sequence[tuple[Any, float]], read: Callable[[Any], Adapter], gguf: GGUF, arch: str
-) -> Stack:
-    """The stack of (adapter, strength) pairs for a model; OptionError for what is no pair or too
-    strong, FileError for an adapter of another model.
+@dataclass(frozen=True, eq=False)
+class Checked:
+    """An adapter that fits the model; equal `key`, equal numbers. It stands wherever an adapter
+    does, and is neither read nor hashed again.
     """
-    stack = [(read(adapter), strength) for adapter, strength in _pairs(pairs)]
-    for adapter, _ in stack:
-        adapter_fits(adapter, gguf.tensors, arch)
-    _check_strengths(stack)
-    return Stack(tuple(stack), _digest(stack))
+
+    adapter: Adapter
+    key: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """Adapters with their strengths, 1.0 = as trained."""
+
+    adapters: tuple[tuple[Checked, float], ...] = ()
+
+    @property
+    def key(self) -> bytes:
+        """Equal key, equal numbers."""
+        return b"".join(one.key + repr(strength).encode() for one, strength in self.adapters)
+
+
+def check_adapter(adapter: Adapter, gguf: GGUF, arch: str) -> Checked:
+    """An adapter for a model; FileError for one of another model, or one that spoils all numbers
+    of those beside it.
+    """
+    adapter_fits(adapter, gguf.tensors, arch)
+    for name, pair in adapter.tensors.items():
+        if len(pair[0]) != adapter.rank or not all(np.isfinite(array).all() for array in pair):
+            raise FileError(
+                f"adapter: {name!r}: A {pair[0].shape}, B {pair[1].shape}; finite numbers and rank "
+                f"{adapter.rank} are needed"
+            )
+    return Checked(adapter, _digest(adapter))
+
+
+def read_stack(pairs: Sequence[tuple[Any, float]], check: Callable[[Any], Checked]) -> Stack:
+    """The stack of (adapter, strength) pairs, of which `check` makes what fits a model; OptionError
+    for what is no pair or too strong.
+    """
+    stack = []
+    for number, (adapter, strength) in enumerate(_pairs(pairs)):
+        one = adapter if isinstance(adapter, Checked) else check(adapter)
+        check_strength(one.adapter, strength, f"adapters[{number}]")
+        stack.append((one, strength))
+    return Stack(tuple(stack))
 
 
 def _pairs(adapters: Sequence[tuple[Any, float]]) -> list[tuple[Any, float]]:
@@ -51,22 +80,19 @@ def _pairs(adapters: Sequence[tuple[Any, float]]) -> list[tuple[Any, float]]:
     return pairs
 
 
-def _check_strengths(stack: Sequence[tuple[Adapter, float]]) -> None:
+def check_strength(adapter: Adapter, strength: float, what: str) -> None:
     """OptionError for an adapter so strong that no logits are left."""
-    for number, (adapter, strength) in enumerate(stack):
-        if abs(strength * adapter.alpha / adapter.rank) > MAX_SCALE:
-            raise OptionError(
-                f"adapters[{number}]: strength {strength:g} x alpha {adapter.alpha:g} / rank "
-                f"{adapter.rank} is beyond {MAX_SCALE:g}"
-            )
+    if abs(strength * adapter.alpha / adapter.rank) > MAX_SCALE:
+        raise OptionError(
+            f"{what}: strength {strength:g} x alpha {adapter.alpha:g} / rank {adapter.rank} is "
+            f"beyond {MAX_SCALE:g}"
+        )
 
 
-def _digest(stack: Iterable[tuple[Adapter, float]]) -> bytes:
-    digest = hashlib.blake2b()
-    for adapter, strength in stack:
-        digest.update(repr((adapter.rank, adapter.alpha, strength)).encode())
-        for name, pair in adapter.tensors.items():
-            digest.update(repr((name, [array.shape for array in pair])).encode())
-            for array in pair:
-                digest.update(array.tobytes())
+def _digest(adapter: Adapter) -> bytes:
+    digest = hashlib.blake2b(repr((adapter.rank, adapter.alpha)).encode())
+    for name, pair in adapter.tensors.items():
+        digest.update(repr((name, [array.shape for array in pair])).encode())
+        for array in pair:
+            digest.update(np.ascontiguousarray(array).data)
     return digest.digest()

@@ -1,17 +1,19 @@
 """Where LoRA adapters sit in a model."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 
 from wgtrain import random
 from wgtrain.engine.lora import Lora, LoraKind
-from wgtrain.engine.trainables import Trainables
+from wgtrain.engine.trainables import Shape, Trainables
 from wgtrain.errors import OptionError
-from wgtrain.files import Adapter, split_tensor, tensor_name
+from wgtrain.files import split_tensor, tensor_name
 from wgtrain.gpu import Limits
 from wgtrain.model.config import ModelConfig
+
+_TOGETHER = (("attn_q", "attn_k", "attn_v"), ("ffn_gate", "ffn_up"))  # linears of the same x
 
 
 def target_tensors(
@@ -52,15 +54,18 @@ def lora_trainables(
     return Trainables(kinds, limits, name)
 
 
-def adapter_trainables(
-    adapter: Adapter, strength: float, limits: Limits, name: str
-) -> Trainables[Lora]:
-    """Those of an adapter from a file, set to its values."""
-    bases = {base: (b.shape[0], a.shape[1]) for base, (a, b) in adapter.tensors.items()}
-    scale = strength * adapter.alpha / adapter.rank
-    found = lora_trainables(bases, limits, adapter.rank, scale, name=name)
-    found.values.set(adapter.matrices)
-    return found
+def linear_groups(config: ModelConfig, tensors: Collection[str]) -> list[dict[str, Shape]]:
+    """Those of a model's linears that are among `tensors`, name -> (outputs, inputs), those that
+    read the same x together, in the order of the forward pass.
+    """
+    groups: dict[tuple[int, str], dict[str, Shape]] = {}
+    head = {config.head_name: (config.vocabulary, config.width)}
+    for name, shape in {**config.linears(), **head}.items():
+        if name in tensors:
+            block, target = split_tensor(name) or (-1, name)
+            read = next((together[0] for together in _TOGETHER if target in together), target)
+            groups.setdefault((block, read), {})[name] = shape
+    return list(groups.values())
 
 
 def initial_parameters(shapes: Mapping[str, tuple[int, int]], seed: int) -> dict[str, np.ndarray]:
