@@ -402,7 +402,7 @@ def test_no_escape_of_a_file_reaches_the_screen(toy, capsys, monkeypatch):
         ("{ok} --config missing.yaml", ["missing.yaml: No such file"]),
         ("{ok} --config bad.yaml", ["bad.yaml: unknown setting 'learnin_rate'; did you mean"]),
         ("{ok} --init-adapter rows.jsonl", ["rows.jsonl: "]),
-        ("{ok} --bogus", ["No such option --bogus; did you mean --"]),
+        ("{ok} --bogus", ["No such option --bogus; wgtrain train --help lists them"]),
         ("{ok} --lr 1", ["No such option --lr; did you mean --learning-rate?"]),
         ("{ok} --lora-rank=1", ["No such option --lora-rank; did you mean --rank?"]),
         ("{ok} --resume-from x", ["No such option --resume-from; did you mean --resume?"]),

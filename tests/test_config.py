@@ -238,11 +238,11 @@ def test_other_spellings():
     ("given", "message"),
     [
         ({"learning_rat": 1}, "c.yaml: unknown setting 'learning_rat'; did you mean 'learning_ra"),
-        ({"zzz": 1}, "c.yaml: unknown setting 'zzz'; did you mean '"),
+        ({"zzz": 1}, "c.yaml: unknown setting 'zzz'; known are model, data, kind, "),
         ({"lr": 1}, "c.yaml: unknown setting 'lr'; did you mean 'learning_rate'?"),
         ({"Num-Train-Epochs": 1}, "unknown setting 'Num-Train-Epochs'; did you mean 'epochs'?"),
         ({"batch-size": 1}, "unknown setting 'batch-size'; did you mean 'batch_size'?"),
-        ({1: 1}, "unknown setting 1; did you mean"),
+        ({1: 1}, "unknown setting 1; known are model"),
         ({"rank": 1, "lora_r": 1}, "c.yaml: 'rank' is given twice, as 'rank' and as 'lora_r'"),
         ({"mask_prompt": "all"}, "c.yaml: mask_prompt = all: allowed is true or false"),
     ],

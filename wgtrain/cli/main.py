@@ -290,6 +290,8 @@ def _no_such(error: click.NoSuchOption) -> str:
     if not known or not error.option_name.startswith("--"):
         return words
     near = nearest(error.option_name, [name[2:].replace("-", "_") for name in known])
+    if near is None:
+        return f"{words}; wgtrain {command.name} --help lists them"
     return f"{words}; did you mean {dashes(near)}?"
 
 

@@ -150,6 +150,9 @@ _CONFIGS: list[Any] = []
 def _unknown(config_class: Any, name: str) -> str:
     owners = {f.name: other.__name__ for other in _CONFIGS for f in fields(other)}
     near = nearest(name, owners)
+    if near is None:
+        known = ", ".join(f.name for f in fields(config_class))
+        return f"{config_class.__name__}: unknown setting {name!r}; it has {known}"
     there = "" if owners[near] == config_class.__name__ else f" of {owners[near]}"
     return f"{config_class.__name__}: unknown setting {name!r}; did you mean {near!r}{there}?"
 
@@ -224,7 +227,8 @@ def build(values: Mapping[str, Any], *classes: Any) -> tuple[Any, ...]:
 def canonical(values: Mapping[str, Any], classes: Iterable[Any], where: str) -> dict[str, Any]:
     """Settings under their field names, from a mapping that may use aliases (a YAML file).
 
-    Raises OptionError, naming `where` and the nearest known name, for unknown or repeated names.
+    Raises OptionError, naming `where` and the nearest known name or all, for unknown or repeated
+    names.
     """
     names: dict[str, tuple[str, Setting]] = {}
     for f in (f for config_class in classes for f in fields(config_class)):
@@ -237,7 +241,8 @@ def canonical(values: Mapping[str, Any], classes: Iterable[Any], where: str) -> 
     for key, value in values.items():
         if key not in names:
             near = nearest(str(key), names)
-            problems.append(f"{where}: unknown setting {shown(key)}; did you mean {near!r}?")
+            hint = f"did you mean {near!r}?" if near else f"known are {', '.join(names)}"
+            problems.append(f"{where}: unknown setting {shown(key)}; {hint}")
             continue
         name, info = names[key]
         if info.switch and key == info.switch[0] and value is not None:

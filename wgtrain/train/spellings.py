@@ -64,12 +64,15 @@ _ELSEWHERE = {
 _NAMES = {other: name for name, others in _ELSEWHERE.items() for other in others.split()}
 
 
-def nearest(name: str, known: Collection[str]) -> str:
-    """The one of the `known` names that is meant: by another trainer's name for it, else the most
-    similar.
+def nearest(name: str, known: Collection[str]) -> str | None:
+    """The one of the `known` names that is meant: by another trainer's name for it, by how it
+    begins, else the most similar; None where none is like it.
     """
     plain = name.strip("-").lower().replace("-", "_")
     meant = _NAMES.get(plain, plain)
     if meant in known:
         return meant
-    return difflib.get_close_matches(plain, known, n=1, cutoff=0.0)[0]
+    begun = [other for other in known if other.startswith(plain)]
+    if len(begun) == 1:
+        return begun[0]
+    return next(iter(difflib.get_close_matches(plain, known, n=1)), None)
