@@ -288,7 +288,7 @@ def test_what_would_not_train_ends_with_2(rows: Path, capsys: Any) -> None:
     code, _, error = wgtrain(capsys, "preview", rows, "--model", BASE, "--html", "no/such/page")
     assert code == 2 and error.startswith("error: no/such/page: there is no folder")
     code, _, error = wgtrain(capsys, "preview", rows, "--model", BASE, "--rows", "x")
-    assert code == 2 and error.startswith("error: --rows = 'x': allowed is all")
+    assert code == 2 and error.startswith("error: --rows 'x': allowed is all")
     code, _, error = wgtrain(capsys, "preview", "--model", BASE)
     assert code == 2 and error.startswith("error: --data: needed")
 

@@ -47,7 +47,7 @@ def cli() -> None:
     """LoRA fine-tuning of GGUF language models through WebGPU."""
 
 
-@cli.command()
+@cli.command(short_help="Train an adapter on a model and rows.")
 @options_of(*CONFIGS)
 @click.option(
     "--config",
@@ -84,7 +84,7 @@ def _settings(config_file: str | None, given: dict[str, Any]) -> dict[str, Any]:
     return merge(file, settings, CONFIGS)
 
 
-@cli.command()
+@cli.command(short_help="Show rows as training sees them.")
 @click.argument("data", required=False)
 @options_of(*CONFIGS, only=PREVIEWED)
 @click.option(
@@ -116,7 +116,7 @@ def preview(
     return DONE if usable else UNUSABLE
 
 
-@cli.command()
+@cli.command(short_help="Tell what memory a run would take.")
 @options_of(*CONFIGS)
 @click.option("--type", "type_", metavar="TYPE", help="Type of the matrices, in place of theirs.")
 @click.option("--config", "config_file", metavar="FILE", help="YAML file of these settings.")
@@ -134,7 +134,7 @@ def plan(type_: str | None, config_file: str | None, as_json: bool, **given: Any
     return DONE if fits else GPU_FAILED
 
 
-@cli.command()
+@cli.command(short_help="Train the embedded model, and compare answers.")
 @options_of(RunConfig, only=("out", "adapter_index"))
 def demo(**given: Any) -> int:
     """Train the embedded model on the embedded data, and compare its answers."""
@@ -144,7 +144,7 @@ def demo(**given: Any) -> int:
     return DONE if run_demo(paths.out, paths.adapter_index) else INTERRUPTED
 
 
-@cli.command()
+@cli.command(short_help="Show GPUs, limits, versions, and what is missing.")
 def doctor() -> int:
     """Show adapters, limits, features and versions, and what to do where there is no adapter."""
     from wgtrain.cli import doctor
@@ -156,6 +156,7 @@ def doctor() -> int:
 
 @cli.command(
     add_help_option=False,
+    short_help="Measure kernels and steps, beside other trainers.",
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
 )
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
@@ -166,7 +167,7 @@ def bench(arguments: tuple[str, ...]) -> None:
     bench.main(arguments, prog_name="wgtrain bench", standalone_mode=False)
 
 
-@cli.command()
+@cli.command(short_help="Make a GGUF of a folder; adapters either way.")
 @click.argument("source", metavar="IN")
 @click.option("--out", metavar="PATH", required=True, help="The GGUF or PEFT folder to write.")
 @click.option(
@@ -186,7 +187,7 @@ def convert(source: str, out: str, kind: str | None, model: str | None, force: b
     convert.convert(source, out, kind, model, force, _say)
 
 
-@cli.command()
+@cli.command(short_help="Show what a model, adapter or data set holds.")
 @click.argument("source", metavar="IN")
 @click.option(
     "--model", metavar="MODEL", help="The base of an adapter; for rows, whose tokenizer counts."
@@ -199,7 +200,7 @@ def inspect(source: str, model: str | None, as_json: bool) -> None:
     click.echo(inspect(source, model, as_json))
 
 
-@cli.command()
+@cli.command(short_help="Make a GGUF of another block type.")
 @click.argument("model")
 @click.option(
     "--type",
@@ -223,7 +224,7 @@ def quantize(model: str, kind: str, out: str, requantise: bool, force: bool) -> 
     quantize.quantize(model, out, kind.upper(), requantise, force, _say)
 
 
-@cli.command()
+@cli.command(short_help="Serve the page on loopback.")
 @click.argument("folder", default="dist/web")
 @click.option("--port", default=8000, help="Port on loopback, 0 = any.  [default: 8000]")
 def web(folder: str, port: int) -> int:
