@@ -4,32 +4,32 @@
 def command(..., **given): with opened(given) as using: using.model ...
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import click
 
-from wgtrain.cli.named import (
-    NamedAdapter,
-    adapter_path,
-    model_of_run,
-    parse_adapter,
-    read_config,
-)
+from wgtrain.cli.named import read_config
 from wgtrain.cli.options import options_of
 from wgtrain.cli.streams import complain
 from wgtrain.data.templates import Templating
-from wgtrain.errors import DeviceError, OptionError, WgtrainError
+from wgtrain.errors import DeviceError, FileError, OptionError, WgtrainError
+from wgtrain.files.source import shown
+from wgtrain.infer.adapters import Adapters
+from wgtrain.infer.generation import Piece, Request
 from wgtrain.infer.model import Model
+from wgtrain.runs.adapters import NamedAdapter, adapter_path, model_of_run, parse_adapter
 from wgtrain.runs.chats import templating_of
 from wgtrain.train.config import RunConfig
-from wgtrain.train.settings import build, canonical
+from wgtrain.train.settings import build, canonical, setting_of
 
 BASE = ("model", "quantize_base", "precision")
 CHAT = ("chat_template", "template_args", "system")
 USED = (*BASE, "chat_template", "template_args", "adapter_index", "gpu_memory")
+_NAMES = {n for f in fields(RunConfig) if f.name in USED for n in (f.name, *setting_of(f).aliases)}
 Say = Callable[[str], None]
 
 
@@ -52,12 +52,74 @@ def using_options(command: Any) -> Any:
     )(command)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Using:
-    """A model in use, with its default stack of adapters; conversations go through `chat`."""
+    """A model in use, with its default stack of adapters, whose conversations go through `chat`."""
 
     model: Model
     chat: Templating
+    say: Say
+    _merged: bool = False
+
+    @property
+    def adapters(self) -> Adapters:
+        """The default stack."""
+        return self.model.adapters
+
+    @property
+    def templated(self) -> bool:
+        """Whether there is a chat template."""
+        return bool(self.chat.sources(self.model.tokenizer))
+
+    def raw(self, text: str) -> list[int]:
+        """The tokens of a text that is continued as it stands."""
+        tokenizer = self.model.tokenizer
+        ids: list[int] = tokenizer.encode(text, bos=tokenizer.add_bos, special=True)
+        return ids
+
+    def prompt(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[Any] | None = None,
+        args: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """The tokens of a conversation, through the template, ready for the answer."""
+        try:
+            return self.model.prompt(messages, tools, args)
+        except FileError:
+            if self.chat.system != "keep" or not any(m["role"] == "system" for m in messages):
+                raise
+            try:
+                ids = self.model.prompt(messages, tools, args, "merge")
+            except WgtrainError:
+                ids = None
+            if ids is None:
+                raise
+        if not self._merged:
+            self.say("the chat template takes no system message: it goes before the user's turn")
+        self._merged = True
+        return ids
+
+    def answers(self, requests: list[Request]) -> Generator[Piece, None, None]:
+        """Pieces of the answers to some requests."""
+        return self.model.answers(requests)
+
+    def load(self, adapter: NamedAdapter, skip: bool = False) -> None:
+        """Puts an adapter on top of the stack; with `skip` one that cannot be used is told."""
+        try:
+            path = adapter_path(adapter.path, self.say)
+            self.adapters.load(path, adapter.scale, adapter.name or None)
+        except DeviceError:
+            raise
+        except WgtrainError as error:
+            if not skip:
+                raise
+            reason = str(error).removeprefix(f"{adapter.path}: ")
+            self.say(f"warning: the adapter {adapter.path} is skipped: {reason}")
+
+    def check_template(self) -> None:
+        """OptionError where no conversation can be had, with what helps."""
+        self.prompt([{"role": "user", "content": "?"}])
 
 
 @dataclass(frozen=True)
@@ -74,7 +136,7 @@ class Wanted:
 def opened(given: Mapping[str, Any], say: Say = complain) -> Iterator[Using]:
     """The model that the values of `using_options` name, with its adapters; closed after.
 
-    Other names in `given` are not looked at. `say` gets what a person should know.
+    Other names in `given` are not looked at. `say` hears what a person should know.
     """
     from wgtrain.api import load_model
 
@@ -87,14 +149,17 @@ def opened(given: Mapping[str, Any], say: Say = complain) -> Iterator[Using]:
         quantize_base=paths.quantize_base,
         gpu_memory=paths.gpu_memory,
     ) as model:
+        model.templating = wanted.chat
+        using = Using(model, wanted.chat, say)
         for adapter in wanted.adapters:
-            _load(model, adapter, wanted.skip, say)
-        yield Using(model, wanted.chat)
+            using.load(adapter, wanted.skip)
+        yield using
 
 
 def read_wanted(given: Mapping[str, Any], say: Say) -> Wanted:
     """The command line over a JSON configuration over what runs say of themselves."""
-    line = {name: given[name] for name in USED if given.get(name) is not None}
+    settings = {n: value for n, value in given.items() if n in _NAMES and value is not None}
+    line = canonical(settings, [RunConfig], "command line")
     adapters = tuple(map(parse_adapter, given.get("adapter") or ()))
     skip = False
     if (config := given.get("config_file")) is not None:
@@ -104,20 +169,24 @@ def read_wanted(given: Mapping[str, Any], say: Say) -> Wanted:
             adapters, skip = file.adapters, file.on_error == "skip"
     settings = _of_runs(adapters, line, skip, say) | line
     if "model" not in settings:
-        more = "" if not adapters else "; of these adapters none is a run, which knows its own"
-        raise OptionError(f"model: needed; a GGUF file, or a Hugging Face folder{more}")
+        none = "; of these adapters none is a run, which knows its own" if adapters else ""
+        raise OptionError(f"model: needed; a GGUF file, or a Hugging Face folder{none}")
     (paths,) = build({"data": "-", **settings}, RunConfig)
+    if "model" not in line:
+        named = [("quantize_base", paths.quantize_base), ("precision", paths.precision)]
+        more = [f", {name} {value}" for name, value in named if value not in (None, "f32")]
+        say(f"using {paths.model}{''.join(more)}: the base that the adapter was trained on")
     return Wanted(paths, templating_of(paths), adapters, skip)
 
 
 def _settings(model: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The settings in the object `model` of a configuration."""
+    allowed = ("path", *USED[1:], "system")
+    if wrong := [name for name in model if name not in (*allowed, *_NAMES)]:
+        named = ", ".join(map(shown, wrong))
+        raise OptionError(f"{where}: model: {named}: allowed are {', '.join(allowed)}")
     values = {"model" if name == "path" else name: value for name, value in model.items()}
-    settings = canonical(values, [RunConfig], where)
-    if wrong := [name for name in settings if name not in (*USED, "system")]:
-        names = ("path", *USED[1:])
-        raise OptionError(f"{where}: model: {', '.join(wrong)}: allowed are {', '.join(names)}")
-    return settings
+    return canonical(values, [RunConfig], where)
 
 
 def _of_runs(
@@ -131,19 +200,14 @@ def _of_runs(
         try:
             found = model_of_run(adapter.path)
         except WgtrainError:
-            if not skip:
+            if not skip and "model" not in line:
                 raise
-            continue  # why it cannot be used is said when it is loaded
+            continue  # what is wrong with it is said when it is loaded
         if found is not None:
             runs[adapter.path] = found
     settings: dict[str, Any] = {}
     if runs and "model" not in line:
         settings |= _agreed(runs, BASE)
-        origin = next(iter(runs))
-        more = [
-            f"{name} {settings[name]}" for name in BASE[1:] if settings.get(name, "f32") != "f32"
-        ]
-        say(f"using {', '.join([settings['model'], *more])}, the base of {origin}")
     chats = [{name: run[name] for name in CHAT if run.get(name)} for run in runs.values()]
     if chats and "chat_template" not in line:
         if all(chat == chats[0] for chat in chats):
@@ -160,7 +224,7 @@ def _agreed(runs: Mapping[str, Mapping[str, Any]], names: tuple[str, ...]) -> di
     (first, found), *others = runs.items()
     for other, values in others:
         for name in names:
-            if values.get(name) != found.get(name):
+            if _plain(name, values.get(name)) != _plain(name, found.get(name)):
                 raise OptionError(
                     f"model: needed; {first} was trained with {name} = {found.get(name)}, "
                     f"{other} with {values.get(name)}"
@@ -168,13 +232,6 @@ def _agreed(runs: Mapping[str, Mapping[str, Any]], names: tuple[str, ...]) -> di
     return {name: found[name] for name in names if found.get(name) is not None}
 
 
-def _load(model: Any, adapter: NamedAdapter, skip: bool, say: Say) -> None:
-    try:
-        model.adapters.load(adapter_path(adapter.path), adapter.scale, adapter.name or None)
-    except DeviceError:
-        raise
-    except WgtrainError as error:
-        if not skip:
-            raise
-        reason = str(error).removeprefix(f"{adapter.path}: ")
-        say(f"warning: the adapter {adapter.path} is skipped: {reason}")
+def _plain(name: str, value: Any) -> Any:
+    """A setting as it is compared: models by where they are."""
+    return os.path.realpath(value) if name == "model" else value

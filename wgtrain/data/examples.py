@@ -119,7 +119,7 @@ class ExampleReader:
         conversation = _CONVERSATIONS[kind](row)
         for name in conversation.ignored:
             self._ignore(name, False)
-        return self._chat(line, conversation, _tools(row), _arguments(row))
+        return self._chat(line, conversation, read_tools(row), read_arguments(row))
 
     def notes(self) -> list[str]:
         """What a person should know of the rows read so far."""
@@ -240,13 +240,14 @@ def _required_text(row: dict[str, Any], group: str) -> str:
     return text(row[name], name)
 
 
-def _tools(row: dict[str, Any]) -> list[Any] | None:
+def read_tools(row: dict[str, Any]) -> list[Any] | None:
+    """A row's descriptions of tools; RowError for what are none."""
     tools = row.get("tools")
     return free_form(tools, "tools") or None if tools is not None else None
 
 
-def _arguments(row: dict[str, Any]) -> dict[str, Any]:
-    """A row's variables for the template, as TRL's rows have them."""
+def read_arguments(row: dict[str, Any]) -> dict[str, Any]:
+    """A row's variables for the template, as TRL's rows have them; RowError for what are none."""
     args = row.get(_ARGS)
     if args is None:
         return {}

@@ -73,6 +73,5 @@ def nearest(name: str, known: Collection[str]) -> str | None:
     if meant in known:
         return meant
     begun = [other for other in known if other.startswith(plain)]
-    if len(begun) == 1:
-        return begun[0]
-    return next(iter(difflib.get_close_matches(plain, known, n=1)), None)
+    cutoff = 0.0 if begun else 0.6
+    return next(iter(difflib.get_close_matches(plain, begun or known, 1, cutoff)), None)
