@@ -92,7 +92,7 @@ def _lines(data: bytes, at: int, name: str) -> Iterator[tuple[int, Any]]:
         at = end + 1
         if raw:
             try:
-                yield line, _parse(_text(raw))
+                yield line, read_value(raw)
             except RowError as error:
                 raise FileError(f"{name} line {line}: {error}") from None
 
@@ -186,7 +186,9 @@ def _not_utf8(error: UnicodeDecodeError) -> str:
     return f"byte 0x{error.object[error.start]:02x} is no UTF-8 ({error.reason}){hint}"
 
 
-def _parse(text: str) -> Any:
+def read_value(raw: bytes) -> Any:
+    """One JSON value, with no blanks around it; RowError for what is none."""
+    text = _text(raw)
     value, end = _parse_at(text, 0)
     if end < len(text):
         raise RowError(f"{shown(text[end : end + 20])} after the JSON object")

@@ -1,0 +1,170 @@
+"""An answer on its way from the line before the GPU to a client that may leave at any time."""
+
+import asyncio
+import json
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
+
+from starlette.types import Receive, Scope, Send
+
+from wgtrain.errors import FileError
+from wgtrain.infer.generation import Piece, Request
+from wgtrain.infer.model import Model
+from wgtrain.serve.asked import Asked, Chat, Completion
+from wgtrain.serve.guards import said_of
+from wgtrain.serve.line import Full, Line, Place, Work
+from wgtrain.serve.refusals import FAILED, Refused
+from wgtrain.serve.replies import ChatReply, TextReply
+from wgtrain.serve.shelf import Entry, Shelf
+
+RETRY_SECONDS = 2
+Item = int | Piece  # the tokens of all prompts, then the pieces of the answers
+Told = Callable[[Exception, Scope], Refused]
+Chosen = Sequence[tuple[Entry, float]]
+
+
+def chat_work(model: Model, asked: Chat, shelf: Shelf, chosen: Chosen) -> Work[Item]:
+    """What makes the answer to messages."""
+
+    def work() -> Generator[Item, None, None]:
+        try:
+            prompt = model.prompt(asked.messages, asked.tools, asked.template_args, asked.system)
+        except FileError:
+            # What one conversation took too much of is not to be missing for the next.
+            model.templating = model.templating
+            raise
+        yield from _answers(model, asked, [prompt], shelf, chosen, "messages")
+
+    return work
+
+
+def completion_work(model: Model, asked: Completion, shelf: Shelf, chosen: Chosen) -> Work[Item]:
+    """What makes texts go on."""
+
+    def work() -> Generator[Item, None, None]:
+        tokenizer = model.tokenizer
+        prompts = [
+            tokenizer.encode(prompt, bos=tokenizer.add_bos, special=True)
+            if isinstance(prompt, str)
+            else model.check_tokens(prompt)
+            for prompt in asked.prompts
+        ]
+        yield from _answers(model, asked, prompts, shelf, chosen, "prompt")
+
+    return work
+
+
+def _answers(
+    model: Model,
+    asked: Asked,
+    prompts: Sequence[Sequence[int]],
+    shelf: Shelf,
+    chosen: Chosen,
+    param: str,
+) -> Generator[Item, None, None]:
+    context = model.config.context
+    requests = []
+    for prompt in prompts:
+        left = context - len(prompt)
+        if left < 1:
+            raise Refused(
+                f"the model's context is {context} tokens; {param} has {len(prompt)}, which leaves "
+                "no room for an answer",
+                param=param,
+                code="context_length_exceeded",
+            )
+        if not prompt:
+            raise Refused(f"{param}: no tokens are in it", param=param)
+        limit = left if asked.max_tokens is None else min(asked.max_tokens, left)
+        requests.append(Request(prompt, limit, asked.sampling, asked.stop, asked.logprobs))
+    adapters = shelf.load(chosen)
+    yield sum(map(len, prompts))
+    yield from model.answers(requests, adapters=adapters)
+
+
+class Answer:
+    """An ASGI application that waits its turn and then tells the pieces, or the whole."""
+
+    def __init__(self, line: Line, work: Work[Item], reply: ChatReply | TextReply, told: Told):
+        self._line, self._work, self._reply, self._told = line, work, reply, told
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            place = self._line.join(self._work)
+        except Full:
+            raise Refused(
+                "too many requests are waiting",
+                503,
+                kind=FAILED,
+                code="server_busy",
+                headers={"Retry-After": str(RETRY_SECONDS)},
+            ) from None
+        leaving = asyncio.create_task(_leave_when_gone(receive, place))
+        try:
+            if self._reply.asked.stream:
+                await self._stream(place, scope, send)
+            else:
+                await self._whole(place, send)
+        finally:
+            leaving.cancel()
+            place.leave()
+            said_of(scope).extend(self._reply.said())
+
+    async def _whole(self, place: Place[Item], send: Send) -> None:
+        reply = self._reply
+        async for item in place:
+            reply.take(item)
+        if reply.is_finished:
+            body = _encode(reply.whole())
+            await _start(send, b"application/json", len(body))
+            await send({"type": "http.response.body", "body": body})
+
+    async def _stream(self, place: Place[Item], scope: Scope, send: Send) -> None:
+        """Server-sent events, once it is certain that there will be an answer."""
+        reply = self._reply
+        first = await anext(place, None)
+        if first is None:
+            return
+        reply.take(first)
+        await _start(send, b"text/event-stream; charset=utf-8")
+        try:
+            await _tell(send, reply.head())
+            async for item in place:
+                reply.take(item)
+                if isinstance(item, Piece):
+                    await _tell(send, reply.chunk(item))
+            if not reply.is_finished:
+                return
+            await _tell(send, reply.tail())
+            await send(_part(b"data: [DONE]\n\n"))
+        except Exception as error:
+            await send(_part(b"data: " + _encode(self._told(error, scope).body) + b"\n\n"))
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def _leave_when_gone(receive: Receive, place: Place[Item]) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    place.leave()
+
+
+async def _start(send: Send, kind: bytes, length: int | None = None) -> None:
+    headers = [(b"content-type", kind)]
+    if length is None:
+        headers.append((b"x-accel-buffering", b"no"))  # or a proxy may hold events back
+    else:
+        headers.append((b"content-length", str(length).encode()))
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+
+
+async def _tell(send: Send, chunks: Any) -> None:
+    for chunk in chunks:
+        await send(_part(b"data: " + _encode(chunk) + b"\n\n"))
+
+
+def _part(body: bytes) -> dict[str, Any]:
+    return {"type": "http.response.body", "body": body, "more_body": True}
+
+
+def _encode(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
