@@ -29,6 +29,7 @@ _WHERE = {
     "preview": "api",
     "templating": "runs.chats",
     "EvalResult": "infer.evaluation",
+    "compare": "infer.comparison",
     "LoraConfig": "train.config",
     "TrainConfig": "train.config",
     "StepResult": "train.results",
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
     from wgtrain.files.adapters import read_adapter_peft as read_adapter_peft
     from wgtrain.gpu import list_adapters as list_adapters
     from wgtrain.gpu import run as run
+    from wgtrain.infer.comparison import compare as compare
     from wgtrain.infer.evaluation import EvalResult as EvalResult
     from wgtrain.layers.adapter import inject_lora as inject_lora
     from wgtrain.layers.adapter import load_adapter as load_adapter

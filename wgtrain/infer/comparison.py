@@ -12,9 +12,9 @@ from wgtrain.data.tokenizer import Tokenizer
 from wgtrain.dual import dual_function
 from wgtrain.errors import OptionError, printable
 from wgtrain.files.source import shown
+from wgtrain.infer.comparison_page import page
 from wgtrain.infer.contender import Contender
 from wgtrain.infer.model import AdapterLike, Model
-from wgtrain.infer.page import page
 
 Pairs = Sequence[tuple[AdapterLike, float]]
 Compared = Callable[[str, int, int], None]  # called with a name, rows and answers done, and in all

@@ -27,7 +27,7 @@ from wgtrain.runs.paths import check_model, no_adapter_in
 from wgtrain.runs.sources import AnyPath, is_dir
 from wgtrain.runs.yaml_file import parse_yaml
 from wgtrain.train.checkpoint import ADAPTER, STATE, unpack
-from wgtrain.train.config import CONFIGS
+from wgtrain.train.config import CONFIGS, LoraConfig, RunConfig, TrainConfig
 from wgtrain.train.settings import build, canonical, number
 
 _ALLOWED = "PATH or PATH:SCALE, where SCALE is a finite number, as in adapter.gguf:0.5"
@@ -118,13 +118,10 @@ def model_of_run(path: AnyPath) -> dict[str, Any] | None:
 
     FileError where the model is gone.
     """
-    run = _run_of(Path(path))
+    run = run_of(Path(path))
     if run is None:
         return None
-    config = run / CONFIG
-    settings, _, _ = build(
-        canonical(parse_yaml(disk.read_file(config), str(config)), CONFIGS, str(config)), *CONFIGS
-    )
+    settings, _, _ = run_settings(run)
     template = settings.chat_template
     if template is not None and disk.is_file(run / TEMPLATE):
         template = str(run / TEMPLATE)
@@ -138,8 +135,24 @@ def model_of_run(path: AnyPath) -> dict[str, Any] | None:
     }
 
 
-def _run_of(path: Path) -> Path | None:
-    """The folder of the run that a path belongs to."""
+def run_settings(run: Path) -> tuple[RunConfig, LoraConfig, TrainConfig]:
+    """The settings of a run, as they were used; FileError for a config.yaml that cannot be read."""
+    config = run / CONFIG
+    read = canonical(parse_yaml(disk.read_file(config), str(config)), CONFIGS, str(config))
+    paths, lora, train = build(read, *CONFIGS)
+    return paths, lora, train
+
+
+def run_entries(run: Path) -> dict[str, dict[str, Any]]:
+    """The files that a run was started with, by its summary; FileError for a damaged one."""
+    try:
+        return read_entries(read_summary(run).get("inputs", {}))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise FileError(f"{run / SUMMARY}: damaged ({type(error).__name__}: {error})") from None
+
+
+def run_of(path: Path) -> Path | None:
+    """The folder of the run that an adapter belongs to, which is at a path; None for others."""
     folder = path if is_dir(path) else path.parent
     if folder is not path and path.name not in ADAPTER_FILES:
         return None
@@ -152,10 +165,7 @@ def _run_of(path: Path) -> Path | None:
 
 def _model(run: Path, named: str) -> Path:
     """Where the base model of a run is now."""
-    try:
-        entries = read_entries(read_summary(run).get("inputs", {}))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise FileError(f"{run / SUMMARY}: damaged ({type(error).__name__}: {error})") from None
+    entries = run_entries(run)
     where = places(entries["model"], run) if "model" in entries else [Path(named)]
     problems = []
     for place in where:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
+from wgtrain.errors import printable
 from wgtrain.runs.progress import LINE_SECONDS, clock
 
 Advance = Callable[[str], None]  # begins a part, by its name
@@ -123,3 +124,51 @@ def _bytes_bar(what: str, total: int) -> Iterator[Moved]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
         task = shown.add_task("", total=total)
         yield lambda done, total: shown.update(task, completed=done)
+
+
+@contextmanager
+def counted() -> Iterator[Callable[[str, int, int], None]]:
+    """Shows how many of something are done, and of what, as (name, done, all)."""
+    began = shown = time.monotonic()
+
+    def line(name: str, done: int, total: int) -> None:
+        nonlocal shown
+        now = time.monotonic()
+        if now - shown >= LINE_SECONDS and done:
+            left = (now - began) / done * (total - done)
+            text = f"{name}: {done:,} of {total:,}  left {clock(left)}"
+            print(printable(text), file=sys.stderr, flush=True)
+            shown = now
+
+    if not sys.stderr.isatty():
+        yield line
+        return
+    with _counts() as bar:
+        yield bar
+
+
+@contextmanager
+def _counts() -> Iterator[Callable[[str, int, int], None]]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
+        task = shown.add_task("", total=None)
+
+        def bar(name: str, done: int, total: int) -> None:
+            shown.update(task, completed=done, total=total, description=printable(name))
+
+        yield bar

@@ -43,7 +43,7 @@ def page(
 ) -> str:
     """The page, HTML; the first contender is the one that others are compared with."""
     template, css, script = (
-        (resources.files("wgtrain") / "infer" / f"page.{kind}").read_text("utf-8")
+        (resources.files("wgtrain") / "infer" / f"comparison_page.{kind}").read_text("utf-8")
         for kind in ("html", "css", "js")
     )
     environment = Environment(
