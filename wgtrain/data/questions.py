@@ -11,7 +11,7 @@ from wgtrain.data.jsonl import Dataset, Row
 from wgtrain.data.tokenizer import Tokenizer
 
 _REASONS = {
-    "no prompt": "no prompt: all of it is trained",
+    "no prompt": "no prompt, it is trained from its first token on",
     "cut": "cut, so that its answer is not whole",
     "long": "an answer of more than {} tokens",
 }
