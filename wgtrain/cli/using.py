@@ -12,16 +12,15 @@ from typing import Any
 
 import click
 
-from wgtrain.cli.named import read_config
 from wgtrain.cli.options import options_of
 from wgtrain.cli.streams import complain
 from wgtrain.data.templates import Templating
-from wgtrain.errors import DeviceError, FileError, OptionError, WgtrainError
-from wgtrain.files.source import shown
+from wgtrain.errors import FileError, OptionError, WgtrainError
 from wgtrain.infer.adapters import Adapters
 from wgtrain.infer.generation import Piece, Request
 from wgtrain.infer.model import Model
-from wgtrain.runs.adapters import NamedAdapter, adapter_path, model_of_run, parse_adapter
+from wgtrain.runs.adapter_config import load_adapters, read_config
+from wgtrain.runs.adapters import NamedAdapter, model_of_run, parse_adapter
 from wgtrain.runs.chats import templating_of
 from wgtrain.train.config import RunConfig
 from wgtrain.train.settings import build, canonical, setting_of
@@ -104,18 +103,9 @@ class Using:
         """Pieces of the answers to some requests."""
         return self.model.answers(requests)
 
-    def load(self, adapter: NamedAdapter, skip: bool = False) -> None:
-        """Puts an adapter on top of the stack; with `skip` one that cannot be used is told."""
-        try:
-            path = adapter_path(adapter.path, self.say)
-            self.adapters.load(path, adapter.scale, adapter.name or None)
-        except DeviceError:
-            raise
-        except WgtrainError as error:
-            if not skip:
-                raise
-            reason = str(error).removeprefix(f"{adapter.path}: ")
-            self.say(f"warning: the adapter {adapter.path} is skipped: {reason}")
+    def load(self, adapter: NamedAdapter) -> None:
+        """Puts an adapter on top of the stack."""
+        load_adapters(self.model, [adapter], False, self.say)
 
     def check_template(self) -> None:
         """OptionError where no conversation can be had, with what helps."""
@@ -150,10 +140,8 @@ def opened(given: Mapping[str, Any], say: Say = complain) -> Iterator[Using]:
         gpu_memory=paths.gpu_memory,
     ) as model:
         model.templating = wanted.chat
-        using = Using(model, wanted.chat, say)
-        for adapter in wanted.adapters:
-            using.load(adapter, wanted.skip)
-        yield using
+        load_adapters(model, wanted.adapters, wanted.skip, say)
+        yield Using(model, wanted.chat, say)
 
 
 def read_wanted(given: Mapping[str, Any], say: Say) -> Wanted:
@@ -164,7 +152,7 @@ def read_wanted(given: Mapping[str, Any], say: Say) -> Wanted:
     skip = False
     if (config := given.get("config_file")) is not None:
         file = read_config(config)
-        line = _settings(file.model, config) | line
+        line = file.model | line
         if not adapters:
             adapters, skip = file.adapters, file.on_error == "skip"
     settings = _of_runs(adapters, line, skip, say) | line
@@ -177,16 +165,6 @@ def read_wanted(given: Mapping[str, Any], say: Say) -> Wanted:
         more = [f", {name} {value}" for name, value in named if value not in (None, "f32")]
         say(f"using {paths.model}{''.join(more)}: the base that the adapter was trained on")
     return Wanted(paths, templating_of(paths), adapters, skip)
-
-
-def _settings(model: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The settings in the object `model` of a configuration."""
-    allowed = ("path", *USED[1:], "system")
-    if wrong := [name for name in model if name not in (*allowed, *_NAMES)]:
-        named = ", ".join(map(shown, wrong))
-        raise OptionError(f"{where}: model: {named}: allowed are {', '.join(allowed)}")
-    values = {"model" if name == "path" else name: value for name, value in model.items()}
-    return canonical(values, [RunConfig], where)
 
 
 def _of_runs(

@@ -1,6 +1,7 @@
 """A base model on the GPU: what training, evaluation and generation start from."""
 
 import operator
+import os
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -100,7 +101,9 @@ class Model:
         return fitted(self.host.read_adapter(adapter, self.config), self.gguf.tensors)
 
     def _check_adapter(self, adapter: AdapterLike) -> Checked:
-        return check_adapter(self.read_adapter(adapter), self.gguf, self.config.architecture)
+        name = str(adapter) if isinstance(adapter, str | os.PathLike) else "adapter"
+        read, arch = self.read_adapter(adapter), self.config.architecture
+        return check_adapter(read, self.gguf, arch, name)
 
     @dual
     async def logits(

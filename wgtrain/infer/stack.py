@@ -37,15 +37,15 @@ class Stack:
         return b"".join(one.key + repr(strength).encode() for one, strength in self.adapters)
 
 
-def check_adapter(adapter: Adapter, gguf: GGUF, arch: str) -> Checked:
+def check_adapter(adapter: Adapter, gguf: GGUF, arch: str, what: str) -> Checked:
     """An adapter for a model; FileError for one of another model, or one that spoils all numbers
-    of those beside it.
+    of those beside it. `what` it is called in messages.
     """
-    adapter_fits(adapter, gguf.tensors, arch)
+    adapter_fits(adapter, gguf.tensors, arch, what)
     for name, pair in adapter.tensors.items():
         if len(pair[0]) != adapter.rank or not all(np.isfinite(array).all() for array in pair):
             raise FileError(
-                f"adapter: {name!r}: A {pair[0].shape}, B {pair[1].shape}; finite numbers and rank "
+                f"{what}: {name!r}: A {pair[0].shape}, B {pair[1].shape}; finite numbers and rank "
                 f"{adapter.rank} are needed"
             )
     return Checked(adapter, _digest(adapter))
