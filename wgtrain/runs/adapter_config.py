@@ -105,11 +105,11 @@ def _finite(value: float) -> bool:
 
 
 def _check_keys(values: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
-    wrong = [
-        f"unknown {shown(key)}; did you mean {nearest(key, known)!r}?"
-        for key in values
-        if key not in known
-    ]
+    wrong = []
+    for key in (key for key in values if key not in known):
+        near = nearest(key, known)
+        hint = f"did you mean {near!r}?" if near else f"allowed are {', '.join(known)}"
+        wrong.append(f"unknown {shown(key)}; {hint}")
     if wrong:
         raise FileError("\n".join(f"{where}: {text}" for text in wrong))
 
