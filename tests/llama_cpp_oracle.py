@@ -6,6 +6,7 @@ Set as exact as it goes: F32 key-value cache, no flash attention, no repacked we
 import ctypes
 import tempfile
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,21 +94,41 @@ class LlamaCpp:
 
     def logits(self, tokens: np.ndarray, adapter: Any = None, scale: float = 1.0) -> np.ndarray:
         """Logits float32 (T, V) of one row, from an empty cache."""
-        n = len(tokens)
-        used = [] if adapter is None else [adapter]
+        self._begin([] if adapter is None else [(adapter, scale)])
+        return self._read(tokens, 0)
+
+    def greedy(
+        self, prompt: np.ndarray, count: int, adapters: Sequence[tuple[Any, float]] = ()
+    ) -> tuple[list[int], np.ndarray]:
+        """So many most likely tokens, from its own cache, and the logits (count, V) of each."""
+        self._begin(adapters)
+        found = [self._read(prompt, 0)[-1]]
+        while len(found) < count:
+            at = len(prompt) + len(found) - 1
+            found.append(self._read(np.array([found[-1].argmax()]), at)[0])
+        logits = np.stack(found)
+        return logits.argmax(1).tolist(), logits
+
+    def _begin(self, adapters: Sequence[tuple[Any, float]]) -> None:
+        """An empty cache, and these adapters with their scales."""
+        count = len(adapters)
         status = llama_cpp.llama_set_adapters_lora(
             self._context,
-            (llama_cpp.llama_adapter_lora_p_ctypes * 1)(*used),
-            len(used),
-            (ctypes.c_float * 1)(scale),
+            (llama_cpp.llama_adapter_lora_p_ctypes * max(count, 1))(*(a for a, _ in adapters)),
+            count,
+            (ctypes.c_float * max(count, 1))(*(scale for _, scale in adapters)),
         )
         assert status == 0, status
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
+
+    def _read(self, tokens: np.ndarray, position: int) -> np.ndarray:
+        """Logits (T, V) of tokens that follow what was read."""
+        n = len(tokens)
         batch = llama_cpp.llama_batch_init(n, 0, 1)
         batch.n_tokens = n
         for i, token in enumerate(tokens):
             batch.token[i] = int(token)
-            batch.pos[i] = i
+            batch.pos[i] = position + i
             batch.n_seq_id[i] = 1
             batch.seq_id[i][0] = 0
             batch.logits[i] = 1

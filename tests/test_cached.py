@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
+from figures import record
 from specs import BLOCK_SPECS, MORE, SPECS
 
 import wgtrain
 from wgtrain.engine.inputs import InputBuffer
 from wgtrain.errors import OptionError, OutOfMemoryError
 from wgtrain.files import Adapter
+from wgtrain.files.adapters import write_adapter_gguf
 from wgtrain.infer import cached
 from wgtrain.infer.cached import CachedSession
 
@@ -225,3 +227,36 @@ def test_memory_is_planned_and_what_fits_is_proposed(monkeypatch: pytest.MonkeyP
         with pytest.raises(OutOfMemoryError, match="fewer rows at once may fit"):
             opened(model, 2, 128)
         assert model.device.allocated == before
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize(
+    ("name", "type_"), [("olmo3", "F32"), ("llama", "Q8_0"), ("qwen3", "Q4_K")]
+)
+def test_greedy_as_llama_cpp(name: str, type_: str) -> None:
+    """The same 200 tokens with the same logits, of a quantised file where llama.cpp has an F32 file
+    of its weights; also under two adapters.
+    """
+    from llama_cpp_oracle import LlamaCpp
+
+    made = tiny.tiny(name, type_)
+    judge = LlamaCpp(made.gguf_f32)
+    with wgtrain.load_model(made.gguf) as model:
+        prompt = ids(model, 9, 4)
+        adapters = [random_adapter(model, 4, 1), random_adapter(model, 8, 2)]
+        handles = [judge.adapter(write_adapter_gguf(adapter)) for adapter in adapters]
+        for scales in ((), (1.0, -0.5)):
+            stack = list(zip(adapters, scales, strict=False))
+            told, want = judge.greedy(np.array(prompt), 200, [*zip(handles, scales, strict=False)])
+            session = wgtrain.run(open_sequences(model.device, model.base, stack, 1, 256, NOWHERE))
+            logits, new = [], prompt
+            for _ in range(200):
+                logits.append(wgtrain.run(session.extend({0: new}))[0])
+                new = [int(logits[-1].argmax())]
+            session.close()
+            assert [int(row.argmax()) for row in logits] == told
+            assert len(set(told)) > 5
+            worst = max(error(a, b) for a, b in zip(logits, want, strict=True))
+            record("greedy beside llama.cpp", model=f"{name} {type_}", scales=scales, logits=worst)
+            assert worst <= 1e-3
+    judge.close()
