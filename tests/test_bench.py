@@ -14,7 +14,7 @@ from shared_device import borrow
 from test_cli import wgtrain
 
 from wgtrain import gpu
-from wgtrain.bench import ceiling, command, report, rivals, runner, step, tables
+from wgtrain.bench import ceiling, command, decode, report, rivals, runner, step, tables
 from wgtrain.bench.cases import Case
 from wgtrain.bench.flops import attention_flops, step_flops
 from wgtrain.bench.measure import ratios, spread
@@ -51,6 +51,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, full_device: Any) -> None:
     monkeypatch.setattr(ceiling, "_COPY_GPU", 1 << 16)
     monkeypatch.setattr(runner, "SAMPLE_SECONDS", 1e-4)
     monkeypatch.setattr(step, "SAMPLE_SECONDS", 1e-4)
+    monkeypatch.setattr(decode, "SAMPLE_SECONDS", 1e-4)
 
 
 def record_of(capsys: Any, *arguments: Any) -> dict[str, Any]:
@@ -251,6 +252,78 @@ def test_a_step(quick: None, capsys: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.gpu
+def test_decoding(quick: None, capsys: Any, tmp_path: Path) -> None:
+    out, svg = tmp_path / "decode.json", tmp_path / "decode.svg"
+    found = record_of(
+        capsys, "decode", "--shape", "tiny", "--type", "Q8_0", "--rows", 3, "--length", 5,
+        "--rank", 4, "--adapters", 0, "--adapters", 2, "--rounds", 2, "--out", out, "--svg", svg,
+    )  # fmt: skip
+    assert json.loads(out.read_text()) == found and b"<svg" in svg.read_bytes()
+    assert found["command"] == (
+        "wgtrain bench decode --shape tiny --type Q8_0 --rows 3 --length 5 --rank 4 --adapters 0 "
+        "--adapters 2 --rounds 2"
+    )
+    shape = find_shape("tiny", rows=3, length=5, rank=4, type="Q8_0")
+    assert (found["bench"], found["vs"], found["shape"]) == ("decode", [], shape.facts())
+    bare, tuned = found["stacks"]
+    assert (bare["adapters"], tuned["adapters"]) == (0, 2)
+    assert tuned["dispatches"] > bare["dispatches"] > 20
+    assert bare["ratio"]["samples"] == [1.0, 1.0] != tuned["ratio"]["samples"]
+    # Rows of 32 and 64 values: 34 and 68 bytes, the latter in planes of 64 and 4 bytes.
+    linears = [(32, 32), (16, 32), (16, 32), (32, 32), (64, 32), (64, 32), (32, 64)]
+    rows = [n for n, k in linears * 2 if k == 32], [n for n, k in linears * 2 if k == 64]
+    wanted = (sum(rows[0]) + shape.vocabulary) * (32 + 4) + sum(rows[1]) * (64 + 4)
+    for each in (bare, tuned):
+        assert each["bytes_of_weights"] == wanted
+        assert each["tokens_per_second"] == 3 / each["seconds"]["median"]
+        assert each["prefill_tokens_per_second"] == 15 / each["prefill_seconds"]["median"]
+        assert each["bytes_per_second"] == wanted / each["seconds"]["median"]
+        assert each["share_of_copy"] > 0 and each["host_seconds"]["median"] > 0
+        assert each["plan"]["keys and values"] > 0
+    found["vs"] = [
+        {"name": "llama.cpp", "versions": {"x": "0.1"}, "threads": 2}
+        | dict.fromkeys(("tokens_per_second", "prefill_tokens_per_second"), 7.0)
+        | {"ratio": bare["ratio"]}
+    ]
+    (own, beside) = tables.tables(found)
+    assert [row[0] for row in own.rows] == ["0", "2"] and len(own.columns) == len(own.rows[0])
+    assert beside.rows[0][:2] == ("llama.cpp (0.1, 2 threads)", "7.00")
+
+
+@pytest.mark.gpu
+def test_a_weight_read_twice_is_no_result(full_device: Any) -> None:
+    with step.Stepper(TINY) as stepper:
+        model = stepper.model
+        decoder = decode.Decoder(model, TINY, 0)
+        plan = decoder.session.plan
+        assert decode.read_once(plan) > 0
+        plan.launches["decode"] *= 2
+        with pytest.raises(WgtrainError, match="reads rows of .* more than once"):
+            decode.read_once(plan)
+        decoder.session.close()
+
+
+@pytest.mark.gpu
+@pytest.mark.oracle
+@pytest.mark.parametrize("changed", [{}, {"architecture": "qwen3", "type": "Q8_0"}])
+def test_llama_cpp_decodes_the_same(changed: dict[str, Any]) -> None:
+    needs.package("llama_cpp")
+    from wgtrain.bench.llama_decode import LlamaDecode
+
+    shape = replace(TINY, **changed)
+    theirs = LlamaDecode(shape, {}).steps(2)
+    assert theirs["seconds"] > 0 and theirs["prefill"] > 0
+    with step.Stepper(shape) as stepper:
+        decoder = decode.Decoder(stepper.model, shape, 0)
+        apart = decode.check_logits("llama.cpp", decoder.logits, theirs["logits"])
+        assert apart < (1e-5 if shape.type == "F32" else 5e-2)
+        wrong = [*theirs["logits"][1:], 0.0]
+        with pytest.raises(WgtrainError, match="does not do the same work: logits differ by"):
+            decode.check_logits("llama.cpp", decoder.logits, wrong)
+        decoder.session.close()
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("what", ["step", "kernels"])
 def test_precision_changes_what_runs(quick: None, capsys: Any, what: str) -> None:
     common = (what, "--shape", "tiny", "--type", "F32", "--rounds", 1)
@@ -414,6 +487,8 @@ def test_the_table_of_a_step(quick: None, capsys: Any) -> None:
         (("step", "--shape", "x"), "shape = 'x': allowed are tiny"),
         (("step", "--rounds", "0"), "rounds = 0: a number above 0 is needed"),
         (("step", "--vs", "x"), "vs = 'x': allowed are peft, peft-bf16, tinygrad"),
+        (("decode", "--vs", "x"), "vs = 'x': allowed are llama.cpp"),
+        (("decode", "--adapters", "-1"), "adapters = -1: a number from 0 on is needed"),
         (("kernels", "--type", "x"), "type = 'x': allowed are F32"),
         (("scaling", "--axis", "x"), "axis = 'x': allowed are tokens, row, rank"),
         (("scaling", "--axis", "rank", "--most", "3"), "most = 3: axis rank begins at 4"),

@@ -33,6 +33,24 @@ def _step(record: Record) -> dict[str, bytes]:
     return {"": standalone(chart, "step")}
 
 
+def _decode(record: Record) -> dict[str, bytes]:
+    """Tokens a second under each number of adapters, and elsewhere."""
+    found = {f"{x['adapters']} adapters": x["tokens_per_second"] for x in record["stacks"]}
+    found |= {x["name"]: x["tokens_per_second"] for x in record["vs"]}
+    chart = new_chart(
+        "HorizontalBar",
+        _COLORS,
+        title=f"{record['shape']['name']}: tokens a second",
+        show_legend=False,
+        value_formatter=number,
+        print_values=True,
+        height=80 + 32 * len(found),
+    )
+    chart.x_labels = list(found)[::-1]
+    chart.add("tokens a second", list(found.values())[::-1])
+    return {"": standalone(chart, "decode")}
+
+
 def _kernels(record: Record) -> dict[str, bytes]:
     """Rates of the products by weight type, as shares of the ceiling."""
     found = [row for row in record["kernels"] if row["unit"] == "FLOP" and row["type"]]
@@ -111,4 +129,5 @@ _CHARTS: dict[str, Callable[[Record], dict[str, bytes]]] = {
     "step": _step,
     "kernels": _kernels,
     "scaling": _scaling,
+    "decode": _decode,
 }

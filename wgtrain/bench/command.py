@@ -123,6 +123,35 @@ def step(shape: str, vs: tuple[str, ...], precision: str, **options: Any) -> Non
 
 
 @bench.command()
+@click.option(
+    "--shape", default=_STEP_SHAPE, metavar="NAME", help=f"{', '.join(SHAPES)}.  [{_STEP_SHAPE}]"
+)
+@click.option("--type", metavar="TYPE", help="Another weight type than the shape's.")
+@click.option("--rows", type=int, default=1, metavar="N", help="Rows decoded at once.  [1]")
+@click.option("--length", type=int, metavar="N", help="Tokens of each row's prompt.")
+@click.option("--rank", type=int, metavar="N", help="Of the adapters.")
+@click.option(
+    "--adapters",
+    multiple=True,
+    type=int,
+    metavar="N",
+    help="So many of them stacked; repeatable, in turn.  [0]",
+)
+@click.option(
+    "--vs", multiple=True, metavar="NAME", help="Decode by llama.cpp on the CPU, in turn with ours."
+)
+@_outputs(5)
+def decode(shape: str, adapters: tuple[int, ...], vs: tuple[str, ...], **options: Any) -> None:
+    """Generating: a token after the other, beside reading prompts, a copy and llama.cpp."""
+    from wgtrain.bench.decode import measure_decode
+
+    changed = {name: options.pop(name) for name in ("type", "rows", "length", "rank")}
+    found = find_shape(shape, **changed)
+    run = _Run(options, 1 + len(vs) + options["rounds"])
+    run(lambda **common: measure_decode(found, adapters=adapters, rivals=vs, **common))
+
+
+@bench.command()
 @click.option("--shape", default=_STEP_SHAPE, metavar="NAME", help=f"The rest.  [{_STEP_SHAPE}]")
 @click.option("--axis", "axes", multiple=True, metavar="NAME", help="What grows; repeatable.")
 @click.option("--most", type=int, metavar="N", help="Leave out larger values of an axis.")

@@ -9,9 +9,10 @@ from wgtrain.bench.measure import FORMAT, Record
 from wgtrain.bench.tables import Table, mib, named, number, percent, tables, with_spread
 from wgtrain.errors import FileError, OptionError
 
-_ORDER = ("step", "kernels", "scaling")
+_ORDER = ("step", "decode", "kernels", "scaling")
 _TITLES = {
     "step": "Whole steps",
+    "decode": "Generating",
     "kernels": "Kernels",
     "scaling": "How cost grows",
 }

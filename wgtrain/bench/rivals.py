@@ -10,6 +10,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -44,13 +45,22 @@ RIVALS = {
     ),
 }
 
+# Those that decode; their `tolerance` is of the range of logits, blocks of 8-bit activations by
+# llama.cpp's way of multiplying quantised weights.
+DECODERS = {"llama.cpp": Kind("wgtrain.bench.llama_decode", ("llama_cpp",), 5e-2)}
 
-def check_rivals(names: tuple[str, ...], shape: Shape) -> None:
-    """Raises OptionError for a rival that is unknown, not installed or cannot do the shape."""
+
+def check_rivals(
+    names: tuple[str, ...], shape: Shape, known: Mapping[str, Kind] | None = None
+) -> None:
+    """Raises OptionError for a rival that is not in `known` (`RIVALS`), not installed or cannot do
+    the shape.
+    """
+    known = RIVALS if known is None else known
     for name in names:
-        if name not in RIVALS:
-            raise OptionError(f"vs = {name!r}: allowed are {', '.join(RIVALS)}")
-        kind = RIVALS[name]
+        if name not in known:
+            raise OptionError(f"vs = {name!r}: allowed are {', '.join(known)}")
+        kind = known[name]
         missing = [p for p in kind.packages if importlib.util.find_spec(p) is None]
         if missing:
             raise OptionError(
@@ -67,9 +77,9 @@ def check_rivals(names: tuple[str, ...], shape: Shape) -> None:
 class Rival:
     """A running rival. A context manager: its process ends with it."""
 
-    def __init__(self, name: str, shape: Shape):
-        check_rivals((name,), shape)
-        self.name, self.kind = name, RIVALS[name]
+    def __init__(self, name: str, shape: Shape, known: Mapping[str, Kind] | None = None):
+        check_rivals((name,), shape, known)
+        self.name, self.kind = name, (RIVALS if known is None else known)[name]
         self.peak_memory: int | None = None
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(

@@ -232,6 +232,44 @@ def _scaling_tables(record: Record) -> Iterator[Table]:
         yield Table(f"{record['shape']['name']} by {curve['what']}", columns, rows)
 
 
+def _decode_tables(record: Record) -> Iterator[Table]:
+    shape, copied = record["shape"], record["copy"]
+    title = (
+        f"{shape['name']}, {shape['type']}: {shape['rows']} rows after {shape['length']} tokens, "
+        f"adapters of rank {shape['rank']}"
+    )
+    rows = [
+        (
+            str(x["adapters"]),
+            number(x["tokens_per_second"]),
+            with_spread(x["ratio"]),
+            number(x["prefill_tokens_per_second"]),
+            number(x["bytes_per_second"] / 1e9),
+            percent(x["share_of_copy"]),
+            str(x["dispatches"]),
+            number(1e6 * x["host_seconds_per_dispatch"]),
+        )
+        for x in record["stacks"]
+    ]
+    columns = (
+        *("adapters", "tokens/s", "time of the first's", "prompt tokens/s", "weights, GB/s"),
+        *(f"of a copy's {number(copied['per_second'] / 1e9)}", "dispatches", "host us each"),
+    )
+    yield Table(title, columns, rows)
+    if record["vs"]:
+        beside = [
+            (
+                f"{x['name']} ({x['versions'][next(iter(x['versions']))]}, {x['threads']} threads)",
+                number(x["tokens_per_second"]),
+                number(x["prefill_tokens_per_second"]),
+                with_spread(x["ratio"]),
+            )
+            for x in record["vs"]
+        ]
+        own = ("beside", "tokens/s", "prompt tokens/s", "our time of a token / theirs")
+        yield Table("The same elsewhere, in turn", own, beside)
+
+
 def _growth(value: float, before: float | None) -> str:
     """How many times the value of the point before."""
     return f"x {number(value / before)}" if before else ""
@@ -241,4 +279,5 @@ _TABLES: dict[str, Callable[[Record], Iterator[Table]]] = {
     "step": _step_tables,
     "kernels": _kernel_tables,
     "scaling": _scaling_tables,
+    "decode": _decode_tables,
 }

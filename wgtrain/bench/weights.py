@@ -5,7 +5,9 @@ read round and round from another place for each tensor.
 """
 
 from bisect import bisect
+from collections.abc import Mapping
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -50,9 +52,10 @@ def _quantised(normal: np.ndarray, type_: str, deviation: float) -> bytes:
 class RandomWeights:
     """The source of a model; see `wgtrain.files.Source`."""
 
-    def __init__(self, shape: RandomModel):
+    def __init__(self, shape: RandomModel, metadata: Mapping[str, Any] | None = None):
+        """`metadata`: more of it."""
         self.name = f"{shape.name} of random weights"
-        self._head = head = gguf_head(shape.metadata(), shape.tensors())
+        self._head = head = gguf_head({**shape.metadata(), **(metadata or {})}, shape.tensors())
         self._shapes = {name: size for name, (_, size) in shape.tensors().items()}
         self._types = types = {name: type_ for name, (type_, _) in shape.tensors().items()}
         self._starts = [0]  # of the head, then of each tensor
