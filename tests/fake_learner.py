@@ -19,6 +19,7 @@ import numpy as np
 from wgtrain import random
 from wgtrain.cli.main import main
 from wgtrain.data.jsonl import Dataset, Row
+from wgtrain.data.prompts import Prompt
 from wgtrain.engine.tuning import DEFAULT_CPU
 from wgtrain.files import ARCHITECTURES
 from wgtrain.files.names import resolve_targets, tensor_name
@@ -97,6 +98,47 @@ class FakeModel:
     def read_adapter(adapter):
         return adapter_from_bytes(adapter)
 
+    @staticmethod
+    def sample_prompts(texts, rows, valid):
+        return fake_prompts(texts, rows, valid, None)
+
+    @staticmethod
+    def plan_samples(base, beside, lengths):
+        return SimpleNamespace(nbytes=100 * len(lengths), largest=lambda: ("keys", 10))
+
+    @staticmethod
+    def answering(beside, prompts):
+        return FakeAnswers(beside, prompts)
+
+
+class FakeAnswers:
+    """Answers that tell the base, and what trains at any time, from all others."""
+
+    open_now = 0
+
+    def __init__(self, beside, prompts):
+        self.learners, self.prompts = [learner for (learner,) in beside.values()], prompts
+
+    async def open(self):
+        FakeAnswers.open_now += 1
+
+    async def answers(self):
+        digest = hashlib.sha256()
+        for learner in self.learners:
+            for name in sorted(learner.p):
+                digest.update(learner.p[name].tobytes())
+        said = digest.hexdigest()[:8] if self.learners else "base"
+        return [f"{said}\n{len(ids)}" for ids in self.prompts]
+
+    def close(self):
+        FakeAnswers.open_now -= 1
+
+
+def fake_prompts(texts, rows, valid, tokenizer):
+    """Prompts of a token for each character; without texts those of validation rows."""
+    texts = texts or [f"row {row.line}" for row in valid.rows[:2]]
+    return [Prompt(text, tuple(range(len(text)))) for text in texts]
+
 
 class FakeLearner:
     notes = ("rotations as the learner says",)
@@ -117,6 +159,7 @@ class FakeLearner:
     ):
         self.tuning = tuning or DEFAULT_CPU
         self.lora, self.max_tokens, self.max_row = lora, max_tokens, max_row
+        self.trainables = SimpleNamespace(made=lambda training: {"all": self})
         self.options = {"grad_checkpoint": grad_checkpoint, "capture": capture}
         self.targets = []
         for module in resolve_targets(lora.target_modules, LINEARS):
@@ -313,6 +356,7 @@ def install(patch=setattr):
     patch(session, "load_model", FakeModel)
     patch(session, "load_dataset", fake_dataset)
     patch(session, "plan", FakePlan)
+    patch(session, "sample_prompts", fake_prompts)
     patch(Fit, "explained", lambda self, error, tuning: error)
 
 

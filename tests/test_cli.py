@@ -148,13 +148,15 @@ OPTIONS = {
     "precision": (["--precision", "f16"], "f16"),
     "quantize_base": (["--quantize-base", "nf4"], "nf4"),
     "test": (["--test"], True),
+    "sample": (["--sample", "Why?", "--sample", "and"], ["Why?", "and"]),
+    "sample_every": (["--sample-every", "2", "--sample", "Why?"], 2),
 }
 # These change what is kept, looked at or demanded; the engine's are tested on the engine.
 SAME_NUMBERS = {"adapter_index", "method", "optimizer", "grad_checkpoint", "capture", "tuning"}
 # Of chats, which the toy's rows are not: test_chat_options.py.
 SAME_NUMBERS |= {"chat_template", "template_args", "system"}
 SAME_NUMBERS |= {"kind", "gpu_memory", "eval_every", "save_every", "save_total_limit", "precision"}
-SAME_NUMBERS |= {"quantize_base", "test"}
+SAME_NUMBERS |= {"quantize_base", "test", "sample", "sample_every"}
 
 
 def test_every_setting_is_an_option():

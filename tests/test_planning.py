@@ -22,6 +22,7 @@ from wgtrain.errors import FileError, OptionError
 from wgtrain.files import Adapter, BytesSource, read_gguf
 from wgtrain.gpu import UNKNOWN, Limits
 from wgtrain.infer.model import Model
+from wgtrain.infer.samples import plan_samples
 from wgtrain.train.config import LoraConfig, TrainConfig
 from wgtrain.train.needs import PURPOSES, Lengths, Settings
 from wgtrain.train.planning import TrainingPlan, make_plan
@@ -317,7 +318,8 @@ def test_the_command(bytes_: bytes, tmp_path: Path) -> None:
 def limited(bytes_: bytes, settings: Settings, **limits: int) -> TrainingPlan:
     gguf = wgtrain.run(read_gguf(BytesSource(bytes_, "m.gguf")))
     small = replace(Limits(), **limits)
-    return make_plan(gguf, settings, Lengths(), gpu="", limits=small, memory=UNKNOWN)
+    more = {"memory": UNKNOWN, "plan_samples": plan_samples}
+    return make_plan(gguf, settings, Lengths(), gpu="", limits=small, **more)
 
 
 def test_limits_of_a_binding_say_what_helps(bytes_: bytes) -> None:

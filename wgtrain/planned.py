@@ -2,13 +2,14 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from wgtrain.api import HOST, opened_base
-from wgtrain.data import Dataset
+from wgtrain.data import Dataset, load_tokenizer
+from wgtrain.data.prompts import DEFAULT_PROMPTS, Prompt
 from wgtrain.dual import dual_function
 from wgtrain.engine.tuning import DEFAULT_GPU, Tuning, default_table
 from wgtrain.errors import DeviceError, FileError, OptionError
@@ -29,6 +30,7 @@ from wgtrain.gpu import (
     wanted_features,
 )
 from wgtrain.infer.model import Model
+from wgtrain.infer.samples import default_prompts, plan_samples, sample_prompts
 from wgtrain.model.config import read_config
 from wgtrain.model.folder import Folder
 from wgtrain.model.shapes import gguf_of_config, gguf_of_tensors, retyped
@@ -58,13 +60,15 @@ async def plan(
     precision: str | None = None,
     gpu_memory: int | str | None = None,
     adapter_index: int | None = None,
+    samples: Sequence[Prompt] | None = None,
 ) -> TrainingPlan:
     """What training would take, by layer and by purpose, and whether it fits; nothing is loaded.
 
     `model`: a GGUF or a Hugging Face folder (paths, bytes and sources as in `load_model`), or
     shapes alone: a config.json, as a path, in a folder without weights, or as a dict; an object
     with `metadata()` and `tensors()`; or an open `Model`. Without `rows` a batch is `batch_size`
-    rows of `seq_len` tokens. `valid`, `test`, `init_adapter` and `given` are those of `Trainer`.
+    rows of `seq_len` tokens. `valid`, `test`, `init_adapter`, `given` and `samples` are those of
+    `Trainer`.
 
     `type` is what its matrices would be in place of what they are: a type of GGUF, a mix such as
     "Q4_K_M", or "nf4", "nf4-double", "int4", "int8", which quantise the blocks' linears.
@@ -97,10 +101,18 @@ async def plan(
         rows, valid = split_rows(rows, config.valid, config.seed)
     if rows is not None:
         config = replace(config, seq_len=rows.seq_len)
+    if rows is None:
+        prompts = len(config.sample or range(DEFAULT_PROMPTS)) if config.samples else 0
+        lengths = Lengths(samples=[config.seq_len] * prompts)
+    else:
+        if samples is None and config.samples:
+            samples = _prompts(model, gguf, config, rows, valid)
+        lengths = lengths_of(rows, valid, test, samples or ())
     return make_plan(
         gguf,
         Settings(lora, config, quantize_base),
-        Lengths() if rows is None else lengths_of(rows, valid, test),
+        lengths,
+        plan_samples=plan_samples,
         gpu=gpu,
         limits=limits,
         memory=memory,
@@ -108,6 +120,17 @@ async def plan(
         precision=precision or "f32",
         fixed=fixed,
     )
+
+
+def _prompts(
+    model: Any, gguf: GGUF, config: TrainConfig, rows: Dataset, valid: Dataset | None
+) -> list[Prompt]:
+    """Those of a run; the model's tokenizer is asked only where it is needed."""
+    if not config.sample:
+        return [Prompt("", tuple(ids)) for ids in default_prompts(valid)]
+    tokenizer = model.tokenizer if isinstance(model, Model) else None
+    tokenizer = tokenizer or load_tokenizer(gguf.metadata, gguf.name)
+    return sample_prompts(config.sample, rows, valid, tokenizer)
 
 
 def adopted(gguf: GGUF, lora: LoraConfig, init_adapter: Any, given: tuple[str, ...]) -> LoraConfig:

@@ -47,6 +47,10 @@ def option(f: Field) -> Callable[[Any], Any]:
         )
     kind = {int: "N", float: "NUMBER", str: "TEXT"}[info.kind]
     metavar = info.metavar or ("|".join(info.choices) if info.choices else kind)
+    if info.many:
+        return click.option(
+            dashes(f.name), f.name, metavar=metavar, help=info.help, multiple=True, callback=_given
+        )
     others = [dashes(name) for name in info.aliases]
     return click.option(
         dashes(f.name),
@@ -61,6 +65,11 @@ def option(f: Field) -> Callable[[Any], Any]:
 def aliases(f: Field) -> list[Callable[[Any], Any]]:
     """The other names of a setting, as options that are not listed."""
     return [click.option(dashes(n), n, hidden=True) for n in setting_of(f).aliases]
+
+
+def _given(context: Any, parameter: Any, values: tuple[str, ...]) -> list[str] | None:
+    """What was given of an option that may be repeated, None for nothing."""
+    return list(values) or None
 
 
 def switches(f: Field) -> list[Callable[[Any], Any]]:

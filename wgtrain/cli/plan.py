@@ -7,7 +7,9 @@ from typing import Any
 
 from wgtrain.api import data_file, load_dataset, opened_base, training_tokenizer
 from wgtrain.data import Dataset
+from wgtrain.data.prompts import Prompt
 from wgtrain.errors import OptionError, printable
+from wgtrain.infer.samples import sample_prompts
 from wgtrain.model.folder import Folder
 from wgtrain.planned import config_file, plan
 from wgtrain.runs.chats import templating_of
@@ -22,9 +24,9 @@ def show(settings: Mapping[str, Any], type_: str | None, as_json: bool) -> tuple
     paths, lora, config = build({"data": "-", **named}, *CONFIGS)
     alone = config_file(paths.model)
     with nullcontext(alone) if alone else opened_base(paths.model) as model:
-        rows = valid = test = None
+        rows = valid = test = samples = None
         if "data" in named:
-            rows, valid, test = _rows(model, paths, config)
+            rows, valid, test, samples = _rows(model, paths, config)
         found = plan(
             model,
             lora,
@@ -39,6 +41,7 @@ def show(settings: Mapping[str, Any], type_: str | None, as_json: bool) -> tuple
             precision=paths.precision,
             gpu_memory=paths.gpu_memory,
             adapter_index=paths.adapter_index,
+            samples=samples,
         )
     text = json.dumps(found.as_json(), ensure_ascii=False) if as_json else printable(str(found))
     return text, found.fits is not False
@@ -46,8 +49,10 @@ def show(settings: Mapping[str, Any], type_: str | None, as_json: bool) -> tuple
 
 def _rows(
     model: Any, paths: RunConfig, config: TrainConfig
-) -> tuple[Dataset, Dataset | None, Dataset | None]:
-    """The rows of a run, as they are read there, and those for validation and the test in files."""
+) -> tuple[Dataset, Dataset | None, Dataset | None, list[Prompt] | None]:
+    """The rows of a run, as they are read there, those for validation and the test in files, and
+    the prompts of samples where the tokenizer is needed for them.
+    """
     if not isinstance(model, Folder):
         raise OptionError(f"data = {paths.data}: {model} has no tokenizer; leave the data out")
     tokenizer = training_tokenizer(model)
@@ -58,4 +63,5 @@ def _rows(
         None if path is None else load_dataset(path, *read, chat=chat)
         for path in (valid_file(paths, config), test_file(paths))
     )
-    return rows, held, tests
+    samples = sample_prompts(config.sample, rows, held, tokenizer) if config.sample else None
+    return rows, held, tests, samples

@@ -48,7 +48,8 @@ class Dataset:
     """The rows of one file. `truncated` were longer than `seq_len`, `dropped` have nothing to
     learn; `train_on` is what they were marked by, "" where somebody marked them himself; `chat`
     how conversations became text, where that is not by the model's file alone. `findings` are what
-    may be wrong with them, `without` the dropped ones, with the reason.
+    may be wrong with them, `without` the dropped ones, with the reason; `templating` is how
+    conversations went through a chat template, None where none did.
     """
 
     rows: list[Row]
@@ -61,6 +62,7 @@ class Dataset:
     chat: dict[str, Any] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
     without: list[tuple[Row, str]] = field(default_factory=list)
+    templating: Templating | None = None
 
     def __repr__(self) -> str:
         return f"<Dataset {self.name}: {in_rows(len(self.rows))}>"
@@ -180,6 +182,7 @@ def read_rows(
         chat.record(tokenizer) if chats.rows else {},
         findings,
         without,
+        chat if chats.rows else None,
     )
 
 

@@ -69,7 +69,8 @@ class _Part:
 class CachedSession:
     """`Sequences` of `places` rows of up to `room` tokens. `beside`: what stands beside the
     linears, by tensor; `storages`: what of it this session has to allocate, zeroed, and whose
-    content the caller writes once it is open. `tuning`: a table in place of the base's.
+    content the caller writes once it is open. `tuning`: a table in place of the base's. Without a
+    `device` it is only planned.
 
     Where rotations go by the length of rows (LongRoPE), each row takes those of its own length, and
     is read again when it crosses the original one.
@@ -77,7 +78,7 @@ class CachedSession:
 
     def __init__(
         self,
-        device: Device,
+        device: Device | None,
         base: Base,
         beside: Mapping[str, tuple[Adapter, ...]],
         storages: Sequence[Storage],
@@ -89,7 +90,7 @@ class CachedSession:
             if operator.index(count) < 1:
                 raise OptionError(f"{name} = {count}: allowed is a whole number, at least 1")
         self.places, self.room = places, room
-        self._device, self._given = device, base
+        self._opened_on, self._given = device, base
         self._beside, self._storages = beside, storages
         self._tokens: list[list[int]] = [[] for _ in range(places)]
         base = base.tuned(tuning, device)
@@ -136,6 +137,11 @@ class CachedSession:
         graphs = {"prefill": prefill, "head": head, "decode": decode}
         self.plan = Plan(graphs, storages, self.chunk)
         self._kept_bytes = size  # of keys, or values, of a layer
+
+    @property
+    def _device(self) -> Device:
+        assert self._opened_on is not None, "this session is only planned"
+        return self._opened_on
 
     async def open(self) -> None:
         """Allocates and compiles; OutOfMemoryError, before anything is allocated, with what would

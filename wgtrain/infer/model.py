@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from wgtrain.data import Dataset
+from wgtrain.data.prompts import Prompt
 from wgtrain.data.templates import Templating
 from wgtrain.data.tokenizer import Tokenizer, load_tokenizer
 from wgtrain.dual import aio_view, dual, dual_iterator
+from wgtrain.engine.linear import Adapter as Beside
 from wgtrain.errors import FileError, OptionError
 from wgtrain.files import GGUF, Adapter
 from wgtrain.files.adapters import fitted
@@ -29,6 +31,7 @@ from wgtrain.infer.evaluation import (
 )
 from wgtrain.infer.generation import Piece, Request, Row, generate
 from wgtrain.infer.prompting import Prompter
+from wgtrain.infer.samples import Samples, plan_samples, sample_prompts
 from wgtrain.infer.sampling import Sampling
 from wgtrain.infer.session import Session
 from wgtrain.infer.slots import Slots
@@ -104,6 +107,20 @@ class Model:
         name = str(adapter) if isinstance(adapter, str | os.PathLike) else "adapter"
         read, arch = self.read_adapter(adapter), self.config.architecture
         return check_adapter(read, self.gguf, arch, name)
+
+    def sample_prompts(
+        self, texts: Sequence[str], rows: Dataset, valid: Dataset | None
+    ) -> list[Prompt]:
+        """The prompts that a run on these rows answers; see `infer.samples`."""
+        return sample_prompts(texts, rows, valid, self.tokenizer)
+
+    plan_samples = staticmethod(plan_samples)
+
+    def answering(
+        self, beside: Mapping[str, tuple[Beside, ...]], prompts: Sequence[Sequence[int]]
+    ) -> Samples:
+        """What answers prompts under what stands beside the linears."""
+        return Samples(self.device, self.base, beside, prompts, self.tokenizer)
 
     @dual
     async def logits(

@@ -1,8 +1,13 @@
 """A base model as plans see it: known from a file's metadata alone, with or without a device."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from wgtrain.data import Dataset
+from wgtrain.data.prompts import Prompt
+from wgtrain.engine.linear import Adapter as Beside
+from wgtrain.engine.plan import Plan
 from wgtrain.engine.tuning import DEFAULT_GPU, Tuning, default_tuning, fitted
 from wgtrain.files import GGUF, Adapter
 from wgtrain.gpu import Device, Limits
@@ -56,6 +61,21 @@ def base_on(
     return Base(config, weights, device.limits, default_tuning(device))
 
 
+class Answering(Protocol):
+    """What answers some prompts under what stands beside a model; `infer.samples.Samples` is
+    one.
+    """
+
+    async def open(self) -> None:
+        """Allocates and compiles; OutOfMemoryError where it does not fit."""
+
+    async def answers(self) -> list[str]:
+        """The answers as things stand."""
+
+    def close(self) -> None:
+        """Frees the memory."""
+
+
 class OpenModel(Protocol):
     """What training asks of a model on a device; `infer.Model` is one."""
 
@@ -101,6 +121,23 @@ class OpenModel(Protocol):
 
     def read_adapter(self, adapter: Any) -> Adapter:
         """What a person names as an adapter, read."""
+
+    def sample_prompts(
+        self, texts: Sequence[str], rows: Dataset, valid: Dataset | None
+    ) -> list[Prompt]:
+        """The prompts of samples; see `infer.samples`."""
+
+    def plan_samples(
+        self, base: Base, beside: Mapping[str, tuple[Beside, ...]], lengths: Sequence[int]
+    ) -> Plan:
+        """What answers to prompts of so many tokens take under a base as plans see it."""
+
+    def answering(
+        self, beside: Mapping[str, tuple[Beside, ...]], prompts: Sequence[Sequence[int]]
+    ) -> Answering:
+        """What answers prompts under what stands beside the linears, which its owner has on the
+        GPU.
+        """
 
 
 def base_name(gguf: GGUF) -> str | None:

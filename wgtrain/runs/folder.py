@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from wgtrain.errors import FileError, OptionError
 from wgtrain.infer.evaluation import perplexity
-from wgtrain.runs import disk
+from wgtrain.runs import disk, samples
 from wgtrain.runs.chart import loss_svg
 from wgtrain.runs.disk import read_file, write_file
 from wgtrain.runs.yaml_file import parse_yaml
@@ -130,7 +130,7 @@ class RunFolder:
             name = path if path.isprintable() else repr(path)
             raise FileError(f"{name}: not a run folder, it has no {CONFIG}")
         folder = cls(Path(path))
-        for name in (*RESULTS, SUMMARY, METRICS, CONFIG, TEMPLATE):
+        for name in (*RESULTS, SUMMARY, METRICS, CONFIG, TEMPLATE, samples.FILE):
             disk.remove(folder.path / f".new-{name}")
         checkpoints = folder.path / CHECKPOINTS
         for left in checkpoints.iterdir() if disk.is_folder(checkpoints) else ():
@@ -191,10 +191,12 @@ class RunFolder:
             self._evaluated(earlier.step, earlier.loss)
         line = asdict(result)
         eval_loss = line.pop("eval_loss")
+        del line["samples"]  # which have a file of their own
         self.losses.append((result.step, result.loss))
         self._append(line)
         if eval_loss is not None:
             self._evaluated(result.step, eval_loss)
+        samples.append(self.path, result)
 
     def _evaluated(self, step: int, loss: float) -> None:
         self.evaluations.append((step, loss))
@@ -211,10 +213,11 @@ class RunFolder:
         self._log.flush()
 
     def rewind(self, step: int) -> "Rewound":
-        """Drops metrics after `step` and a line cut short, reads the others.
+        """Drops metrics and samples after `step` and lines cut short, reads the other metrics.
 
         Damaged lines go to metrics.damaged.
         """
+        samples.rewind(self.path, step)
         kept, damaged = [], []
         self.losses, self.evaluations = [], []
         for text in io.BytesIO(read_file(self.path / METRICS)):  # ends of lines are "\n" alone

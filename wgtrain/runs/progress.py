@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from wgtrain.errors import printable
+from wgtrain.runs.samples import in_words
+
 if TYPE_CHECKING:
     from wgtrain.train.results import StepResult
     from wgtrain.train.trainer import Trainer
@@ -43,7 +46,7 @@ def clock(seconds: float) -> str:
 @contextmanager
 def lines(trainer: "Trainer", write: Callable[[str], None]) -> Iterator[Show]:
     """A line for the first and last step, each validation, and every twentieth or ten seconds, also
-    while no step ends for so long.
+    while no step ends for so long; and the samples.
     """
     every = max(trainer.total_steps // 20, 1)
     first = trainer.step
@@ -54,10 +57,12 @@ def lines(trainer: "Trainer", write: Callable[[str], None]) -> Iterator[Show]:
         now = time.monotonic()
         due = result.step % every == 0 or now - shown >= LINE_SECONDS
         ends = result.step in (first + 1, trainer.total_steps)
-        if due or ends or result.eval_loss is not None:
+        if due or ends or result.eval_loss is not None or result.samples:
             left = (now - start) / (result.step - first) * (trainer.total_steps - result.step)
             write(line(result, trainer, left))
             shown = now
+        if result.samples:
+            write(in_words(result))
 
     with beats(trainer, write, show) as beating:
         yield beating
@@ -101,6 +106,9 @@ def under_way(trainer: "Trainer", last: int) -> str:
         return "validation before the first step"
     validated = step == total or (every > 0 and step % every == 0)
     more = " and its validation" if trainer.valid is not None and validated else ""
+    often = trainer.config.sample_every or 0
+    if trainer.config.samples and (step == total or (often > 0 and step % often == 0)):
+        more += " and its samples"
     return f"step {step}/{total}{more}"
 
 
@@ -149,6 +157,9 @@ def bar(trainer: "Trainer") -> Iterator[Show]:
             )
             if result.eval_loss is not None:
                 progress.update(task, validation=f"validation {result.eval_loss:.4f}")
+            if result.samples:
+                text = printable(in_words(result))
+                progress.console.print(text, markup=False, highlight=False)
 
         with beats(trainer, lambda text: progress.update(task, beat=text), show) as beating:
             yield beating

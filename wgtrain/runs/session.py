@@ -13,10 +13,12 @@ from wgtrain import __version__
 from wgtrain.api import load_adapter, load_dataset, load_model, opened_base, training_tokenizer
 from wgtrain.data import Dataset, Tokenizer
 from wgtrain.data.examples import in_rows
+from wgtrain.data.prompts import Prompt
 from wgtrain.data.templates import Templating
 from wgtrain.engine.tables import from_json, to_json
 from wgtrain.engine.tuning import Tuning
 from wgtrain.errors import FileError, NonFiniteError, OptionError, OutOfMemoryError
+from wgtrain.infer.samples import sample_prompts
 from wgtrain.planned import plan
 from wgtrain.runs import progress
 from wgtrain.runs.chats import arguments_of, templating_of
@@ -29,6 +31,7 @@ from wgtrain.train.checkpoint import unpack
 from wgtrain.train.config import CONFIGS, LoraConfig, RunConfig
 from wgtrain.train.schedule import make_schedule
 from wgtrain.train.settings import as_mapping, build, canonical, merge
+from wgtrain.train.start import split_rows
 from wgtrain.train.trainer import Trainer
 from wgtrain.train.windows import Windows
 
@@ -109,7 +112,7 @@ def _open(
     paths, config = inputs.paths, inputs.config
     voice(f"opening {paths.model}")
     with opened_base(paths.model) as base:
-        rows, valid, test = _rows(training_tokenizer(base), inputs, chat)
+        (rows, valid, test), samples = _rows(training_tokenizer(base), inputs, chat)
         where: dict[str, Any] = {
             "adapter_index": paths.adapter_index,
             "precision": paths.precision,
@@ -117,16 +120,15 @@ def _open(
             "gpu_memory": paths.gpu_memory,
         }
         brought = paths.init_adapter
-        planned = plan(
-            base, lora, config, rows, valid, test, init_adapter=brought, given=given, **where
-        )
+        more: dict[str, Any] = {"test": test, "given": given, "samples": samples}
+        planned = plan(base, lora, config, rows, valid, init_adapter=brought, **more, **where)
         voice.show(memory(planned.needs))
         if planned.problem:
             raise OutOfMemoryError(planned.shortage(advice=not resumed))
         model = load_model(base, **where)
     try:
         adapter = load_adapter(paths.init_adapter, model) if paths.init_adapter else None
-        trainer = Trainer(model, rows, lora, config, valid, adapter, given, tuning, test=test)
+        trainer = Trainer(model, rows, lora, config, valid, adapter, tuning=tuning, **more)
         if resumed:
             trainer.fixed_settings()
         try:
@@ -140,9 +142,9 @@ def _open(
 
 def _rows(
     tokenizer: Tokenizer, inputs: Inputs, chat: Templating
-) -> tuple[Dataset, Dataset | None, Dataset | None]:
-    """The rows to learn, to validate and to test with. A tokenizer, of 100 MB where the vocabulary
-    is large, is held no longer than they are read.
+) -> tuple[tuple[Dataset, Dataset | None, Dataset | None], list[Prompt]]:
+    """The rows to learn, to validate and to test with, and the prompts of samples. A tokenizer, of
+    100 MB where the vocabulary is large, is held no longer than they are read, but for samples.
     """
     paths, config = inputs.paths, inputs.config
     read = (tokenizer, config.seq_len, config.train_on, chat.now, paths.kind)
@@ -152,7 +154,13 @@ def _rows(
 
     rows = load(inputs.data)
     held, tests = (None if part is None else load(part) for part in (inputs.valid, inputs.test))
-    return rows, held, tests
+    samples: list[Prompt] = []
+    if config.samples:
+        asked = held
+        if held is None and isinstance(config.valid, float):
+            _, asked = split_rows(rows, config.valid, config.seed)
+        samples = sample_prompts(config.sample or (), rows, asked, tokenizer)
+    return (rows, held, tests), samples
 
 
 def _templating(paths: RunConfig, now: datetime, folder: RunFolder | None = None) -> Templating:

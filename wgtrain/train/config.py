@@ -96,6 +96,14 @@ def _valid(value: Any) -> str | float:
     return fraction
 
 
+def _prompts(value: Any) -> tuple[str, ...]:
+    """One text, or several."""
+    texts = (value,) if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple) or not all(isinstance(t, str) and t for t in texts):
+        raise ValueError("a text, or a list of texts")
+    return tuple(texts)
+
+
 @spelt_right
 @dataclass(frozen=True)
 class LoraConfig:
@@ -234,6 +242,23 @@ class TrainConfig:
     eval_every: int = setting(
         100, int, "Steps between validations; 0 = only at the start and the end.", low=0
     )
+    sample: tuple[str, ...] | None = setting(
+        None,
+        str,
+        "Prompt that base and tuned model answer while training goes on; may be given several "
+        "times. It goes through the chat template where the training rows do.  [default: the "
+        "prompts of the first two validation rows, where --sample-every is given]",
+        metavar="PROMPT",
+        convert=_prompts,
+        many=True,
+    )
+    sample_every: int | None = setting(
+        None,
+        int,
+        "Steps between answers to samples, which come at the end too; 0 = only then.  [default: 0 "
+        "with --sample, else none]",
+        low=0,
+    )
     save_every: int = setting(100, int, "Steps between checkpoints; 0 = only at the end.", low=0)
     save_total_limit: int = setting(2, int, "Checkpoints that are kept; 0 = all.", low=0)
     seed: int = setting(
@@ -243,6 +268,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check(self, _train_rules)
+
+    @property
+    def samples(self) -> bool:
+        """Whether there are to be any."""
+        return bool(self.sample) or self.sample_every is not None
 
 
 @spelt_right

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
+from wgtrain.engine.plan import Plan
 from wgtrain.engine.tuning import Tuning
 from wgtrain.errors import OptionError, OutOfMemoryError
 from wgtrain.files import resolve_targets
@@ -13,6 +14,7 @@ from wgtrain.model.base import Base, OpenModel, plan_base
 from wgtrain.train.config import LoraConfig, TrainConfig
 from wgtrain.train.learner import Learner
 from wgtrain.train.needs import Lengths, Planner, Settings, Space
+from wgtrain.train.samples import beside_of
 
 BROUGHT = frozenset({"rank", "target_modules", "layers"})  # settings that an adapter brings
 _FEW_TARGETS = "q_proj,v_proj"  # those of the paper on LoRA
@@ -173,12 +175,21 @@ class Fit:
         """A learner with a table of kernels; one that recomputes from now on if no other fits."""
         made = self._made(tuning)
         if self.can_recompute:
+            device, samples = self._model.device, self.samples(made)
+            beside = device.allocated + (samples.nbytes if samples else 0)
             try:
-                made.check(self._model.device)
+                made.check(Space(device.limits, beside, device.budget))
             except OutOfMemoryError:
                 self.recompute = True
                 return self._made(tuning)
         return made
+
+    def samples(self, learner: Learner) -> Plan | None:
+        """The plan of what answers samples beside what a learner trains."""
+        if not self._lengths.samples:
+            return None
+        model = self._model
+        return model.plan_samples(model.base, beside_of(learner), self._lengths.samples)
 
     def _made(self, tuning: Tuning | None) -> Learner:
         max_tokens, max_row = self._lengths.most(self._settings.config)
@@ -208,7 +219,8 @@ class Fit:
             return plan_base(model.gguf, device.limits, tuning, model.precision, quantize_base)
 
         allocated = device.allocated - model.base.weights.nbytes
-        planner = Planner(base_of, self._lengths, Space(device.limits, allocated, device.budget))
+        space = Space(device.limits, allocated, device.budget)
+        planner = Planner(base_of, self._lengths, space, model.plan_samples)
         way = "on" if self.recompute else self._settings.config.grad_checkpoint
         settings = self._settings.with_(grad_checkpoint=way)
         return OutOfMemoryError(f"{error}\n{advice(planner, settings, self.fixed)}")

@@ -13,6 +13,7 @@ from wgtrain.model.lora import initial_parameters
 from wgtrain.train.config import TrainConfig
 from wgtrain.train.learner import Learner
 from wgtrain.train.results import Evaluation, Place, Queued, StepResult, Tested, non_finite
+from wgtrain.train.samples import Sampler
 from wgtrain.train.schedule import Schedule
 from wgtrain.train.windows import Windows
 
@@ -33,6 +34,7 @@ class Loop:
     total_steps: int
     _windows: Windows
     _held: list[Batch]  # for validation
+    _sampler: Sampler
     _tests: list[Batch]
 
     def __init__(self) -> None:
@@ -146,6 +148,7 @@ class Loop:
             or time.perf_counter() - self._last_read >= READ_SECONDS
             or self._due(self.config.save_every)
             or self._due_for_validation()
+            or self._due_for_samples()
         )
 
     def _due(self, every: int) -> bool:
@@ -153,6 +156,9 @@ class Loop:
 
     def _due_for_validation(self) -> bool:
         return bool(self._held) and self._due(self.config.eval_every)
+
+    def _due_for_samples(self) -> bool:
+        return bool(self._sampler.prompts) and self._due(self.config.sample_every or 0)
 
     async def _read(self) -> None:
         """Turns the reports of all queued steps into results, with a validation if one is due."""
@@ -174,6 +180,9 @@ class Loop:
         else:
             if self._due_for_validation():
                 read = await self._validated(read)
+            if self._due_for_samples() and not read.failure:
+                last = replace(read.ready[-1], samples=await self._sampler.take())
+                read = replace(read, ready=(*read.ready[:-1], last))
         self._place = replace(read, unread=())
 
     def _resume_clock(self) -> None:

@@ -5,12 +5,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from wgtrain.data import Dataset
+from wgtrain.data.prompts import Prompt
+from wgtrain.engine.linear import Adapter
+from wgtrain.engine.plan import Plan
 from wgtrain.errors import OutOfMemoryError
 from wgtrain.gpu import Limits, format_size
 from wgtrain.model.base import Base
 from wgtrain.train.config import LoraConfig, TrainConfig
 from wgtrain.train.learner import Learner, lora_learner
+from wgtrain.train.samples import beside_of
 
+PlanSamples = Callable[[Base, Mapping[str, tuple[Adapter, ...]], Sequence[int]], Plan]
 PURPOSES = ("base", "adapter", "optimizer", "activations", "scratch")
 _OF_PLAN = {"adapter": "adapter", "gradients": "adapter", "optimizer": "optimizer"}
 _OF_PLAN |= {"activations": "activations"}
@@ -20,9 +25,9 @@ _OF_PLAN |= {"activations": "activations"}
 class Needs:
     """Bytes of GPU memory of a run: `base` the frozen weights; `adapter` what trains and its
     gradients; `optimizer` its moments; `activations` what stays from the forward pass for the
-    backward one; `scratch` all other. `largest_binding` is the name and the bytes of the largest
-    part of a buffer that a kernel sees at once. Steps have up to `max_tokens` tokens, rows up to
-    `max_row`.
+    backward one; `samples`, where there are any, what answers them; `scratch` all other.
+    `largest_binding` is the name and the bytes of the largest part of a buffer that a kernel sees
+    at once. Steps have up to `max_tokens` tokens, rows up to `max_row`.
     """
 
     by_purpose: Mapping[str, int]
@@ -43,8 +48,8 @@ class Needs:
         return sum(rows * columns for rows, columns in self.shapes.values())
 
 
-def needs_of(base: Base, learner: Learner, recompute: bool) -> Needs:
-    """Those of a learner, built or only planned, beside its base."""
+def needs_of(base: Base, learner: Learner, recompute: bool, samples: Plan | None = None) -> Needs:
+    """Those of a learner, built or only planned, beside its base, with what answers samples."""
     sizes = {"base": base.weights.nbytes, **dict.fromkeys(PURPOSES[1:], 0)}
     for purpose, nbytes in learner.plan.by_purpose().items():
         sizes[_OF_PLAN.get(purpose, "scratch")] += nbytes
@@ -52,6 +57,9 @@ def needs_of(base: Base, learner: Learner, recompute: bool) -> Needs:
     segments = [(storage.size, storage.name) for storage in base.weights.storages]
     name, nbytes = learner.plan.largest()
     nbytes, name = max([(nbytes, name), *segments])
+    if samples is not None:
+        sizes["samples"] = samples.nbytes
+        nbytes, name = max((nbytes, name), samples.largest()[::-1])
     return Needs(
         sizes,
         (name, nbytes),
@@ -65,13 +73,15 @@ def needs_of(base: Base, learner: Learner, recompute: bool) -> Needs:
 @dataclass(frozen=True)
 class Lengths:
     """How many tokens the rows of a run have, in their order, as they were cut at `seq_len`;
-    `train` None = as many rows as are wanted, each as long as is allowed.
+    `train` None = as many rows as are wanted, each as long as is allowed. `samples` are the
+    prompts that are answered meanwhile.
     """
 
     train: Sequence[int] | None = None
     valid: Sequence[int] = ()
     seq_len: int = 0
     test: Sequence[int] = ()
+    samples: Sequence[int] = ()
 
     def most(self, config: TrainConfig) -> tuple[int, int]:
         """(tokens of the largest batch, of the longest row), with rows cut at `config.seq_len`."""
@@ -91,12 +101,17 @@ class Lengths:
         return tokens, longest
 
 
-def lengths_of(rows: Dataset, valid: Dataset | None = None, test: Dataset | None = None) -> Lengths:
+def lengths_of(
+    rows: Dataset,
+    valid: Dataset | None = None,
+    test: Dataset | None = None,
+    samples: Sequence[Prompt] = (),
+) -> Lengths:
     """Those of rows that are read."""
     train, held, tests = (
         [len(row.tokens) for row in part.rows] if part else [] for part in (rows, valid, test)
     )
-    return Lengths(train, held, rows.seq_len, tests)
+    return Lengths(train, held, rows.seq_len, tests, [len(prompt.ids) for prompt in samples])
 
 
 @dataclass
@@ -129,12 +144,14 @@ class Settings:
 @dataclass(frozen=True)
 class Planner:
     """Plans runs of one model that differ in their settings. `base_of` makes the base for a value
-    of `quantize_base`; `space` is what there is without a base.
+    of `quantize_base`; `space` is what there is without a base. `plan_samples` is
+    `infer.samples.plan_samples`.
     """
 
     base_of: Callable[[str | None], Base]
     lengths: Lengths
     space: Space
+    plan_samples: PlanSamples
 
     def plan(self, settings: Settings) -> tuple[Needs, str]:
         """(what a run needs, why it does not fit or ""). Where activations may be recomputed or
@@ -159,9 +176,13 @@ class Planner:
             grad_checkpoint=recompute,
             capture=settings.config.capture,
         )
-        needs, space = needs_of(base, learner, recompute), self.space
+        space, plans = self.space, [learner.plan]
+        if self.lengths.samples:
+            plans.append(self.plan_samples(base, beside_of(learner), self.lengths.samples))
+        needs = needs_of(base, learner, recompute, *plans[1:])
         try:
-            learner.plan.check(Space(space.limits, 0, None))
+            for plan in plans:
+                plan.check(Space(space.limits, 0, None))
         except OutOfMemoryError as error:
             return needs, str(error)
         over = 0 if space.budget is None else space.allocated + needs.total - space.budget

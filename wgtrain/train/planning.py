@@ -12,7 +12,7 @@ from wgtrain.files import GGUF
 from wgtrain.gpu import Limits, Memory, format_size
 from wgtrain.model.base import Base, plan_base
 from wgtrain.train.fit import advice
-from wgtrain.train.needs import Lengths, Needs, Planner, Settings, Space
+from wgtrain.train.needs import Lengths, Needs, Planner, PlanSamples, Settings, Space
 
 _ARENAS = 4  # that hold a number of what trains: itself, its gradient and two moments
 _STATE = 4 * _ARENAS  # bytes of a value that trains, in f32
@@ -233,6 +233,7 @@ def make_plan(
     gpu: str,
     limits: Limits,
     memory: Memory,
+    plan_samples: PlanSamples,
     tuning: Tuning = DEFAULT_GPU,
     precision: str = "f32",
     fixed: Iterable[str] = (),
@@ -245,7 +246,7 @@ def make_plan(
     def base_of(quantize_base: str | None) -> Base:
         return plan_base(gguf, limits, tuning, precision, quantize_base)
 
-    planner = Planner(base_of, lengths, Space(limits, 0, memory.nbytes))
+    planner = Planner(base_of, lengths, Space(limits, 0, memory.nbytes), plan_samples)
     needs, problem = planner.plan(settings)
     base = base_of(settings.quantize_base)
     types: dict[str, int] = {}

@@ -10,11 +10,21 @@ EARLY = 100  # steps in which a loss that is not finite points at the learning r
 
 
 @dataclass(frozen=True)
+class Sample:
+    """What the base answers to a prompt, and what it does with the adapter of a step."""
+
+    prompt: str
+    base: str
+    tuned: str
+
+
+@dataclass(frozen=True)
 class StepResult:
     """One optimizer step. `loss` is the mean over its trained tokens, before the update.
 
     `epoch` counts passes over the data, with fractions; `tokens_seen` are all tokens so far,
-    trained or not, `tokens_per_second` those of the last few steps without validation.
+    trained or not, `tokens_per_second` those of the last few steps without validation. `samples`
+    are those after the update, where they were due.
     """
 
     step: int
@@ -27,6 +37,7 @@ class StepResult:
     tokens_per_second: float
     elapsed_seconds: float
     eval_loss: float | None = None
+    samples: tuple[Sample, ...] = ()
 
 
 @dataclass(frozen=True)

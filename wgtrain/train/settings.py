@@ -42,6 +42,7 @@ class Setting:
     metavar: str | None = None
     required: bool = False
     instead_of: str = ""
+    many: bool = False  # may be given several times
     convert: Callable[[Any], Any] | None = None
 
     def allowed(self) -> str:

@@ -54,6 +54,8 @@ _ELSEWHERE = {
     "validation_file validation_data eval_data eval_dataset eval_file test_size",
     "eval_every": "eval_steps eval_interval eval_freq steps_per_eval evals_per_epoch "
     "eval_strategy evaluation_strategy",
+    "sample": "sample_prompts eval_prompts prompts test_prompt",
+    "sample_every": "sample_steps sample_interval steps_per_sample generate_every",
     "save_every": "save_steps save_interval save_freq save_strategy saves_per_epoch "
     "steps_per_save checkpoint_every",
     "save_total_limit": "save_limit keep_last max_checkpoints",

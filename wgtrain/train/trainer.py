@@ -1,12 +1,13 @@
 """The training loop: windows of micro-batches in, one result per optimizer step out; no paths."""
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from wgtrain import __version__
 from wgtrain.data import Dataset, in_batches
+from wgtrain.data.prompts import Prompt
 from wgtrain.dual import aio_view, dual, dual_iterator
 from wgtrain.engine.tables import from_json, of_this_version, to_json
 from wgtrain.engine.tuning import Tuning
@@ -29,20 +30,15 @@ from wgtrain.train.learner import lora_learner
 from wgtrain.train.loop import Loop
 from wgtrain.train.needs import Needs, lengths_of, needs_of
 from wgtrain.train.results import Place, StepResult, Tested
+from wgtrain.train.samples import Sampler
 from wgtrain.train.schedule import make_schedule
 from wgtrain.train.settings import as_mapping
-from wgtrain.train.start import (
-    adopt,
-    check_arguments,
-    hash_rows,
-    other_chats,
-    split_rows,
-)
+from wgtrain.train.start import adopt, check_arguments, hash_rows, other_chats, split_rows
 from wgtrain.train.windows import At, Windows
 from wgtrain.turn import Turn
 
 # Settings that a checkpoint may differ in: they change no number, or what it holds covers them.
-FREE = {"eval_every", "save_every", "save_total_limit", "valid", "tuning"}
+FREE = {"eval_every", "save_every", "save_total_limit", "valid", "tuning", "sample", "sample_every"}
 FREE |= {"recompute", "seq_len", "train_on", "chat"}  # these are in the hash of the rows
 
 
@@ -53,7 +49,8 @@ class Trainer(Loop):
     `model.logits` takes as one), which brings rank, alpha and targets; `given` names settings of
     `lora` that a person set explicitly and that it must not differ from. `tuning` is the table of
     kernels to run with, in place of what `config.tuning` says; `host` is where this runs, in place
-    of what the model was opened with; `test` are rows for `test()`.
+    of what the model was opened with; `test` are rows for `test()`, `samples` the prompts that
+    `config` asks for, where they are made already.
     """
 
     aio = aio_view()
@@ -70,6 +67,7 @@ class Trainer(Loop):
         tuning: Tuning | None = None,
         host: Host | None = None,
         test: Dataset | None = None,
+        samples: Sequence[Prompt] | None = None,
     ):
         check_arguments(model, rows, lora, config, valid, test)
         lora, config = lora or LoraConfig(), config or TrainConfig()
@@ -103,8 +101,12 @@ class Trainer(Loop):
         self.schedule = make_schedule(config, self.total_steps, self._windows.per_epoch)
         self._held = list(in_batches(valid.rows, config.batch_size)) if valid else []
         self._tests = list(in_batches(test.rows, config.batch_size)) if test else []
+        if samples is None and config.samples:
+            samples = model.sample_prompts(config.sample or (), rows, valid)
+        self._sampler = Sampler(model, samples or ())
         self.memory_origin = model.device.find_budget()
-        self._fit = Fit(model, lora, config, lengths_of(rows, valid, test), lora_learner)
+        lengths = lengths_of(rows, valid, test, self._sampler.prompts)
+        self._fit = Fit(model, lora, config, lengths, lora_learner)
         if init_adapter is not None:
             self._fit.fixed |= BROUGHT
         self.learner = self._fit.learner(tuning and self._listed(tuning, "tuning"))
@@ -135,6 +137,7 @@ class Trainer(Loop):
             self.learner.tuning = tuning
 
     def _renew(self, tuning: Tuning) -> None:
+        self._sampler.close()
         self.learner.close()
         self.learner = self._fit.learner(tuning)
 
@@ -162,6 +165,7 @@ class Trainer(Loop):
             self.learner = smaller
             self.host.say(f"{error}: activations are recomputed now, which takes less")
             await self._build()
+        await self._sampler.open(self.learner)
 
     def fixed_settings(self) -> None:
         """Errors propose no settings from now on: they are those of an earlier run."""
@@ -175,7 +179,8 @@ class Trainer(Loop):
     @property
     def needs(self) -> Needs:
         """The GPU memory of the run by purpose."""
-        return needs_of(self.model.base, self.learner, self.recompute)
+        samples = self._fit.samples(self.learner)
+        return needs_of(self.model.base, self.learner, self.recompute, samples)
 
     # ---- the loop ------------------------------------------------------------------------------
 
@@ -388,4 +393,5 @@ class Trainer(Loop):
         A step that another thread is in is waited for; its loop ends with DeviceLostError.
         """
         if self._turn.close("the trainer was closed: its adapter is gone from the GPU"):
+            self._sampler.close()
             self.learner.close()
