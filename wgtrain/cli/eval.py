@@ -80,14 +80,14 @@ def command(**given: Any) -> int:
     answers = _answers(given)
     wanted = read_wanted(given, lambda text: None)
     if given["side_by_side"] and not wanted.adapters:
-        raise OptionError("compare: there is no adapter; --adapter names one")
+        raise OptionError("--compare: there is no adapter; --adapter names one")
     runs = _runs([adapter.path for adapter in wanted.adapters])
     held = _held_out(given["data"], runs)
     if given["html"] is not None:
         read = [wanted.paths.model, str(held.rows.path), *(one.path for one in wanted.adapters)]
         check_output(Path(given["html"]), given["force"], *map(Path, read))
     elif given["force"]:
-        raise OptionError("force: only with --html")
+        raise OptionError("--force: only with --html")
     rows, config = _settings(given, runs)
     with opened(given) as using:
         chat = using.chat
@@ -124,16 +124,16 @@ def _answers(given: Mapping[str, Any]) -> int | None:
     """How many rows are to be answered, None = all; OptionError where none would be."""
     text, asks = given["answers"], given["exact_match"] or given["side_by_side"]
     if text is not None and not asks:
-        raise OptionError("answers: only with --exact-match or --compare")
+        raise OptionError("--answers: only with --exact-match or --compare")
     if given["samples"] and not asks:
-        raise OptionError("samples: only with --exact-match or --compare")
+        raise OptionError("--samples: only with --exact-match or --compare")
     if text is None:
         return ASKED if asks else 0
     if text == "all":
         return None
     if not (text.isascii() and text.isdigit()) or (int(text) == 0 and given["exact_match"]):
         least = "above 0" if given["exact_match"] else "N"
-        raise OptionError(f"answers = {text}: allowed is all, or a whole number {least}")
+        raise OptionError(f"--answers {text}: allowed is all, or a whole number {least}")
     return int(text)
 
 
@@ -190,7 +190,7 @@ def _limited(data: Dataset, limit: int | None) -> Dataset:
 def _check_questions(data: Dataset, using: Using, max_tokens: int) -> None:
     asked, notes = questions(data, using.model.tokenizer, max_tokens)
     if not asked:
-        raise OptionError("\n".join([f"exact_match: no row of {data.name} can be asked", *notes]))
+        raise OptionError("\n".join([f"--exact-match: no row of {data.name} can be asked", *notes]))
 
 
 def _stacks(using: Using, side_by_side: bool) -> dict[str, list[tuple[Any, float]]]:

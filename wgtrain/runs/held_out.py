@@ -36,7 +36,9 @@ class HeldOut:
     def told(self) -> str:
         """Which rows they are, in words."""
         part = (
-            "" if self.fraction is None else f", the {self.fraction:.3g} of it that were held out"
+            ""
+            if self.fraction is None
+            else f", the {100 * self.fraction:.3g} % of it that were held out"
         )
         return f"{self.rows.path}{part}"
 
