@@ -94,7 +94,11 @@ class LlamaCpp:
 
     def logits(self, tokens: np.ndarray, adapter: Any = None, scale: float = 1.0) -> np.ndarray:
         """Logits float32 (T, V) of one row, from an empty cache."""
-        self._begin([] if adapter is None else [(adapter, scale)])
+        return self.stacked(tokens, [] if adapter is None else [(adapter, scale)])
+
+    def stacked(self, tokens: np.ndarray, adapters: Sequence[tuple[Any, float]]) -> np.ndarray:
+        """The same under several adapters, each with its scale."""
+        self._begin(adapters)
         return self._read(tokens, 0)
 
     def greedy(

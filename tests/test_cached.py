@@ -248,7 +248,7 @@ def test_greedy_as_llama_cpp(name: str, type_: str) -> None:
         for scales in ((), (1.0, -0.5)):
             stack = list(zip(adapters, scales, strict=False))
             told, want = judge.greedy(np.array(prompt), 200, [*zip(handles, scales, strict=False)])
-            session = wgtrain.run(open_sequences(model.device, model.base, stack, 1, 256, NOWHERE))
+            session = wgtrain.run(model.sequences(model.stack(stack), 1, 256))
             logits, new = [], prompt
             for _ in range(200):
                 logits.append(wgtrain.run(session.extend({0: new}))[0])

@@ -15,8 +15,6 @@ import numpy as np
 
 import wgtrain
 from wgtrain.files.adapters import Adapter, write_adapter_gguf
-from wgtrain.infer.cached import open_sequences
-from wgtrain.model.host import NOWHERE
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -84,7 +82,7 @@ def check(
 def greedy(model: Any, stack: Any, prompt: list[int]) -> tuple[list[int], np.ndarray]:
     """Tokens, and the logits (COUNT, V) of each."""
     room = len(prompt) + COUNT
-    session = wgtrain.run(open_sequences(model.device, model.base, stack, 1, room, NOWHERE))
+    session = wgtrain.run(model.sequences(model.stack(stack), 1, room))
     logits, new = [], prompt
     for _ in range(COUNT):
         logits.append(wgtrain.run(session.extend({0: new}))[0])

@@ -30,6 +30,7 @@ from wgtrain.gpu import Device
 from wgtrain.infer.cached import CachedSession, open_sequences
 from wgtrain.infer.model import Model
 from wgtrain.infer.opening import open_model
+from wgtrain.infer.slots import Slots
 from wgtrain.model.host import NOWHERE
 from wgtrain.tune import cache as tune
 
@@ -42,10 +43,16 @@ class Decoder:
 
     def __init__(self, model: Model, shape: Shape, adapters: int):
         self.shape, self.adapters = shape, adapters
-        pairs = [(Adapter(shape.architecture, shape.rank, shape.alpha, shape.adapter()), 1.0)]
+        made = Adapter(shape.architecture, shape.rank, shape.alpha, shape.adapter())
+        # Equal ones would lie in one place, and count as one.
+        pairs = [(replace(made, alpha=made.alpha / (1 + i)), 1.0) for i in range(adapters)]
         room = shape.length + MOST_TOKENS + 1
+        self._slots = Slots(model.device, model.base)
+        gpu.run(self._slots.use(model.stack(pairs)))
         self.session: CachedSession = gpu.run(
-            open_sequences(model.device, model.base, pairs * adapters, shape.rows, room, model.host)
+            open_sequences(
+                model.device, model.base, self._slots.beside, shape.rows, room, model.host
+            )
         )
         self._prompts = shape.stream()[:, :-1].tolist()
         self.logits = self.prefill()[0]  # compiles
@@ -71,6 +78,11 @@ class Decoder:
         for place in range(self.shape.rows):
             self.session.truncate(place, self.shape.length)
         return seconds / count, busy / count
+
+    def close(self) -> None:
+        """Frees its memory."""
+        self.session.close()
+        self._slots.close()
 
     def sample(self) -> tuple[float, float, float]:
         """Seconds and CPU seconds of a token of every row, and seconds of reading the prompts."""
@@ -121,7 +133,7 @@ def measure_decode(
         decoders = []
         for count in counts:
             decoders.append(Decoder(model, shape, count))
-            stack.callback(decoders[-1].session.close)
+            stack.callback(decoders[-1].close)
         others = []
         for name in rivals:
             advance(f"{name}: starting, first tokens")

@@ -1,0 +1,425 @@
+"""Adapters at run time: one product for all that are loaded, and what it takes to change them."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+from figures import record
+from kernel_check import Packed, pack_weight
+from test_architectures import GELU_EFFECT
+from test_linear import Stage, T
+
+import wgtrain
+from wgtrain.engine.graph import Graph
+from wgtrain.engine.linear import Linear
+from wgtrain.engine.stacked import Stacked, Use
+from wgtrain.engine.structs import step_bytes
+from wgtrain.engine.tuning import DEFAULT_CPU, Choice, Tuning
+from wgtrain.engine.weight import FORMATS, Weight
+from wgtrain.errors import FileError, OptionError, OutOfMemoryError
+from wgtrain.files import Adapter
+from wgtrain.infer import slots as slots_module
+
+pytestmark = pytest.mark.gpu
+TOKENS = np.random.default_rng(1).integers(0, 97, 21).tolist()
+Pairs = Sequence[tuple[Any, float]]
+
+
+def adapter(rank: int, seed: int, *targets: str, architecture: str = "llama") -> Adapter:
+    """A random one for the tiny model of that name, beside linears whose names begin so."""
+    shapes = tiny.tiny(architecture).spec
+    names = [n for n in tiny.targets(shapes, [*shapes.linears, "output"]) if matches(n, targets)]
+    pairs = tiny.random_adapter(shapes, names, rank, seed)
+    return Adapter(architecture, rank, 2.0 * rank, pairs)
+
+
+def matches(name: str, targets: Sequence[str]) -> bool:
+    return not targets or any(name == target or f".{target}" in name for target in targets)
+
+
+ALL, FFN, ATTENTION = adapter(3, 1), adapter(8, 2, "ffn", "output"), adapter(5, 3, "attn")
+WIDE = [adapter(8, seed) for seed in range(10, 16)]
+
+
+def loaded() -> Any:
+    return wgtrain.load_model(tiny.tiny("llama").gguf, limits="default")
+
+
+@pytest.fixture
+def model() -> Iterator[Any]:
+    with loaded() as opened:
+        yield opened
+
+
+def fresh(pairs: Pairs) -> np.ndarray:
+    """Logits of a model that never had another stack."""
+    with loaded() as opened:
+        logits: np.ndarray = opened.logits(TOKENS, pairs)
+        return logits
+
+
+def same(model: Any, pairs: Pairs | None, wanted: Pairs) -> None:
+    np.testing.assert_array_equal(model.logits(TOKENS, pairs), fresh(wanted))
+
+
+# --- the product --------------------------------------------------------------------------------
+
+K, OUTPUTS = 256, {"one": 37, "two": 70}
+_TILES = tuple({"TILE_ROWS": 4, "TILE_COLS": 8, "LANE_ROWS": 2, "LANE_COLS": 2}.items())
+SMALL = Tuning({**DEFAULT_CPU.table, "nt": Choice("matmul_nt", _TILES)}, "made by a test")
+PLACES = {"x": [0, 2], "y": [1], "z": [3, 4, 6]}  # quads of three adapters of seven
+RANKS = {"x": 8, "y": 3, "z": 9}
+BESIDE = {"x": ("one", "two"), "y": ("two",), "z": ("one",)}
+
+
+def put(device: Any, weight: Weight, packed: Packed) -> None:
+    for name, window in weight.operands(*weight.segments).items():
+        device.write(window.storage.live, window.offset, packed.planes[name])
+
+
+def walk(device: Any, packed: dict[str, Packed], x: np.ndarray, pairs: Any, uses: Any) -> Any:
+    """What two linears of one x make, at each of some lists of (adapter, strength)."""
+    stage, limits = Stage(device), device.limits
+    groups = [{name: (rows, K) for name, rows in OUTPUTS.items()}]
+    stacked = Stacked(groups, 7, limits)
+    stacked.open(device)
+    stage.g = Graph(tuning=SMALL)
+    source, left = stage.tensor("x", x), {}
+    for name, rows in OUTPUTS.items():
+        weight = packed[name].shape
+        stage.storages += [segment.storage for segment in weight.segments]
+        linear = Linear(weight, None, stacked.beside[name])
+        left[name] = stage.storage(name, rows)
+        linear.apply(stage.g, source, name).forward(stage.g, left[name].window(), linear.rows)
+    stage.run([], step_bytes(T, T))
+    for one in packed.values():
+        put(device, one.shape, one)
+    for name, quads in PLACES.items():
+        stacked.load(quads, {beside: pairs[name, beside] for beside in BESIDE[name]})
+    found = []
+    for use in uses:
+        stacked.use([Use(quad, strength) for name, strength in use for quad in PLACES[name]])
+        stage.plan.run("all", step_bytes(T, T), T, T)
+        found.append({name: stage.read(left[name], rows) for name, rows in OUTPUTS.items()})
+    dispatches = len(stage.plan.launches["all"])
+    stage.plan.close()
+    stacked.close()
+    return found, dispatches
+
+
+USES = [
+    [],
+    [("x", 1.0)],
+    [("y", -1.0)],
+    [("z", 0.5), ("x", 2.0), ("y", 1.0)],
+    [("y", 1.0), ("x", 0.25)],
+]
+
+
+@pytest.mark.parametrize("type_", sorted(FORMATS))
+def test_the_product_beside_every_type_of_weight(device: Any, type_: str) -> None:
+    """x W^T + sum of strength x A^T B^T in float64; z is one dispatch for both linears."""
+    rng = np.random.default_rng(5)
+    packed = {n: pack_weight(rng.standard_normal((rows, K)), type_) for n, rows in OUTPUTS.items()}
+    x = rng.standard_normal((T, K), np.float32)
+    pairs = {
+        (name, beside): (
+            rng.standard_normal((RANKS[name], K), np.float32),
+            rng.standard_normal((OUTPUTS[beside], RANKS[name]), np.float32),
+        )
+        for name, linears in BESIDE.items()
+        for beside in linears
+    }
+    found, dispatches = walk(device, packed, x, pairs, USES)
+    assert dispatches == 4  # x is copied in, z, two products
+    wide = x.astype(np.float64)
+    for use, got in zip(USES, found, strict=True):
+        for beside, weight in packed.items():
+            want = wide @ weight.values.T
+            for name, strength in use:
+                if beside in BESIDE[name]:
+                    a, b = (m.astype(np.float64) for m in pairs[name, beside])
+                    want += strength * wide @ a.T @ b.T
+            off = float(np.linalg.norm(got[beside] - want) / np.linalg.norm(want))
+            assert off < 8e-7, (use, beside)
+            if use:
+                other = np.linalg.norm(got[beside] - wide @ weight.values.T)
+                assert (other > 0.01 * np.linalg.norm(want)) == any(
+                    beside in BESIDE[n] for n, _ in use
+                )
+
+
+# --- changes between requests ---------------------------------------------------------------------
+
+
+def test_changes_give_the_numbers_of_a_fresh_model(model: Any) -> None:
+    """Bit by bit, whatever lay in the same place before."""
+    adapters = model.adapters
+    assert adapters.load(ALL, 1.0, "all") == "all"
+    same(model, None, [(ALL, 1.0)])
+    adapters.load(FFN, 0.5, "ffn")
+    same(model, None, [(ALL, 1.0), (FFN, 0.5)])
+    adapters.rescale("all", -1.0)
+    same(model, None, [(ALL, -1.0), (FFN, 0.5)])
+    adapters.remove("all")
+    same(model, None, [(FFN, 0.5)])
+    adapters.load(ATTENTION, 1.0, "attention")
+    same(model, None, [(FFN, 0.5), (ATTENTION, 1.0)])
+    adapters.load(ALL, 0.0, "nothing")
+    same(model, None, [(FFN, 0.5), (ATTENTION, 1.0)])
+    adapters.clear()
+    same(model, None, [])
+    assert [*adapters] == []
+
+
+def test_the_adapters_of_a_request_are_its_own(model: Any) -> None:
+    model.adapters.load(ALL, 0.5, "all")
+    default = model.logits(TOKENS)
+    for own in ([], [(FFN, 1.0)], [(ATTENTION, -1.0), (FFN, 0.5)], [(ALL, 1.0)]):
+        same(model, own, own)
+        np.testing.assert_array_equal(model.logits(TOKENS), default)
+    assert [*model.adapters] == [("all", 0.5)]
+    np.testing.assert_array_equal(default, fresh([(ALL, 0.5)]))
+
+
+def test_the_same_one_twice_counts_twice(model: Any) -> None:
+    model.logits(TOKENS, [(ALL, 1.0), (FFN, 1.0)])
+    same(model, [(ALL, 0.25), (FFN, 1.0), (ALL, 0.5)], [(ALL, 0.75), (FFN, 1.0)])
+    same(model, [(ALL, 0.5), (ALL, -0.5)], [])
+
+
+def test_answers_under_different_stacks_take_turns(model: Any) -> None:
+    """Each token is that of the uncached forward under its own stack."""
+    stacks: list[Pairs] = [[(ALL, 1.0)], [], [(FFN, -1.0), (ATTENTION, 1.0)]]
+
+    def greedy(pairs: Pairs) -> Iterator[int]:
+        ids = [5, 9, 2]
+        while True:
+            ids.append(int(model.logits(ids, pairs)[-1].argmax()))
+            yield ids[-1]
+
+    wanted = [[next(made) for _ in range(6)] for made in map(greedy, stacks)]
+    assert len({tuple(tokens) for tokens in wanted}) == 3
+    places = [partial(model._places, model.stack(pairs)) for pairs in stacks]
+    for rounds in range(2):  # the second finds places that hold rows of other stacks
+        rows = [[5, 9, 2] for _ in stacks]
+        for _ in range(6):
+            for row, opened in zip(rows, places, strict=True):
+                kept = wgtrain.run(opened(1, len(row), 64))
+                logits = wgtrain.run(kept.read({0: row}))[0]
+                row.append(int(logits.argmax()))
+        assert [row[3:] for row in rows] == wanted, rounds
+
+
+def test_no_new_plan_while_there_is_room(model: Any) -> None:
+    model.adapters.load(WIDE[0], name="0")
+    model.adapters.load(WIDE[1], name="1")
+    model.logits(TOKENS)
+    session, stacked = model._session, model._slots.stacked
+    assert stacked.quads == 4
+    model.adapters.rescale("1", 0.5)
+    model.adapters.remove("0")
+    model.logits(TOKENS)
+    model.adapters.load(ALL)
+    model.logits(TOKENS)
+    model.logits(TOKENS, [])
+    model.logits(TOKENS, [(WIDE[1], 1.0), (adapter(4, 5, "attn"), 1.0)])
+    assert (model._session, model._slots.stacked) == (session, stacked)
+    model.adapters.load(WIDE[2])
+    model.logits(TOKENS)
+    assert model._session is not session and model._slots.stacked.quads == 8
+
+
+def test_a_linear_that_none_targeted_takes_a_new_plan(model: Any) -> None:
+    model.logits(TOKENS, [(FFN, 1.0)])
+    before = model._slots.stacked
+    assert {name.split(".")[-2][:3] for name in before.beside} == {"ffn", "out"}
+    same(model, [(ATTENTION, 1.0)], [(ATTENTION, 1.0)])
+    after = model._slots.stacked
+    assert after is not before and before.beside.keys() < after.beside.keys()
+    same(model, [(FFN, 1.0)], [(FFN, 1.0)])
+    assert model._slots.stacked is after, "it was brought along"
+
+
+def test_the_least_recently_used_one_gives_way(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slots_module, "SPARE", 4)
+    writes: list[int] = []
+    load = Stacked.load
+    monkeypatch.setattr(
+        Stacked, "load", lambda self, quads, pairs: (writes.append(1), load(self, quads, pairs))[1]
+    )
+    for which, loads in ((0, 1), (1, 2), (0, 0), (2, 1), (0, 0), (1, 1), (2, 1), (1, 0)):
+        before = len(writes)
+        same_as = model.logits(TOKENS, [(WIDE[which], 1.0)])
+        assert len(writes) - before == loads, which  # the second one comes with larger arenas
+        np.testing.assert_array_equal(same_as, fresh([(WIDE[which], 1.0)]))
+        writes[before:] = [1] * loads
+    assert model._slots.stacked.quads == 4
+    same(model, [(one, 0.5) for one in WIDE], [(one, 0.5) for one in WIDE])
+    assert model._slots.stacked.quads == 16
+
+
+def test_what_lies_in_a_place_that_is_not_in_use_has_no_effect(model: Any) -> None:
+    """Not even where its numbers overflow: 0 times infinity is no number."""
+    huge = Adapter("llama", 3, 6.0, {n: (a * 1e38, b * 1e38) for n, (a, b) in ALL.tensors.items()})
+    with np.errstate(all="ignore"):
+        assert not np.isfinite(model.logits(TOKENS, [(huge, 1.0)])).all()
+    name = model.adapters.load(huge, 0.0)
+    same(model, None, [])
+    model.adapters.load(FFN)
+    same(model, None, [(FFN, 1.0)])
+    model.adapters.remove(name)
+    for _ in range(2):  # now into its place, beside other linears
+        model.adapters.load(FFN, 0.5)
+        model.logits(TOKENS)
+    same(model, None, [(FFN, 1.0), (FFN, 1.0)])
+    same(model, [(ATTENTION, 1.0)], [(ATTENTION, 1.0)])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("which", [0, 1])
+def test_numbers_that_are_none_are_refused(model: Any, value: float, which: int) -> None:
+    pairs = {name: (a.copy(), b.copy()) for name, (a, b) in ALL.tensors.items()}
+    pairs["blk.1.ffn_up.weight"][which][1, 1] = value
+    for scale in (1.0, 0.0):
+        with pytest.raises(FileError, match="adapter: 'blk.1.ffn_up.weight': A .* finite numbers"):
+            model.logits(TOKENS, [(Adapter("llama", 3, 6.0, pairs), scale)])
+
+
+def test_one_rank_for_all(model: Any) -> None:
+    mixed = Adapter("llama", 3, 6.0, {**ALL.tensors, **FFN.tensors})
+    with pytest.raises(FileError, match="and rank 3 are needed"):
+        model.adapters.load(mixed)
+
+
+# --- names ----------------------------------------------------------------------------------------
+
+
+def test_names(model: Any, tmp_path: Any) -> None:
+    (tmp_path / "run").mkdir()
+    data = wgtrain.files.write_adapter_gguf(ALL)
+    for place in ("run/adapter.gguf", "style.gguf"):
+        (tmp_path / place).write_bytes(data)
+    adapters = model.adapters
+    assert repr(adapters) == "<Adapters none>" and len(adapters) == 0
+    assert adapters.load(tmp_path / "run" / "adapter.gguf") == "run"
+    assert adapters.load(str(tmp_path / "style.gguf"), 0.5) == "style"
+    assert [adapters.load(data), adapters.load(adapters.read(data))] == ["adapter", "adapter-2"]
+    assert repr(adapters) == "<Adapters run:1, style:0.5, adapter:1, adapter-2:1>"
+    assert "style" in adapters and "other" not in adapters and len(adapters) == 4
+    with pytest.raises(
+        OptionError, match="name = style: an adapter of this name is loaded already"
+    ):
+        adapters.load(ALL, name="style")
+    with pytest.raises(OptionError, match="name = '': a text is needed"):
+        adapters.load(ALL, name="")
+    for change in (adapters.remove, lambda name: adapters.rescale(name, 1.0)):
+        with pytest.raises(
+            OptionError, match="adapter 'other' is not loaded; loaded: 'run', 'style'"
+        ):
+            change("other")
+    for scale in (np.nan, np.inf, "1", None, 1e300, 10**400):
+        with pytest.raises(OptionError, match="^scale"):
+            adapters.rescale("style", scale)
+        with pytest.raises(OptionError, match="^scale"):
+            adapters.load(ALL, scale)
+    assert dict(adapters)["style"] == 0.5 and len(adapters) == 4
+
+
+def test_an_adapter_that_was_read_is_not_read_again(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = model.adapters.read(wgtrain.files.write_adapter_gguf(ALL))
+    monkeypatch.setattr(model, "read_adapter", None)
+    same(model, [(read, 0.5)], [(ALL, 0.5)])
+    assert model.adapters.load(read, 0.5) == "adapter"
+    same(model, None, [(ALL, 0.5)])
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+def test_memory_is_given_back(model: Any) -> None:
+    before = model.device.allocated
+    for _ in range(3):
+        model.adapters.load(ALL)
+        model.logits(TOKENS)
+        assert model.device.allocated > before + model._session.plan.nbytes
+        model.adapters.clear()
+        model.logits(TOKENS)
+        assert model.device.allocated == before + model._session.plan.nbytes
+    device = model.device
+    model.adapters.load(ALL)
+    model.logits(TOKENS)
+    model.close()
+    assert device.allocated == 0
+    with pytest.raises(wgtrain.DeviceLostError, match="the model was closed"):
+        model.adapters.load(ALL)
+
+
+def test_adapters_that_do_not_fit(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = model.logits(TOKENS)
+    before = model.device.allocated
+    monkeypatch.setattr(model.device, "budget", before + 1000)
+    with pytest.raises(OutOfMemoryError, match="adapters of 4 ranks need .* bytes beside"):
+        model.logits(TOKENS, [(ALL, 1.0)])
+    assert model.device.allocated == before
+    np.testing.assert_array_equal(model.logits(TOKENS), plain)
+    monkeypatch.setattr(model.device, "budget", None)
+    same(model, [(ALL, 1.0)], [(ALL, 1.0)])
+
+
+# --- llama.cpp ------------------------------------------------------------------------------------
+
+BOUND = 1e-5  # of the largest change of logits
+ORACLES = ["llama", "qwen2", "qwen3", "granite", "phi3", "starcoder2", "gemma2"]
+SCALES: list[tuple[float, ...]] = [
+    (1.0,), (0.5,), (0.0,), (-1.0,),
+    (1.0, 0.5, 0.0), (0.5, 1.0, -1.0), (-1.0, 1.0), (0.0, 1.0), (1.0, 1.0, 1.0),
+]  # fmt: skip
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("name", ORACLES)
+def test_stacks_beside_llama_cpp(name: str) -> None:
+    """Up to three, of different ranks and targets, at scales 0, 0.5, 1 and -1; scales that are a
+    little off miss.
+    """
+    from llama_cpp_oracle import LlamaCpp
+
+    base = tiny.tiny(name)
+    spec = base.spec
+    linears = [*spec.linears, *([] if spec.tied else ["output"])]
+    adapters = []
+    for seed, (rank, names) in enumerate([(3, linears), (8, linears[-2:]), (5, linears[:2])]):
+        pairs = tiny.random_adapter(spec, tiny.targets(spec, names), rank, seed, scale=0.6)
+        adapters.append(Adapter(spec.architecture, rank, 1.5 * rank, pairs))
+    bound = GELU_EFFECT if spec.row.activation == "gelu" else BOUND  # llama.cpp's is a table
+    judge = LlamaCpp(base.gguf)
+    theirs = [judge.adapter(wgtrain.files.write_adapter_gguf(one)) for one in adapters]
+    tokens = np.random.default_rng(2).integers(0, spec.vocab, 8 if spec.unseen_window else 23)
+
+    def change(scales: Sequence[float]) -> np.ndarray:
+        return judge.stacked(tokens, list(zip(theirs, scales, strict=False))) - plain[1]
+
+    worst, nearest = 0.0, np.inf
+    with wgtrain.load_model(base.gguf, limits="default") as model:
+        plain = model.logits(tokens), judge.stacked(tokens, [])
+        for scales in SCALES:
+            stack = list(zip(adapters, scales, strict=False))
+            ours = model.logits(tokens, stack) - plain[0]
+            if not any(scales):
+                assert not ours.any()
+                continue
+            wanted = change(scales)
+            size = float(np.abs(wanted).max())
+            assert size > 0.3 * plain[1].std(), "the stack must matter"
+            worst = max(worst, float(np.abs(ours - wanted).max()) / size)
+            off = change([scales[0] + 10 * bound, *scales[1:]])
+            nearest = min(nearest, float(np.abs(ours - off).max()) / size)
+    judge.close()
+    record("stacks in llama.cpp", model=name, effect=worst, off=nearest)
+    assert worst < bound < nearest
