@@ -92,7 +92,7 @@ ERRORS: list[tuple[Any, str]] = [
     ({"model": {"gpu_memory": "much"}}, r"model.gpu_memory = much: allowed is bytes, or a number"),
     ({"model": {"adapter_index": -1}}, r"adapter_index = -1: allowed is a whole number, at least"),
     ({"model": {"template_args": []}}, r"model.template_args = \[\]: allowed is an object of JSON"),
-    ({"model": {"rank": 4}}, r"config.json: model: unknown 'rank'; did you mean"),
+    ({"model": {"rank": 4}}, r"config.json: model: unknown 'rank'; allowed are path, "),
     ({"lora_adapters": {}}, r"lora_adapters = {}: allowed is a list, as \[{\"path\""),
     ({"lora_adapters": None}, r"lora_adapters = None: allowed is a list"),
     ({"lora_adapters": ["a"]}, r"lora_adapters\[0\] = a: allowed is an object, as {\"path\""),
