@@ -22,7 +22,7 @@ from wgtrain.train.spellings import nearest
 PREVIEWED = ("model", "kind", "chat_template", "template_args", "system", "seq_len", "train_on")
 DONE, UNUSABLE, GPU_FAILED, INTERRUPTED = 0, 2, 3, 130
 # Commands in modules of their own, which have each a `command`.
-MODULES = {"eval": "eval", "generate": "generate"}
+MODULES = {"chat": "chat", "eval": "eval", "generate": "generate"}
 
 
 class _Commands(click.Group):
