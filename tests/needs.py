@@ -4,7 +4,10 @@ Where one is missing the test is skipped; where WGTRAIN_REQUIRE_DATA is set, as 
 """
 
 import importlib
+import json
 import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -50,3 +53,17 @@ def missing(what: str) -> None:
     if os.environ.get("WGTRAIN_REQUIRE_DATA"):
         pytest.fail(what, pytrace=False)
     pytest.skip(what, allow_module_level=True)
+
+
+def render_go(tasks: list[dict[str, Any]]) -> Any:
+    """What Go's text/template makes of Ollama's templates; see ollama_template.go."""
+    go = Path(sys.executable).with_name("go")
+    found = str(go) if go.exists() else shutil.which("go")
+    if found is None:
+        missing("no Go toolchain; scripts/setup --test installs one")
+    program = Path(__file__).with_name("ollama_template.go")
+    done = subprocess.run(
+        [str(found), "run", str(program)], input=json.dumps(tasks), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
