@@ -56,7 +56,8 @@ BELOW: dict[str, set[str]] = {
     "bench": {*GROUND, "files", "data", "gpu", "engine", "model", "infer", "train", "runs", "tune"},
     "cli": {
         *(*GROUND, "files", "data", "gpu", "engine", "model", "infer", "train"),
-        *("api", "planned", "runs", "tune", "web", "serve", "bench"),
+        *("api", "planned", "merging", "modelfiles", "runs", "tune", "web"),
+        *("serve", "bench"),
     },
 }
 

@@ -23,6 +23,7 @@ _WHERE = {
     "list_adapters": "gpu",
     "run": "gpu",
     "plan": "planned",
+    "merge": "merging",
     "load_dataset": "api",
     "load_model": "api",
     "load_tokenizer": "api",
@@ -76,6 +77,7 @@ if TYPE_CHECKING:
     from wgtrain.layers.description import Activation as Activation
     from wgtrain.layers.description import Linear as Linear
     from wgtrain.layers.model import LinearModel as LinearModel
+    from wgtrain.merging import merge as merge
     from wgtrain.planned import plan as plan
     from wgtrain.runs.chats import templating as templating
     from wgtrain.train.config import LoraConfig as LoraConfig

@@ -53,11 +53,11 @@ from wgtrain.tune.cache import choose
 def opened_base(source: ModelFiles) -> Iterator[Folder]:
     """A base model read up to its tensors, for `load_model` and `base_tokenizer`."""
     with ExitStack() as stack:
-        yield run(_open_base(source, stack))
+        yield run(open_base(source, stack))
 
 
-async def _open_base(source: ModelFiles, stack: ExitStack) -> Folder:
-    """The same, open until the stack is closed."""
+async def open_base(source: ModelFiles, stack: ExitStack) -> Folder:
+    """The same, awaited, and open until the stack is closed."""
     if is_folder(source):
         if problem := no_model_in(Path(source)):
             raise problem
@@ -106,7 +106,7 @@ async def load_model(
     """
     budget = None if gpu_memory is None else read_gpu_memory(gpu_memory)
     with ExitStack() as stack:
-        opened = source if isinstance(source, Folder) else await _open_base(source, stack)
+        opened = source if isinstance(source, Folder) else await open_base(source, stack)
         return await open_model(
             opened,
             adapter_index=adapter_index,

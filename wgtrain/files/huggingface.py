@@ -83,7 +83,7 @@ async def open_folder_model(files: Files, name: str = "folder") -> FolderModel:
     if CHAT_TEMPLATE_JSON in files:
         digests.append(hashlib.sha256(await read_small(files, CHAT_TEMPLATE_JSON, name)).digest())
     entries: Entries = {}
-    for file in await _weight_files(files, name):
+    for file in await weight_files(files, name):
         header = await read_header(files[file])
         digests.append(hashlib.sha256(header).digest())
         for key, entry in parse_header(header, source_size(files[file]), f"{name}/{file}").items():
@@ -144,7 +144,7 @@ def _listed(files: Files) -> str:
     return ", ".join(sorted(files)[:20]) or "nothing"
 
 
-async def _weight_files(files: Files, name: str) -> list[str]:
+async def weight_files(files: Files, name: str) -> list[str]:
     """The safetensors files of the model; FileError where one is missing."""
     if WEIGHTS in files:
         return [WEIGHTS]

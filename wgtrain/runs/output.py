@@ -1,10 +1,11 @@
-"""A file that a command makes: under a temporary name until it is whole, and never over another
-unless that was asked for.
+"""A file or folder that a command makes: under a temporary name until it is whole, and never over
+another unless that was asked for.
 """
 
 import os
+import shutil
 import stat
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,4 +91,60 @@ def write_output(
             raise FileError(f"{path}: {error.strerror or error}") from None
     finally:
         new.unlink(missing_ok=True)
+    return written
+
+
+def check_folder(path: Path) -> None:
+    """Raises FileError where a folder cannot be made: something is there that is not an empty one,
+    or there is no place for it.
+    """
+    try:
+        if not path.absolute().parent.is_dir():
+            raise FileError(f"{path}: there is no folder {path.absolute().parent}")
+        if os.path.lexists(path) and not path.is_dir():
+            raise FileError(f"{path}: a file; the name of a folder is needed")
+        if path.is_dir() and any(path.iterdir()):
+            raise FileError(f"{path}: exists already, and a folder is not replaced; name another")
+    except (OSError, ValueError) as error:
+        raise unusable(path, error) from None
+
+
+def write_folder(
+    path: Path,
+    made: Mapping[str, tuple[int, Callable[[], AsyncIterator[Data]]]],
+    copies: Mapping[str, Path],
+) -> int:
+    """Writes a folder of files made, given as bytes to come and their chunks, and of copies;
+    returns its bytes. Whatever goes wrong, nothing is left.
+    """
+    check_folder(path)
+    new = path.with_name(f".new-{os.getpid()}-{path.name}")
+    written = 0
+
+    async def write(file: Path, chunks: AsyncIterator[Data], moved: Callable[[int], None]) -> None:
+        nonlocal written
+        with open(file, "xb") as opened:
+            async for chunk in chunks:
+                written += opened.write(chunk)
+                moved(written)
+            opened.flush()
+            os.fsync(opened.fileno())
+
+    try:
+        new.mkdir()
+        total = sum(nbytes for nbytes, _ in made.values())
+        with transfer("writing") as shown:
+            for name, (_, chunks) in made.items():
+                run(write(new / name, chunks(), lambda done: shown(done, total)))
+        for name, source in copies.items():
+            (new / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(source, new / name)
+            written += (new / name).stat().st_size
+        if path.is_dir():
+            path.rmdir()
+        new.rename(path)
+    except OSError as error:
+        raise FileError(f"{path}: {error.strerror or error}") from None
+    finally:
+        disk.remove(new)
     return written
