@@ -21,8 +21,8 @@ from wgtrain.train.spellings import nearest
 # Settings that decide what training sees of rows.
 PREVIEWED = ("model", "kind", "chat_template", "template_args", "system", "seq_len", "train_on")
 DONE, UNUSABLE, GPU_FAILED, INTERRUPTED = 0, 2, 3, 130
-# Commands in modules of their own, which have each a `command`.
-MODULES = {"chat": "chat", "eval": "eval", "generate": "generate"}
+# Commands in modules of their own, of the same name, which have each a `command`.
+MODULES = ("chat", "eval", "generate", "merge", "modelfile")
 
 
 class _Commands(click.Group):
@@ -34,7 +34,7 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in MODULES:
             return super().get_command(ctx, name)
-        command: click.Command = import_module(f"wgtrain.cli.{MODULES[name]}").command
+        command: click.Command = import_module(f"wgtrain.cli.{name}").command
         return command
 
 

@@ -5,7 +5,7 @@ def command(..., **given): with opened(given) as using: using.model ...
 """
 
 import os
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
@@ -34,6 +34,15 @@ Say = Callable[[str], None]
 
 def using_options(command: Any) -> Any:
     """Decorator that adds the options which `opened` reads."""
+    return using_some(USED)(command)
+
+
+def using_some(names: Collection[str]) -> Callable[[Any], Any]:
+    """The same with some of `USED` alone."""
+    return lambda command: _add_options(command, names)
+
+
+def _add_options(command: Any, names: Collection[str]) -> Any:
     command = click.option(
         "--config",
         "config_file",
@@ -41,7 +50,7 @@ def using_options(command: Any) -> Any:
         help='JSON: {"model": {"path": ...}, "lora_adapters": [{"path": ..., "scale": 1.0}, ...]}, '
         "beside the path settings with underscores; the command line goes over it.",
     )(command)
-    command = options_of(RunConfig, only=USED)(command)
+    command = options_of(RunConfig, only=names)(command)
     return click.option(
         "--adapter",
         multiple=True,
