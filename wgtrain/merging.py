@@ -129,8 +129,9 @@ def read_adapters(adapters: Sequence[tuple[Any, float]], gguf: GGUF) -> list[Sca
 
     def read(adapter: Any) -> Checked:
         found = HOST.read_adapter(adapter, config)
-        found = fit_adapter(found, gguf.tensors, config.architecture, _name(adapter, whole=True))
-        return check_adapter(found, gguf, config.architecture)
+        name = _name(adapter, whole=True)
+        found = fit_adapter(found, gguf.tensors, config.architecture, name)
+        return check_adapter(found, gguf, config.architecture, name)
 
     if isinstance(adapters, str | os.PathLike | Mapping) or not len(adapters):
         raise OptionError(
