@@ -40,7 +40,7 @@ fn main(
       }
     }
   }
-  let r4 = LORA * ((params.lora_rank + 3u) / 4u);
+  let r4 = lora_steps();
   for (var r = 0u; r < r4; r++) {
     for (var j = 0u; j < 4u; j++) { // unroll
       w[j] = lora_weight(params.lora_row + col[j], r4, r);

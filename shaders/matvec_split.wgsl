@@ -48,7 +48,7 @@ fn main(
       }
     }
   }
-  let r4 = LORA * ((params.lora_rank + 3u) / 4u);
+  let r4 = lora_steps();
   for (var r = place; r < r4; r += SPLIT) {
     for (var j = 0u; j < 4u; j++) { // unroll
       w[j] = lora_weight(params.lora_row + col[j], r4, r);

@@ -9,7 +9,6 @@ import pytest
 import tiny
 from figures import record
 from kernel_check import Packed, pack_weight
-from test_architectures import GELU_EFFECT
 from test_linear import Stage, T
 
 import wgtrain
@@ -375,6 +374,7 @@ def test_adapters_that_do_not_fit(model: Any, monkeypatch: pytest.MonkeyPatch) -
 # --- llama.cpp ------------------------------------------------------------------------------------
 
 BOUND = 1e-5  # of the largest change of logits
+GELU_BOUND = 4e-3  # where llama.cpp takes the activation from a table of f16
 ORACLES = ["llama", "qwen2", "qwen3", "granite", "phi3", "starcoder2", "gemma2"]
 SCALES: list[tuple[float, ...]] = [
     (1.0,), (0.5,), (0.0,), (-1.0,),
@@ -397,7 +397,7 @@ def test_stacks_beside_llama_cpp(name: str) -> None:
     for seed, (rank, names) in enumerate([(3, linears), (8, linears[-2:]), (5, linears[:2])]):
         pairs = tiny.random_adapter(spec, tiny.targets(spec, names), rank, seed, scale=0.6)
         adapters.append(Adapter(spec.architecture, rank, 1.5 * rank, pairs))
-    bound = GELU_EFFECT if spec.row.activation == "gelu" else BOUND  # llama.cpp's is a table
+    bound = GELU_BOUND if spec.row.activation == "gelu" else BOUND
     judge = LlamaCpp(base.gguf)
     theirs = [judge.adapter(wgtrain.files.write_adapter_gguf(one)) for one in adapters]
     tokens = np.random.default_rng(2).integers(0, spec.vocab, 8 if spec.unseen_window else 23)
