@@ -213,6 +213,33 @@ def test_answers_under_different_stacks_take_turns(model: Any) -> None:
         assert [row[3:] for row in rows] == wanted, rounds
 
 
+def test_rows_under_different_stacks_keep_their_places(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of each only the new token is read, though another one was read under another stack."""
+    stacks = [model.stack([(ALL, 1.0)]), model.stack([]), model.stack([(FFN, 0.5)])]
+    model.logits(TOKENS, [(ALL, 1.0), (FFN, 0.5)])
+    kept = wgtrain.run(model._places(stacks[0], 3, 8, 64))
+    extend, counts = kept.sequences.extend, []
+
+    async def counted(rows: Any) -> Any:
+        counts.append([len(tokens) for tokens in rows.values()])
+        return await extend(rows)
+
+    monkeypatch.setattr(kept.sequences, "extend", counted)
+    for length in (5, 6, 7):
+        for place, stack in enumerate(stacks):
+            assert wgtrain.run(model._places(stack, 3, 8, 64)) is kept
+            ids = TOKENS[:length]
+            logits = wgtrain.run(kept.read({place: ids}))[place]
+            wanted = model.logits(ids, stack)[-1]
+            assert np.abs(logits - wanted).max() < 1e-5 * np.ptp(wanted)
+    assert counts == [[5]] * 3 + [[1]] * 6
+    wgtrain.run(model._places(stacks[2], 3, 8, 64))
+    wgtrain.run(kept.read({0: TOKENS[:7]}))
+    assert counts[-1] == [7], "what was read under another stack is of no use"
+
+
 def test_no_new_plan_while_there_is_room(model: Any) -> None:
     model.adapters.load(WIDE[0], name="0")
     model.adapters.load(WIDE[1], name="1")

@@ -17,10 +17,13 @@ class Reader(Protocol):
 
 
 class Places:
-    """The sequences that a model keeps for a stack of adapters (`key`), and what stands in them."""
+    """The sequences that a model keeps, and what stands in them: rows, each with the `key` of the
+    stack of adapters under which it was read.
+    """
 
     def __init__(self, key: bytes, sequences: Sequences) -> None:
         self.key, self.sequences = key, sequences
+        self._keys = [key] * sequences.places
         self._held: list[list[int]] = [[] for _ in range(sequences.places)]
         # A row that nobody is after any more is gone by itself, and its place is free.
         self._readers: WeakValueDictionary[int, Reader] = WeakValueDictionary()
@@ -30,13 +33,10 @@ class Places:
         return self.sequences.places >= places and self.sequences.room >= room
 
     def under(self, key: bytes) -> None:
-        """From here on rows are read under this stack: what was read under another one is not
-        used again.
+        """From here on rows are read under this stack: of what was read under another one nothing
+        is used.
         """
-        if key != self.key:
-            for place in range(self.sequences.places):
-                self._cut(place, 0)
-            self.key = key
+        self.key = key
 
     def seat(self, rows: Sequence[Reader]) -> dict[Reader, int]:
         """A place for each row: the one it has, or one that holds much of what it begins with."""
@@ -54,7 +54,8 @@ class Places:
         begins with, and with little else.
         """
         held = self._held[place]
-        return place not in self._readers, common(held, row.ids), -len(held), -place
+        alike = common(held, row.ids) if self._keys[place] == self.key else 0
+        return place not in self._readers, alike, -len(held), -place
 
     async def read(self, rows: Mapping[int, Sequence[int]]) -> dict[int, np.ndarray]:
         """Makes places hold these rows, of which only what is not there is read; logits float32
@@ -62,6 +63,9 @@ class Places:
         """
         new: dict[int, Sequence[int]] = {}
         for place, ids in rows.items():
+            if self._keys[place] != self.key:
+                self._cut(place, 0)
+                self._keys[place] = self.key
             held = self._held[place]
             known = min(common(held, ids), len(ids) - 1)  # the logits after the last are wanted
             if known < len(held):
