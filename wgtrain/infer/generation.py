@@ -214,11 +214,7 @@ async def generate(
             active.append(waiting.popleft())
         with turn(wait=True):
             try:
-                places = await open_places(
-                    len(active),
-                    max(len(row.ids) for row in active),
-                    max(row.wanted for row in active),
-                )
+                places = await _opened(open_places, active)
             except OutOfMemoryError:
                 if len(active) == 1:
                     raise
@@ -234,3 +230,21 @@ async def generate(
                 active.remove(row)
             for piece in pieces:
                 yield piece
+
+
+async def _opened(open_places: OpenPlaces, rows: Sequence[Row]) -> Places:
+    """Places for these rows; a single one makes do with less room ahead where memory is short."""
+    least = max(len(row.ids) for row in rows)
+    wanted = max(row.wanted for row in rows)
+    while True:
+        try:
+            return await open_places(len(rows), least, wanted)
+        except OutOfMemoryError as error:
+            if len(rows) > 1:
+                raise
+            if wanted - least < 2:
+                raise OutOfMemoryError(
+                    f"there is no room for more than the {least:,} tokens of the prompt and the "
+                    f"answer so far: {error}"
+                ) from None
+            wanted = least + (wanted - least) // 2

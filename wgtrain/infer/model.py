@@ -14,7 +14,7 @@ from wgtrain.data.templates import Templating
 from wgtrain.data.tokenizer import Tokenizer, load_tokenizer
 from wgtrain.dual import aio_view, dual, dual_iterator
 from wgtrain.engine.linear import Adapter as Beside
-from wgtrain.errors import FileError, OptionError
+from wgtrain.errors import FileError, OptionError, OutOfMemoryError
 from wgtrain.files import GGUF, Adapter
 from wgtrain.files.adapters import fitted
 from wgtrain.files.source import shown
@@ -76,7 +76,7 @@ class Model:
         self._kept: Places | None = None
         self._kept_beside: object = None  # what these places stand beside
         self._templating: Templating | None = None
-        self._opened_prompter: Prompter | None = None
+        self._prompter: Prompter | None = None
         self._turn = Turn("this model")
         self._slots = slots = Slots(device, base)
         self.adapters = Adapters(self._check_adapter, slots.drop, slots.close, self._turn)
@@ -232,6 +232,8 @@ class Model:
         `templating` says). Special tokens written in messages stay text. OptionError where there is
         no template or a message is wrong, FileError where the template refuses it.
         """
+        if self._prompter is None:
+            self._prompter = Prompter(self.tokenizer, self._templating)
         return self._prompter.prompt(messages, tools, template_args, system)
 
     @property
@@ -244,16 +246,10 @@ class Model:
         self._drop_prompter()
         self._templating = templating
 
-    @property
-    def _prompter(self) -> Prompter:
-        if self._opened_prompter is None:
-            self._opened_prompter = Prompter(self.tokenizer, self._templating)
-        return self._opened_prompter
-
     def _drop_prompter(self) -> None:
-        if self._opened_prompter is not None:
-            self._opened_prompter.close()
-        self._opened_prompter = None
+        if self._prompter is not None:
+            self._prompter.close()
+        self._prompter = None
 
     def _ids(
         self,
@@ -323,7 +319,14 @@ class Model:
         tuning = self.host.choose_tuning(self.device, session.plan, size, 0, "auto")
         if tuning.table != session.tuning.table:
             session = make(tuning)
-        await session.open()
+        try:
+            await session.open()
+        except OutOfMemoryError:
+            if self._kept is None:
+                raise
+            self._drop_places()  # they are read again when an answer goes on
+            session = make(session.tuning)
+            await session.open()
         self._session = session
         return session
 
@@ -346,8 +349,14 @@ class Model:
             return kept
         self._drop_places()
         room = min(max(64, 1 << (wanted - 1).bit_length()), max(self.config.context, wanted))
-        self._kept = Places(stack.key, await self.sequences(stack, places, room))
-        self._kept_beside = beside
+        try:
+            opened = await self.sequences(stack, places, room)
+        except OutOfMemoryError:
+            if self._session is None and room == wanted:
+                raise
+            self._drop_session()  # it is made again when it is asked for
+            opened = await self.sequences(stack, places, wanted)
+        self._kept, self._kept_beside = Places(stack.key, opened), beside
         return self._kept
 
     def _drop_places(self) -> None:

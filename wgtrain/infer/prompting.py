@@ -6,7 +6,6 @@ from dataclasses import replace
 from datetime import date
 from typing import Any
 
-from wgtrain.data.chat import texts_in
 from wgtrain.data.examples import without_developer
 from wgtrain.data.messages import Conversation, free_form, read_conversation
 from wgtrain.data.records import RowError
@@ -46,7 +45,11 @@ class Prompter:
             return self._prompt(messages, tools, template_args, system)
 
     def close(self) -> None:
-        """Ends the template's process."""
+        """Ends the template's process, once no other thread uses it."""
+        with self._turn(wait=True):
+            self._shut()
+
+    def _shut(self) -> None:
         if self._open is not None:
             self._open.close()
         self._open = self._marks = None
@@ -69,11 +72,13 @@ class Prompter:
             raise wrong
         if not any("developer" in text for text in templating.sources(self._tokenizer).values()):
             chat = [without_developer(message) for message in chat]
-        guard = self._guard([chat, tools])
-        shielded = _shielded([chat, tools], self._typed([chat, tools]), guard)
+        given = list(_texts([chat, tools]))
+        guard = _guard(given)
+        typed = [self._tokenizer.pieces[i] for i in {*self._tokenizer.control_in(given)}]
+        shielded = _shielded([chat, tools], typed, guard)
         text = self._template(templating).render(*shielded, prompt=True, args=args)
         if templating.template is not None:
-            self._check_pieces(text, templating)
+            self._check_pieces(text, templating, [*given, *_texts(args)])
         ids = self._tokenizer.encode(text, bos=self._tokenizer.add_bos, special=True, guard=guard)
         return Prompt(ids, self._thoughts(text, templating, tools, args))
 
@@ -109,7 +114,7 @@ class Prompter:
         if self._given is not None:
             return self._given
         if self._day != today:
-            self.close()
+            self._shut()
             self._own, self._day = Templating(), today
         return self._own
 
@@ -124,28 +129,39 @@ class Prompter:
             )
         return self._open
 
-    def _typed(self, value: Any) -> list[str]:
-        """The control tokens that are written out in messages."""
-        pieces = self._tokenizer.pieces
-        return [pieces[i] for i in {*self._tokenizer.control_in(texts_in(value))}]
-
-    def _guard(self, value: Any) -> str:
-        """A character that is nowhere in them."""
-        there = "".join(texts_in(value))
-        free = (chr(c) for c in _NONCHARACTERS if chr(c) not in there)
-        found = next(free, None)
-        if found is None:
-            raise OptionError("messages: they hold all the noncharacters from U+FDD2 to U+FDEF")
-        return found
-
-    def _check_pieces(self, text: str, templating: Templating) -> None:
+    def _check_pieces(self, text: str, templating: Templating, given: list[str]) -> None:
         """OptionError where another model's template writes tokens that this one does not have."""
-        if missing := no_tokens(text, self._tokenizer, self._known):
+        missing = no_tokens(text, self._tokenizer, self._known)
+        missing = [piece for piece in missing if not any(piece in one for one in given)]
+        if missing:
             raise OptionError(
                 f"chat_template = {templating.name}: it writes {' '.join(missing)}, not single "
                 f"tokens of the vocabulary of {self._tokenizer.name}: a template for this model is "
                 "needed"
             )
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in a value of JSON, with the names of fields: whoever asks may choose these too."""
+    open_ = [value]
+    while open_:
+        item = open_.pop()
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, list):
+            open_ += item
+        elif isinstance(item, dict):
+            open_ += [*item, *item.values()]
+
+
+def _guard(texts: list[str]) -> str:
+    """A character that is in none of the texts."""
+    there = "".join(texts)
+    free = (chr(code) for code in _NONCHARACTERS if chr(code) not in there)
+    found = next(free, None)
+    if found is None:
+        raise OptionError("messages: they hold all the noncharacters from U+FDD2 to U+FDEF")
+    return found
 
 
 def seen(marks: Thoughts, tokenizer: Tokenizer) -> Thoughts:
@@ -209,10 +225,12 @@ def _shielded(value: Any, pieces: list[str], guard: str) -> Any:
         return value
     if isinstance(value, str):
         for piece in sorted(pieces, key=len, reverse=True):
-            value = value.replace(piece, piece[0] + guard + piece[1:])
+            while piece in value:  # occurrences may overlap
+                value = value.replace(piece, piece[0] + guard + piece[1:])
         return value
     if isinstance(value, list):
         return [_shielded(item, pieces, guard) for item in value]
     if isinstance(value, dict):
-        return {key: _shielded(item, pieces, guard) for key, item in value.items()}
+        pairs = [[key, item] for key, item in value.items()]
+        return dict(_shielded(pairs, pieces, guard))
     return value

@@ -118,7 +118,7 @@ class Splitter:
         """
         core = self._held.lstrip()
         every = [mark for mark in (marks.open, *marks.leads) if mark]
-        if not last and any(len(m) > len(core) and m.startswith(core) for m in every):
+        if not last and (not core or any(m != core and m.startswith(core) for m in every)):
             return False
         mark = max((m for m in every if core.startswith(m)), key=len, default=None)
         blanks = len(self._held) - len(core)
@@ -126,10 +126,10 @@ class Splitter:
             self._take(blanks + len(mark), parts, 0)
             self._bare = False
             self._state = "opened" if mark == marks.open else "start"
-        elif core or last:
-            if not self._bare:
-                self._take(blanks, parts, 0)
-            self._state = "answer"
+            return True
+        if not self._bare:
+            self._take(blanks, parts, 0)
+        self._state = "answer"
         return True
 
     def _opened(self, marks: Thoughts, parts: list[Part], last: bool) -> bool:
