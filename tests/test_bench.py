@@ -300,7 +300,7 @@ def test_a_weight_read_twice_is_no_result(full_device: Any) -> None:
         plan.launches["decode"] *= 2
         with pytest.raises(WgtrainError, match="reads rows of .* more than once"):
             decode.read_once(plan)
-        decoder.session.close()
+        decoder.close()
 
 
 @pytest.mark.gpu
@@ -320,7 +320,7 @@ def test_llama_cpp_decodes_the_same(changed: dict[str, Any]) -> None:
         wrong = [*theirs["logits"][1:], 0.0]
         with pytest.raises(WgtrainError, match="does not do the same work: logits differ by"):
             decode.check_logits("llama.cpp", decoder.logits, wrong)
-        decoder.session.close()
+        decoder.close()
 
 
 @pytest.mark.gpu

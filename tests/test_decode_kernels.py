@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from kernel_check import Checker, fit, pack_weight
 from random_blocks import SHAPES_OF_PACKS
+from test_product_variants import loaded
 
 from wgtrain.engine.graph import padded
 from wgtrain.engine.kernel import load_kernel
@@ -76,6 +77,23 @@ def test_matvec_with_an_adapter(checkers: tuple[Checker, Checker], kernel: str, 
     """s z B^T in the same sums, from row 3 of B on."""
     for type_ in ("F32", "Q8_0"):
         check_matvec(checkers, kernel, SHAPES[2], type_, rank=rank)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 7])
+@pytest.mark.parametrize("kernel", MATVEC)
+def test_matvec_with_loaded_adapters(
+    checkers: tuple[Checker, Checker], kernel: str, steps: int
+) -> None:
+    """The sum of strengths times z B^T over the quads in the list, from row 3 of B on."""
+    checker, constants = fit(checkers, kernel, {**MATVEC[kernel], "ROWS": ROWS})
+    for rows, n, k in SHAPES:
+        params = {"rows": "T", "n": n, "k4": padded(k) // 4, "scale": 0.5, "weight_row": 0}
+        params |= {"y_stride": padded(n) // 4, "y_column": 0, "add": 1}
+        arrays, place = loaded(rows, n + 4, steps)
+        arrays |= {"x": normal(rows, k), "weight": pack_weight(normal(n, k), "F32")}
+        arrays["y"] = normal(rows, padded(n))
+        how = {"constants": constants, "libraries": {"lora": "lora_stacked"}}
+        checker.check(kernel, arrays, {**params, **place}, rows=rows, scale=1.0, **how)
 
 
 def listed(*families: str) -> set[Choice]:
