@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from needs import ROOT
 from test_cli import wgtrain as command
 
 import wgtrain
@@ -274,3 +276,35 @@ def test_what_cannot_be_is_refused(evaluate: Eval, arguments: list[Any], message
     code, text, error = evaluate(*arguments)
     assert code == 2 and message in error, error
     assert text == "" and sorted(os.listdir()) == before
+
+
+def test_the_page_in_docs(
+    place: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its commands, then its program."""
+    text = (ROOT / "docs" / "evaluate.md").read_text("utf-8")
+    (commands,) = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    (program,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    shutil.copytree(place / "data", tmp_path / "data")
+    shutil.copy(BASE, tmp_path / "base.gguf")
+    monkeypatch.chdir(tmp_path)
+    said = []
+    for line in commands.splitlines():
+        name, *arguments = line.split()
+        assert name == "wgtrain"
+        code, out, error = command(capsys, *arguments)
+        assert code == 0, error
+        said.append(out)
+    summary = json.loads(Path("run/summary.json").read_text())
+    assert f"loss {summary['last_eval_loss']:.4f}" in said[1]
+    assert f"loss {summary['test_loss']:.4f}" in said[2] and "exact answers: " in said[2]
+    rows = [line for line in said[3].splitlines() if "base " in line]
+    assert f"{summary['base_test_loss']:.4f}" in rows[0] and Path("page.html").is_file()
+    assert json.loads(said[4])["rows"] == 3
+    exec(compile(program, "docs/evaluate.md", "exec"), {})
+    out = capsys.readouterr().out
+    assert out.startswith(str(summary["test_loss"])[:6]) and "tuned" in out
+    assert Path("compared.html").read_text("utf-8").startswith("<!doctype html>")
