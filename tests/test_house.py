@@ -39,7 +39,7 @@ BELOW: dict[str, set[str]] = {
     # Faces of several modules: what they may know of each other.
     "tune": {*GROUND, "gpu", "engine"},
     "web": {"errors"},
-    "serve": {"errors", "files", "data", "infer", "train", "runs", "web"},
+    "serve": {"errors", "files", "data", "gpu", "infer", "train", "runs", "web"},
     "runs": {
         *GROUND,
         "files",

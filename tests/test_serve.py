@@ -604,17 +604,17 @@ def test_a_client_that_goes_away_frees_its_place(stream: bool) -> None:
 
 def test_a_client_that_breaks_off_a_stream_ends_its_answer() -> None:
     model = FakeModel()
+    model.gate.clear()
     with serving(model) as server:
-        client = ask_raw(server, chat(f"say {'x' * 300}", stream=True, max_tokens=3000))
-        model.gate.clear()
-        assert client.recv(1000)
+        client = ask_raw(server, chat(f"say {'x' * 300}", stream=True))
+        until(lambda: len(model.asked) == 1)
+        assert client.recv(100).startswith(b"HTTP/1.1 200")
         client.close()
-        made = len(model.asked)
-        until(lambda: any("POST" in line for line in server.said))
+        until(lambda: len(server.said) == 1)
+        assert server.said[0].endswith(" model=base prompt=304 answer=0 finish=None")
         model.gate.set()
         assert send(server, CHAT, chat("and next"))[2]["choices"][0]["message"]["content"] == "next"
-        assert (made, len(model.asked), model.closed) == (1, 2, 2)
-        assert "finish=None" in server.said[0]
+        assert len(model.asked) == model.closed == 2
 
 
 def test_a_full_line_says_when_to_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -663,6 +663,22 @@ def test_an_error_ends_its_answer_and_no_other(
         assert "a bug" not in json.dumps(last)
         model.error = None
         assert send(server, CHAT, chat())[0] == 200
+
+
+@pytest.mark.parametrize("error", [OptionError("wrong"), RuntimeError("a bug")])
+def test_an_error_leaves_the_connection_open(error: Exception) -> None:
+    model = FakeModel()
+    with serving(model) as server:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+        for body in (chat(), chat(n=2), chat("x" * CONTEXT), chat(model="x"), chat(stream=True)):
+            for model.error in (error, None):
+                head = {"Content-Type": "application/json"}
+                connection.request("POST", CHAT, json.dumps(body), head)
+                sock = connection.sock
+                assert connection.getresponse().read()
+                assert connection.sock is sock is not None
+        connection.close()
+        assert len({line.split()[2] for line in server.said if line.startswith("POST")}) > 2
 
 
 def test_a_gpu_that_is_lost_ends_the_server() -> None:

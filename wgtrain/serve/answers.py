@@ -5,19 +5,24 @@ import json
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from wgtrain.errors import FileError
 from wgtrain.infer.generation import Piece, Request
 from wgtrain.infer.model import Model
 from wgtrain.serve.asked import Asked, Chat, Completion
-from wgtrain.serve.guards import said_of
+from wgtrain.serve.guards import error_response, said_of
 from wgtrain.serve.line import Full, Line, Place, Work
 from wgtrain.serve.refusals import FAILED, Refused
 from wgtrain.serve.replies import ChatReply, TextReply
 from wgtrain.serve.shelf import Entry, Shelf
 
 RETRY_SECONDS = 2
+_STREAM = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"x-accel-buffering", b"no"),  # or a proxy may hold events back
+]
 Item = int | Piece  # the tokens of all prompts, then the pieces of the answers
 Told = Callable[[Exception, Scope], Refused]
 Chosen = Sequence[tuple[Entry, float]]
@@ -100,33 +105,38 @@ class Answer:
                 headers={"Retry-After": str(RETRY_SECONDS)},
             ) from None
         leaving = asyncio.create_task(_leave_when_gone(receive, place))
+        tell = self._stream if self._reply.asked.stream else self._whole
         try:
-            if self._reply.asked.stream:
-                await self._stream(place, scope, send)
-            else:
-                await self._whole(place, send)
+            # An error is an answer: what is raised here would cost the client its connection.
+            try:
+                first = await anext(place, None)
+            except Exception as error:
+                await error_response(self._told(error, scope))(scope, receive, send)
+                return
+            if first is not None:
+                self._reply.take(first)
+                await tell(place, scope, receive, send)
         finally:
             leaving.cancel()
             place.leave()
             said_of(scope).extend(self._reply.said())
 
-    async def _whole(self, place: Place[Item], send: Send) -> None:
+    async def _whole(self, place: Place[Item], scope: Scope, receive: Receive, send: Send) -> None:
         reply = self._reply
-        async for item in place:
-            reply.take(item)
+        try:
+            async for item in place:
+                reply.take(item)
+        except Exception as error:
+            await error_response(self._told(error, scope))(scope, receive, send)
+            return
         if reply.is_finished:
-            body = _encode(reply.whole())
-            await _start(send, b"application/json", len(body))
-            await send({"type": "http.response.body", "body": body})
+            response = Response(_encode(reply.whole()), media_type="application/json")
+            await response(scope, receive, send)
 
-    async def _stream(self, place: Place[Item], scope: Scope, send: Send) -> None:
+    async def _stream(self, place: Place[Item], scope: Scope, receive: Receive, send: Send) -> None:
         """Server-sent events, once it is certain that there will be an answer."""
         reply = self._reply
-        first = await anext(place, None)
-        if first is None:
-            return
-        reply.take(first)
-        await _start(send, b"text/event-stream; charset=utf-8")
+        await send({"type": "http.response.start", "status": 200, "headers": _STREAM})
         try:
             await _tell(send, reply.head())
             async for item in place:
@@ -146,15 +156,6 @@ async def _leave_when_gone(receive: Receive, place: Place[Item]) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
     place.leave()
-
-
-async def _start(send: Send, kind: bytes, length: int | None = None) -> None:
-    headers = [(b"content-type", kind)]
-    if length is None:
-        headers.append((b"x-accel-buffering", b"no"))  # or a proxy may hold events back
-    else:
-        headers.append((b"content-length", str(length).encode()))
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
 
 
 async def _tell(send: Send, chunks: Any) -> None:

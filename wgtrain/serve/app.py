@@ -13,7 +13,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Scope
 
 from wgtrain.data.records import RowError, read_value
-from wgtrain.errors import DeviceLostError
+from wgtrain.errors import DeviceLostError, WgtrainError
 from wgtrain.infer.model import Model
 from wgtrain.serve.answers import Answer, chat_work, completion_work
 from wgtrain.serve.asked import read_chat, read_completion
@@ -55,7 +55,8 @@ class Endpoints:
             Route("/health", self.health, methods=["GET"]),
         ]
         handlers: Any = {
-            Refused: self._refused,
+            Refused: self._failed,
+            WgtrainError: self._failed,
             HTTPException: self._no_such_path,
             ClientDisconnect: self._gone,
             Exception: self._failed,
@@ -121,9 +122,6 @@ class Endpoints:
         if isinstance(error, DeviceLostError):
             self._lost(error)
         return refused
-
-    async def _refused(self, request: Request, error: Exception) -> Response:
-        return error_response(self._told(error, request.scope))
 
     async def _failed(self, request: Request, error: Exception) -> Response:
         return error_response(self._told(error, request.scope))

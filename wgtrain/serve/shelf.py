@@ -8,8 +8,10 @@ from typing import Any
 
 from wgtrain.errors import FileError, WgtrainError
 from wgtrain.files.adapters import TENSOR_FILE
+from wgtrain.files.gguf import read_gguf
 from wgtrain.files.source import shown
-from wgtrain.runs.sources import is_adapter
+from wgtrain.gpu import run
+from wgtrain.runs.sources import as_source, is_adapter
 from wgtrain.serve.choice import Choice
 from wgtrain.serve.refusals import Refused, wrong_field
 from wgtrain.train.checkpoint import ADAPTER
@@ -78,7 +80,11 @@ class Shelf:
             if version is None or self._passed.get(path.name) == version:
                 continue
             self._passed[path.name] = version
-            if not _holds_adapter(path):
+            try:
+                if not _holds_adapter(path):
+                    continue
+            except FileError as error:
+                self._say(f"warning: {error}; it is left out")
                 continue
             name = path.name.removesuffix(".gguf")
             if any(entry.name == name for entry in self._entries):
@@ -220,9 +226,10 @@ def _version(path: Path) -> Version | None:
 
 
 def _holds_adapter(path: Path) -> bool:
-    try:
-        if path.is_dir():
-            return (path / ADAPTER).is_file() or is_adapter(path)
-        return path.suffix == ".gguf" and is_adapter(path)
-    except WgtrainError:
+    """Whether an adapter is there; FileError for a GGUF that cannot be read."""
+    if path.is_dir():
+        return (path / ADAPTER).is_file() or is_adapter(path)
+    if path.suffix != ".gguf":
         return False
+    with as_source(path) as opened:
+        return run(read_gguf(opened)).metadata.get("general.type") == "adapter"
