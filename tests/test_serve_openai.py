@@ -243,13 +243,7 @@ def test_adapters_of_a_folder_come_and_go(
     (folder / ".hidden.gguf").write_bytes(write_adapter_gguf(a))
     (tmp_path / "outside.gguf").write_bytes(write_adapter_gguf(a))
     warned: list[str] = []
-
-    def read(path: Path) -> Any:
-        found = model.read_adapter(path)
-        model.stack([(found, 1.0)])
-        return found
-
-    shelf = Shelf("m", [("given", b, 1.0)], folder, read, warned.append)
+    shelf = Shelf("m", [("given", b, 1.0)], folder, model.adapters.read, warned.append)
     assert len(warned) == 2 and "cut.gguf" in warned[0] and "given" in warned[1]
 
     with serving(model, shelf) as server:

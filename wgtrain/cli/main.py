@@ -21,8 +21,7 @@ from wgtrain.train.spellings import nearest
 # Settings that decide what training sees of rows.
 PREVIEWED = ("model", "kind", "chat_template", "template_args", "system", "seq_len", "train_on")
 DONE, UNUSABLE, GPU_FAILED, INTERRUPTED = 0, 2, 3, 130
-# Commands in modules of their own, of the same name, which have each a `command`.
-MODULES = ("chat", "eval", "generate", "merge", "modelfile")
+MODULES = ("chat", "eval", "generate", "merge", "modelfile", "serve")
 
 
 class _Commands(click.Group):

@@ -2,89 +2,25 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from wgtrain.errors import FileError
-from wgtrain.infer.generation import Piece, Request
-from wgtrain.infer.model import Model
-from wgtrain.serve.asked import Asked, Chat, Completion
+from wgtrain.infer.generation import Piece
 from wgtrain.serve.guards import error_response, said_of
 from wgtrain.serve.line import Full, Line, Place, Work
 from wgtrain.serve.refusals import FAILED, Refused
 from wgtrain.serve.replies import ChatReply, TextReply
-from wgtrain.serve.shelf import Entry, Shelf
+from wgtrain.serve.worker import Item
 
 RETRY_SECONDS = 2
 _STREAM = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"x-accel-buffering", b"no"),  # or a proxy may hold events back
 ]
-Item = int | Piece  # the tokens of all prompts, then the pieces of the answers
 Told = Callable[[Exception, Scope], Refused]
-Chosen = Sequence[tuple[Entry, float]]
-
-
-def chat_work(model: Model, asked: Chat, shelf: Shelf, chosen: Chosen) -> Work[Item]:
-    """What makes the answer to messages."""
-
-    def work() -> Generator[Item, None, None]:
-        try:
-            prompt = model.prompt(asked.messages, asked.tools, asked.template_args, asked.system)
-        except FileError:
-            # What one conversation took too much of is not to be missing for the next.
-            model.templating = model.templating
-            raise
-        yield from _answers(model, asked, [prompt], shelf, chosen, "messages")
-
-    return work
-
-
-def completion_work(model: Model, asked: Completion, shelf: Shelf, chosen: Chosen) -> Work[Item]:
-    """What makes texts go on."""
-
-    def work() -> Generator[Item, None, None]:
-        tokenizer = model.tokenizer
-        prompts = [
-            tokenizer.encode(prompt, bos=tokenizer.add_bos, special=True)
-            if isinstance(prompt, str)
-            else model.check_tokens(prompt)
-            for prompt in asked.prompts
-        ]
-        yield from _answers(model, asked, prompts, shelf, chosen, "prompt")
-
-    return work
-
-
-def _answers(
-    model: Model,
-    asked: Asked,
-    prompts: Sequence[Sequence[int]],
-    shelf: Shelf,
-    chosen: Chosen,
-    param: str,
-) -> Generator[Item, None, None]:
-    context = model.config.context
-    requests = []
-    for prompt in prompts:
-        left = context - len(prompt)
-        if left < 1:
-            raise Refused(
-                f"the model's context is {context} tokens; {param} has {len(prompt)}, which leaves "
-                "no room for an answer",
-                param=param,
-                code="context_length_exceeded",
-            )
-        if not prompt:
-            raise Refused(f"{param}: no tokens are in it", param=param)
-        limit = left if asked.max_tokens is None else min(asked.max_tokens, left)
-        requests.append(Request(prompt, limit, asked.sampling, asked.stop, asked.logprobs))
-    adapters = shelf.load(chosen)
-    yield sum(map(len, prompts))
-    yield from model.answers(requests, adapters=adapters)
 
 
 class Answer:

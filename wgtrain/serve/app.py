@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Scope
 from wgtrain.data.records import RowError, read_value
 from wgtrain.errors import DeviceLostError, WgtrainError
 from wgtrain.infer.model import Model
-from wgtrain.serve.answers import Answer, chat_work, completion_work
+from wgtrain.serve.answers import Answer
 from wgtrain.serve.asked import read_chat, read_completion
 from wgtrain.serve.choice import read_scales
 from wgtrain.serve.guards import error_response, said_of
@@ -23,6 +23,7 @@ from wgtrain.serve.line import Line
 from wgtrain.serve.refusals import Refused, refusal_of
 from wgtrain.serve.replies import ChatReply, TextReply
 from wgtrain.serve.shelf import Shelf
+from wgtrain.serve.worker import Worker
 
 MOST_BYTES = 4 << 20  # of a body
 
@@ -35,11 +36,12 @@ class Endpoints:
         model: Model,
         shelf: Shelf,
         line: Line,
+        worker: Worker,
         temperature: float,
         say: Callable[[str], None],
         lost: Callable[[Exception], None],
     ):
-        self._model, self._shelf, self._line = model, shelf, line
+        self._model, self._shelf, self._line, self._worker = model, shelf, line, worker
         self._temperature, self._say, self._lost = temperature, say, lost
         self._started = int(time.time())
 
@@ -68,14 +70,14 @@ class Endpoints:
         asked = read_chat(await _object(request), self._temperature)
         name, chosen = self._shelf.choose(asked.choice)
         reply = ChatReply(asked, name, self._spell)
-        return self._answer(reply, chat_work(self._model, asked, self._shelf, chosen))
+        return self._answer(reply, self._worker.chat(asked, chosen))
 
     async def complete(self, request: Request) -> ASGIApp:
         """Texts are continued."""
         asked = read_completion(await _object(request), self._temperature)
         name, chosen = self._shelf.choose(asked.choice)
         reply = TextReply(asked, name, self._spell, len(asked.prompts))
-        return self._answer(reply, completion_work(self._model, asked, self._shelf, chosen))
+        return self._answer(reply, self._worker.completion(asked, chosen))
 
     async def models(self, request: Request) -> Response:
         """The base, and it with each adapter."""

@@ -25,8 +25,12 @@ HEADERS = {
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#@,\"'\\]+")
 
 
-def check_origins(origins: Collection[str]) -> None:
-    """OptionError for what is no origin as browsers send them."""
+def check_access(key: str | None, origins: Collection[str]) -> None:
+    """OptionError for a key that no header can hold, and for what is no origin as browsers send
+    them.
+    """
+    if key is not None and not (key and key.isascii() and key.isprintable() and " " not in key):
+        raise OptionError("api_key: printable ASCII without blanks is needed")
     for origin in origins:
         if origin != "*" and not (_ORIGIN.fullmatch(origin) and origin == origin.lower()):
             raise OptionError(

@@ -4,13 +4,13 @@ import ipaddress
 import socket
 from collections.abc import Callable, Collection
 
-from wgtrain.errors import OptionError
 from wgtrain.infer.model import Model
 from wgtrain.serve.app import Endpoints
-from wgtrain.serve.guards import HEADERS, Logged, check_origins, guarded
+from wgtrain.serve.guards import HEADERS, Logged, check_access, guarded
 from wgtrain.serve.line import Line
 from wgtrain.serve.shelf import Shelf
-from wgtrain.web.listener import HOSTS, LOOPBACK, Listener, Named
+from wgtrain.serve.worker import Worker
+from wgtrain.web.listener import HOSTS, LOOPBACK, Listener, Named, listen
 
 MOST_WAITING = 64  # requests in the line, the one at work among them
 MOST_CONNECTIONS = 128
@@ -19,11 +19,12 @@ END_SECONDS = 60.0  # in which the step that the GPU is at has to end
 
 
 class Server(Listener):
-    """Answers for one model, with the adapters on a shelf; port 0 = any free one.
+    """Answers for one model, with the adapters on a shelf.
 
-    `key`: what `Authorization: Bearer` has to say; `origins`: pages that may ask; `names`: what
-    else this machine is called, in the `Host` of a request; `temperature`: where none is asked for.
-    `say` gets a line for each request.
+    `listening`: a socket of `host`, a free port of it where there is none. `key`: what
+    `Authorization: Bearer` has to say; `origins`: pages that may ask; `names`: what else this
+    machine is called, in the `Host` of a request; `temperature`: where none is asked for. `say`
+    gets a line for each request. OptionError for what cannot work.
     """
 
     def __init__(
@@ -32,34 +33,26 @@ class Server(Listener):
         shelf: Shelf,
         *,
         host: str = LOOPBACK,
-        port: int = 0,
+        listening: socket.socket | None = None,
         key: str | None = None,
         origins: Collection[str] = (),
         names: Collection[str] = (),
         temperature: float = 1.0,
         say: Callable[[str], None] = print,
     ):
-        check_origins(origins)
-        if key is not None and not (
-            key.isascii() and key.isprintable() and key.strip() == key != ""
-        ):
-            raise OptionError("api_key: printable ASCII without blanks around it is needed")
-        self.is_open = not is_loopback(host)
+        check_access(key, origins)
+        listening = listen(host) if listening is None else listening
         self._say = say
         self._lost: Exception | None = None
         self._line = Line(MOST_WAITING)
-        endpoints = Endpoints(model, shelf, self._line, temperature, say, self._lose)
-        own = {*HOSTS, "::1", host, *names}
-        if self.is_open:
+        worker = Worker(model, shelf, say)
+        endpoints = Endpoints(model, shelf, self._line, worker, temperature, say, self._lose)
+        own, is_open = {*HOSTS, "::1", host, *names}, not is_loopback(host)
+        if is_open:
             own.add(socket.gethostname())
-        app = Named(guarded(endpoints.app(), key, origins), HEADERS, own, addresses=self.is_open)
-        try:
-            super().__init__(Logged(app, say), port, host, KEEP_ALIVE, MOST_CONNECTIONS)
-        except BaseException:
-            self._line.close(END_SECONDS)
-            raise
-        shown = f"[{host}]" if ":" in host else host
-        self.address = f"http://{shown}:{self.port}"
+        app = Named(guarded(endpoints.app(), key, origins), HEADERS, own, addresses=is_open)
+        super().__init__(Logged(app, say), listening, KEEP_ALIVE, MOST_CONNECTIONS)
+        self.address = f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
     def serve_forever(self) -> None:
         """Serves until `shutdown`, or until interrupted; DeviceLostError where the GPU is gone."""

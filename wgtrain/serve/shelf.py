@@ -157,7 +157,8 @@ class Shelf:
         try:
             adapter = self._read(entry.path)
         except WgtrainError as error:
-            self._say(f"error: {error}")
+            place = "" if str(entry.path) in str(error) else f"{entry.path}: "
+            self._say(f"error: {place}{error}")
             told = str(error).replace(str(entry.path), entry.name)
             raise wrong_field(f"the adapter {entry.name} cannot be used: {told}", "model") from None
         entry.adapter = adapter

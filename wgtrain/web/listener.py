@@ -70,9 +70,8 @@ def is_address(name: str) -> bool:
 
 
 class Listener:
-    """An ASGI application on a socket, which takes connections from the start on.
+    """An ASGI application on a socket, which it closes at its end.
 
-    Port 0 = any free one; OptionError for one in use, and for a host that is not of this machine.
     A request, and each part of an answer, has to be sent and taken in time (`patience`);
     `keep_alive` are the seconds for which a connection may wait for its next request.
     """
@@ -80,8 +79,7 @@ class Listener:
     def __init__(
         self,
         app: "ASGIApp",
-        port: int = 0,
-        host: str = LOOPBACK,
+        listening: socket.socket,
         keep_alive: int = 5,
         most_connections: int = MOST_CONNECTIONS,
     ):
@@ -89,9 +87,7 @@ class Listener:
 
         from wgtrain.web.patience import Impatient
 
-        if not 0 <= port < 1 << 16:
-            raise OptionError(f"port = {port}: allowed is 0 (any free one) to 65535")
-        self._socket = _listening(host, port)
+        self._socket = listening
         self.port: int = self._socket.getsockname()[1]
         config = uvicorn.Config(
             app,
@@ -120,7 +116,12 @@ class Listener:
         self._server.should_exit = True
 
 
-def _listening(host: str, port: int) -> socket.socket:
+def listen(host: str = LOOPBACK, port: int = 0) -> socket.socket:
+    """A socket that takes connections; port 0 = any free one. OptionError for one in use, and for a
+    host that is not of this machine.
+    """
+    if not 0 <= port < 1 << 16:
+        raise OptionError(f"port = {port}: allowed is 0 (any free one) to 65535")
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:  # a label of 64 letters

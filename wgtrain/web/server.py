@@ -5,7 +5,7 @@ import mimetypes
 from pathlib import Path
 from typing import Any
 
-from wgtrain.web.listener import Listener, Named
+from wgtrain.web.listener import Listener, Named, listen
 
 HEADERS = {
     # Without the first two a page gets coarse clocks and no shared memory.
@@ -72,4 +72,4 @@ class Server(Listener):
         policy = policy_of(folder) if policy is None else policy
         headers = HEADERS | ({"Content-Security-Policy": policy} if policy else {})
         app = ExceptionMiddleware(Files(directory=folder, html=True))
-        super().__init__(Named(app, headers), port)
+        super().__init__(Named(app, headers), listen(port=port))
