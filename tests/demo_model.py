@@ -2,6 +2,7 @@
 
 import io
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ from wgtrain.runs import session
 RUN = {"model": str(BASE), "data": str(FILES / "test.jsonl"), "seq_len": 128, "rank": 2}
 
 
-def train(out: Path, **settings: Any) -> Path:
+def train(out: Path, say: Callable[[str], Any] = lambda line: None, **settings: Any) -> Path:
     """A short run, after which the model answers in another way."""
     settings = {**RUN, "iters": 4, "batch_size": 2, "learning_rate": 0.03, **settings}
-    assert session.start({**settings, "out": str(out)}, lambda line: None)
+    assert session.start({**settings, "out": str(out)}, say)
     return out
 
 

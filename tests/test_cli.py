@@ -105,6 +105,7 @@ def test_default_folder(toy, capsys):
     assert code == 0
     (folder,) = Path("runs").iterdir()
     assert folder.name.endswith("-rows") and f"writing to runs/{folder.name}" in said
+    assert said.endswith(f"\nuse it: wgtrain generate --adapter runs/{folder.name} --prompt TEXT\n")
 
 
 # name -> (arguments, what it must be in config.yaml)

@@ -37,6 +37,13 @@ def run(tmp_path_factory):
     return demo_model.train(tmp_path_factory.mktemp("runs") / "one")
 
 
+@gpu
+def test_a_run_ends_with_how_to_talk_to_it(tmp_path):
+    said = []
+    run = demo_model.train(tmp_path / "a run", said.append, iters=1)
+    assert said[-1].splitlines()[-1] == f"talk to it: wgtrain chat --adapter '{run}'"
+
+
 @pytest.fixture
 def chat(capsys, monkeypatch):
     """Says some lines; (answers, what was said beside them)."""

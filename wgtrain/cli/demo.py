@@ -5,6 +5,7 @@ of its own.
 """
 
 import json
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -102,6 +103,7 @@ def run_demo(
     score = f"base {sum(right[0])}/{n}, tuned {sum(right[1])}/{n}"
     say(f"Right answers to {n} held-out prompts: {score}", "bold")
     say(f"The adapter, for llama.cpp and others: {adapter} ({seconds:.0f} s in all)")
+    say(f"Talk to it: wgtrain chat --adapter {shlex.quote(str(out))}")
     summary = {
         "prompts": n,
         "base_right": sum(right[0]),

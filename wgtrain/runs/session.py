@@ -26,7 +26,17 @@ from wgtrain.runs.entries import NAMES, read_entries
 from wgtrain.runs.folder import SUMMARY, TEMPLATE, RunFolder, check_free
 from wgtrain.runs.inputs import Inputs, Rows, changed, found_again
 from wgtrain.runs.stopping import stopped_by_signals
-from wgtrain.runs.telling import Say, Voice, ending, facts, in_words, memory, opening, tested
+from wgtrain.runs.telling import (
+    Say,
+    Voice,
+    ending,
+    facts,
+    how_to_use,
+    in_words,
+    memory,
+    opening,
+    tested,
+)
 from wgtrain.train.checkpoint import unpack
 from wgtrain.train.config import CONFIGS, LoraConfig, RunConfig
 from wgtrain.train.schedule import make_schedule
@@ -324,7 +334,7 @@ def _train(folder: RunFolder, inputs: Inputs, trainer: Trainer, voice: Voice) ->
     folder.write_summary(status="done" if done else "interrupted", **found)
     adapter = f"adapter: {folder.path / 'adapter.gguf'}"
     if done:
-        voice(f"{ending(found)}\n{adapter}")
+        voice(f"{ending(found)}\n{adapter}\n{how_to_use(folder.path, trainer.rows)}")
     else:
         voice(
             f"interrupted after step {trainer.step} ({trainer.step - first} done now); "

@@ -1,8 +1,10 @@
 """What a run says: its opening lines, its facts, its end; on the screen and in its log."""
 
 import os
+import shlex
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from wgtrain.data import Dataset
@@ -179,6 +181,14 @@ def tested(found: Tested) -> str:
 def _perplexity(loss: float) -> str:
     found = perplexity(loss)
     return "beyond all numbers" if found is None else f"{found:,.4g}"
+
+
+def how_to_use(run: Path, rows: Dataset) -> str:
+    """What asks the model with the adapter of a run, to be copied."""
+    named = shlex.quote(str(run))
+    if rows.templating is not None:
+        return f"talk to it: wgtrain chat --adapter {named}"
+    return f"use it: wgtrain generate --adapter {named} --prompt TEXT"
 
 
 def in_words(error: BaseException, folder: RunFolder) -> str:
