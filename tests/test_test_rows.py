@@ -156,7 +156,7 @@ def test_interrupted_runs_are_tested_when_they_are_done(monkeypatch: pytest.Monk
     assert longer[:3] == found("whole")[:3] and longer[3] != found("whole")[3]
 
 
-async def _interrupted(self: Any) -> Any:
+async def _interrupted(self: Any, progress: Any) -> Any:
     raise KeyboardInterrupt
 
 
@@ -217,7 +217,9 @@ def test_an_interrupt_within_it_changes_nothing(monkeypatch: pytest.MonkeyPatch)
         trainer.test()
     assert trainer.tested is None
     assert trainer.adapter_gguf() == before
-    assert trainer.test() == trainer.tested
+    seen: list[tuple[int, int]] = []
+    assert trainer.test(lambda *at: seen.append(at)) == trainer.tested
+    assert seen == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4)]  # two batches, twice
     assert trainer.adapter_gguf() == before
 
 

@@ -20,7 +20,7 @@ from wgtrain.engine.tuning import Tuning
 from wgtrain.errors import FileError, NonFiniteError, OptionError, OutOfMemoryError
 from wgtrain.infer.samples import sample_prompts
 from wgtrain.planned import plan
-from wgtrain.runs import progress
+from wgtrain.runs import parts, progress
 from wgtrain.runs.chats import arguments_of, templating_of
 from wgtrain.runs.entries import NAMES, read_entries
 from wgtrain.runs.folder import SUMMARY, TEMPLATE, RunFolder, check_free
@@ -312,7 +312,9 @@ def _train(folder: RunFolder, inputs: Inputs, trainer: Trainer, voice: Voice) ->
                 folder.write_results(trainer.adapter_gguf(), trainer.adapter_peft())
         if done and trainer.test_rows:  # all else is saved: an interrupt ends this at once
             voice(f"evaluating {in_rows(len(trainer.test_rows.rows))} of {trainer.test_rows.name}")
-            voice(tested(trainer.test()))
+            with parts.counted() as counts:
+                losses = trainer.test(lambda done, total: counts("test batches", done, total))
+            voice(tested(losses))
     except BaseException as error:
         text = in_words(error, folder)
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"

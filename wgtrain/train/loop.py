@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from wgtrain import random
 from wgtrain.data import Batch, Dataset
 from wgtrain.errors import NonFiniteError, OptionError, WgtrainError
+from wgtrain.model.host import Loaded
 from wgtrain.model.lora import initial_parameters
 from wgtrain.train.config import TrainConfig
 from wgtrain.train.learner import Learner
@@ -210,15 +212,23 @@ class Loop:
         total, count = await self.learner.evaluate(self._held)
         return total / count, count
 
-    async def _test(self) -> Tested:
+    async def _test(self, progress: Loaded) -> Tested:
         """The base is what an adapter that has not learnt anything leaves of it."""
+        n = len(self._tests)
+
+        def batches(first: int) -> Iterator[Batch]:
+            for done, batch in enumerate(self._tests, first):
+                progress(done, 2 * n)
+                yield batch
+
         if not self._tests:
             raise OptionError("test: no test rows were given")
-        total, count = await self.learner.evaluate(self._tests)
+        total, count = await self.learner.evaluate(batches(0))
         self._aside = await self.learner.parameters()
         self.learner.set_parameters(initial_parameters(self.learner.shapes, self.config.seed))
-        base, _ = await self.learner.evaluate(self._tests)
+        base, _ = await self.learner.evaluate(batches(n))
         await self._settle()
+        progress(2 * n, 2 * n)
         tested = Tested(base / count, total / count, count)
         if not (math.isfinite(tested.loss) and math.isfinite(tested.base_loss)):
             raise NonFiniteError(

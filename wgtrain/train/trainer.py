@@ -21,7 +21,7 @@ from wgtrain.files.adapters import (
 from wgtrain.files.huggingface import class_modules
 from wgtrain.files.source import shown
 from wgtrain.model.base import OpenModel
-from wgtrain.model.host import Host
+from wgtrain.model.host import Host, Loaded, unseen
 from wgtrain.model.lora import initial_parameters
 from wgtrain.train import checkpoint as ckpt
 from wgtrain.train.config import LoraConfig, TrainConfig
@@ -219,12 +219,12 @@ class Trainer(Loop):
             return await self._evaluate()
 
     @dual
-    async def test(self) -> Tested:
-        """The losses of the test rows, of the base alone and with the adapter as it stands."""
+    async def test(self, progress: Loaded = unseen) -> Tested:
+        """The losses of the test rows, base alone and with the adapter; told how far it is."""
         with self._turn():
             await self._build()
             await self._settle()
-            return await self._test()
+            return await self._test(progress)
 
     @dual
     async def fit(self) -> "Trainer":
