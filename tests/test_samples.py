@@ -214,6 +214,7 @@ def test_a_run_keeps_its_samples(toy):
     assert FakeAnswers.open_now == 0
     for where in (text, Path("out/train.log").read_text()):
         assert where.count("sample 1 after step") == where.count("sample 2 after step") == 2
+        assert where.count("sample 1\n") == 1  # what the base answers, at the start
         assert "  base:   base" in where and f"tuned:  {found[0]['tuned'][:8]}" in where
     metrics = Path("out/metrics.jsonl").read_text()
     assert "samples" not in metrics and "Why?" not in metrics

@@ -43,8 +43,8 @@ def default_prompts(valid: Dataset | None) -> list[list[int]]:
     """Those of validation rows; OptionError where there are none."""
     if valid is None:
         raise OptionError(
-            "sample_every: there are no validation rows to take prompts from; name prompts, each "
-            "with sample = PROMPT"
+            "sample_every: there are no validation rows to take prompts from; --sample PROMPT (in "
+            "Python sample=[...]) names one"
         )
     return row_prompts(valid)
 

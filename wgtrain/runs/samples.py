@@ -25,6 +25,18 @@ def in_words(result: "StepResult") -> str:
     return "\n".join(lines)
 
 
+def base_in_words(pairs: "Sequence[tuple[str, str]]") -> str:
+    """What the base answers to prompts, as lines."""
+    lines = []
+    for number, (prompt, base) in enumerate(pairs, 1):
+        lines += [
+            f"sample {number}",
+            _indented("  prompt: ", prompt),
+            _indented("  base:   ", base),
+        ]
+    return "\n".join(lines)
+
+
 def _indented(begin: str, text: str) -> str:
     return begin + text.replace("\n", "\n" + " " * len(begin))
 

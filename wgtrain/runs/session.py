@@ -25,6 +25,7 @@ from wgtrain.runs.chats import arguments_of, templating_of
 from wgtrain.runs.entries import NAMES, read_entries
 from wgtrain.runs.folder import SUMMARY, TEMPLATE, RunFolder, check_free
 from wgtrain.runs.inputs import Inputs, Rows, changed, found_again
+from wgtrain.runs.samples import base_in_words
 from wgtrain.runs.stopping import stopped_by_signals
 from wgtrain.runs.telling import (
     Say,
@@ -293,6 +294,8 @@ def _train(folder: RunFolder, inputs: Inputs, trainer: Trainer, voice: Voice) ->
     first = trainer.step
     voice.log(memory(trainer.needs))
     voice("\n".join([*inputs.notes(), opening(folder, trainer)]))
+    if trainer.base_samples:
+        voice(base_in_words(trainer.base_samples))
     folder.write_summary(status="running", error=None, **facts(folder, trainer))
 
     def save() -> None:

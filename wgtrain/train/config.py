@@ -100,7 +100,7 @@ def _prompts(value: Any) -> tuple[str, ...]:
     """One text, or several."""
     texts = (value,) if isinstance(value, str) else value
     if not isinstance(texts, list | tuple) or not all(isinstance(t, str) and t for t in texts):
-        raise ValueError("a text, or a list of texts")
+        raise ValueError("a text, or a list of texts, none of them empty")
     return tuple(texts)
 
 

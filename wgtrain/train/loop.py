@@ -75,6 +75,11 @@ class Loop:
         return self._place.tested
 
     @property
+    def base_samples(self) -> tuple[tuple[str, str], ...]:
+        """Prompts of samples with the base's answers, once the run is built."""
+        return self._sampler.base
+
+    @property
     def failure(self) -> WgtrainError | None:
         """What ended the run for good, until `restore`."""
         return self._place.failure

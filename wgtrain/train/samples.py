@@ -45,6 +45,12 @@ class Sampler:
             await tuned.open()
             self._tuned = tuned
 
+    @property
+    def base(self) -> tuple[tuple[str, str], ...]:
+        """The prompts with the base's answers, once it was opened."""
+        pairs = zip(self.prompts, self._base or (), strict=False)
+        return tuple((prompt.text, answer) for prompt, answer in pairs)
+
     async def take(self) -> tuple[Sample, ...]:
         """The answers as things stand."""
         assert self._tuned is not None and self._base is not None
