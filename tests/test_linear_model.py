@@ -1,5 +1,6 @@
 """LoRA for models of one's own: linear layers and activations, against PyTorch."""
 
+import dataclasses
 import itertools
 import math
 import re
@@ -289,6 +290,36 @@ def test_more_rows_keep_what_was_learned(lent: Any) -> None:
     assert whole == parts
     for name, value in again.parameters().items():
         np.testing.assert_array_equal(value, model.parameters()[name])
+
+
+@pytest.mark.parametrize("quantize", [None, "int4"])
+def test_weights_in_segments(lent: Any, quantize: str | None) -> None:
+    """Weights larger than an adapter binds at once give the same numbers."""
+    np.random.seed(3)
+    arrays = np.random.standard_normal((600, 64)), np.random.standard_normal((8, 600))
+    ways = {"wide": quantize} if quantize else None
+
+    def make() -> LinearModel:
+        layers = [Linear("wide", arrays[0]), Activation("relu"), Linear("out", arrays[1])]
+        made = LinearModel(layers, ways, device=lent)
+        wgtrain.inject_lora(made, 2, 2.0)
+        return made
+
+    x, classes = np.random.standard_normal((5, 64)), np.array([1, 7, -1, 4, 0])
+    whole = make()
+    expected = whole.forward(x), whole.gradients(x, classes, "cross_entropy")
+    limits = lent.limits
+    lent.limits = dataclasses.replace(limits, binding=20_000)
+    try:
+        parted = make()
+        y = parted.forward(x)
+        assert parted._frozen is not None and len(parted._frozen.weights["wide"].segments) > 1
+        gradients = parted.gradients(x, classes, "cross_entropy")
+    finally:
+        lent.limits = limits
+    np.testing.assert_array_equal(y, expected[0])
+    for name, gradient in gradients.items():
+        np.testing.assert_allclose(gradient, expected[1][name], rtol=1e-5, atol=1e-6)
 
 
 def test_what_is_not_finite_changes_nothing(lent: Any) -> None:
