@@ -256,7 +256,12 @@ def test_no_new_plan_while_there_is_room(model: Any) -> None:
     assert (model._session, model._slots.stacked) == (session, stacked)
     model.adapters.load(WIDE[2])
     model.logits(TOKENS)
-    assert model._session is not session and model._slots.stacked.quads == 8
+    assert model._session is not session and model._slots.stacked.quads == 6
+
+
+def test_room_grows_by_half_or_as_much_again() -> None:
+    grown = [slots_module._grown(quads) for quads in range(1, 14)]
+    assert grown == [1, 2, 3, 4, 6, 6, 8, 8, 12, 12, 12, 12, 16]
 
 
 def test_a_linear_that_none_targeted_takes_a_new_plan(model: Any) -> None:
@@ -285,7 +290,7 @@ def test_the_least_recently_used_one_gives_way(model: Any, monkeypatch: pytest.M
         writes[before:] = [1] * loads
     assert model._slots.stacked.quads == 4
     same(model, [(one, 0.5) for one in WIDE], [(one, 0.5) for one in WIDE])
-    assert model._slots.stacked.quads == 16
+    assert model._slots.stacked.quads == 12
 
 
 def test_what_lies_in_a_place_that_is_not_in_use_has_no_effect(model: Any) -> None:

@@ -23,8 +23,8 @@ class _Slot(NamedTuple):
 
 
 class Slots:
-    """Starts without memory; `use` brings a stack to the device, and makes room for it first:
-    ranks for the next power of two, beside every linear that one of the adapters targets.
+    """Starts without memory; `use` brings a stack to the device, and makes room for it first, by
+    half or as much again, beside every linear that one of the adapters targets.
     """
 
     def __init__(self, device: Device, base: Base):
@@ -74,7 +74,7 @@ class Slots:
             return
         kept = {key: slot.adapter for key, slot in self._slots.items()}
         targets |= {name for adapter in kept.values() for name in adapter.tensors}
-        quads = 1 << (self._taken + missing - 1).bit_length()
+        quads = _grown(self._taken + missing)
         self.close()
         groups = linear_groups(self._base.config, targets)
         stacked = Stacked(groups, max(quads, room), self._base.limits)
@@ -109,6 +109,12 @@ class Slots:
         if self.stacked is not None:
             self.stacked.close()
             self.stacked = None
+
+
+def _grown(quads: int) -> int:
+    """The next of 1, 2, 3, 4, 6, 8, 12, ...: all are multiplied, also those that are not in use."""
+    power = 1 << (quads - 1).bit_length()
+    return 3 * power // 4 if power >= 4 and quads <= 3 * power // 4 else power
 
 
 def _quads(adapter: Adapter) -> int:
