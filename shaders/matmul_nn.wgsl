@@ -50,7 +50,7 @@ fn main(
       }
     }
   }
-  let r4 = LORA * ((params.lora_rank + 3u) / 4u);
+  let r4 = lora_steps();
   for (var r = 0u; r < r4; r++) {
     for (var e = 0u; e < 4u; e++) { // unroll UNROLL_ENDS
       for (var c = 0u; c < TILE_COLS4; c++) { // unroll UNROLL_ENDS

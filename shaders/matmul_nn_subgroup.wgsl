@@ -72,7 +72,7 @@ fn main(
     }
     multiply_add(&sum, &a, &w);
   }
-  let r4 = LORA * ((params.lora_rank + 3u) / 4u);
+  let r4 = lora_steps();
   for (var r = 0u; r < r4; r++) {
     for (var l = 0u; l < LOADS; l++) { // unroll
       let mine = l * SUBGROUP + lane;

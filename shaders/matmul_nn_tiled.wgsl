@@ -95,7 +95,7 @@ fn main(
     }
     multiply_tile(&sum, lane_row, lane_col);
   }
-  let r4 = LORA * ((params.lora_rank + 3u) / 4u);
+  let r4 = lora_steps();
   for (var first = 0u; first < r4; first += TILE_N4) {
     for (var turn = 0u; turn < DY_TURNS; turn++) { // unroll
       let load = turn * LANES + lane;

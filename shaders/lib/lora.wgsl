@@ -1,6 +1,5 @@
 // An adapter beside a product's base weight, as a few more steps of its sum: z (rows, R) or u (rows, R)
 // times one of its matrices, B (N, R) or A (R, K), all f32; padding is zero.
-const LORA: u32 = 1u;
 @group(0) @binding(10) var<storage, read> lora: array<vec4<f32>>; // z, u
 @group(0) @binding(11) var<storage, read> lora_matrix: array<vec4<f32>>;
 

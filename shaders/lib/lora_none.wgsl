@@ -1,6 +1,4 @@
 // A product without an adapter; the same as lora.wgsl gives.
-const LORA: u32 = 0u;
-
 fn lora_steps() -> u32 {
   return 0u;
 }

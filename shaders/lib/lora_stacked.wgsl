@@ -1,7 +1,6 @@
 // Adapters that are loaded beside a product's base weight, as a few more steps of its sum, one for each
 // four ranks in use: z (rows, ranks of all linears that read x) times their strength, times B, of which
 // four ranks of an output are a vec4: (ranks / 4, outputs). What no step names is never read.
-const LORA: u32 = 1u;
 @group(0) @binding(10) var<storage, read> lora: array<vec4<f32>>; // z
 @group(0) @binding(11) var<storage, read> lora_matrix: array<vec4<f32>>; // B
 @group(0) @binding(12) var<storage, read> lora_list: array<vec2<u32>>; // (steps, 0), (where, strength)...
