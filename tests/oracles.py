@@ -294,11 +294,42 @@ def attention_decode(
 
 
 def store_rows(
-    k: np.ndarray, v: np.ndarray, cells: np.ndarray, keys: np.ndarray, values: np.ndarray
+    k: np.ndarray, v: np.ndarray, places: np.ndarray, keys: np.ndarray, values: np.ndarray
 ) -> Outputs:
     keys, values = keys.copy(), values.copy()
-    keys[cells], values[cells] = k, v
+    keys[places[:, 1]], values[places[:, 1]] = k, v
     return {"keys": keys, "values": values}
+
+
+def rope_store(
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    places: np.ndarray,
+    table: np.ndarray,
+    keys: np.ndarray,
+    values: np.ndarray,
+    heads: int,
+    kv_heads: int,
+    rotary: int,
+    INTERLEAVED: bool,
+) -> Outputs:
+    turned = [
+        rope(x, places[:, 0], table, count, rotary, INTERLEAVED, False)["y"]
+        for x, count in ((q, heads), (k, kv_heads))
+    ]
+    return {"y": turned[0], **store_rows(turned[1], v, places, keys, values)}
+
+
+def add_norm(a: np.ndarray, b: np.ndarray, w: np.ndarray, eps: float, factor: float) -> Outputs:
+    y = a + factor * b
+    return {"y": y, "z": rms_norm(y, w, 1, eps)["y"]}
+
+
+def norm_add_norm(
+    a: np.ndarray, b: np.ndarray, w: np.ndarray, w_b: np.ndarray, eps: float, factor: float
+) -> Outputs:
+    return add_norm(a, rms_norm(b, w_b, 1, eps)["y"], w, eps, factor)
 
 
 def attention_delta(o: np.ndarray, dout: np.ndarray, stats: np.ndarray) -> Outputs:

@@ -11,7 +11,10 @@ from figures import record
 from specs import BLOCK_SPECS, MORE, SPECS
 
 import wgtrain
+from wgtrain.engine import ops
+from wgtrain.engine.graph import Graph, Storage
 from wgtrain.engine.inputs import InputBuffer
+from wgtrain.engine.merged import merged
 from wgtrain.errors import OptionError, OutOfMemoryError
 from wgtrain.files import Adapter
 from wgtrain.files.adapters import write_adapter_gguf
@@ -124,7 +127,7 @@ def test_a_wrong_window_or_position_shows(monkeypatch: pytest.MonkeyPatch) -> No
 
         def shifted(self: InputBuffer, arrays: dict[str, np.ndarray]) -> np.ndarray:
             if len(arrays["tokens"]) == 2:
-                arrays["positions"] = arrays["positions"] + np.array([1, 0], np.uint32)
+                arrays["places"] = arrays["places"] + np.array([[1, 0], [0, 0]], np.uint32)
             return put(self, arrays)
 
         session = opened(model, 2, 32)
@@ -141,6 +144,55 @@ def test_quantised_weights_with_subgroups(type_: str) -> None:
         session = opened(model, 10, 16)
         assert step_errors(model, session, rows, 2) <= BOUND
         session.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "fewer"),
+    # Of a block: rotations and what is stored (2), a residual with the norm behind it (1) or also
+    # with the one before it (2), twice; a first norm has no residual before it.
+    [("llama", 4), ("gemma3", 6), ("granite", 4), ("starcoder2", 2), ("mistral3", 4)],
+)
+def test_merged_launches_make_the_same_bits(
+    name: str, fewer: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with wgtrain.load_model(tiny.tiny(name).gguf, limits="default") as model:
+        rows = [ids(model, 11, 1), ids(model, 5, 2)]
+        found, counts = [], []
+        for how in (cached.merged, list):
+            monkeypatch.setattr(cached, "merged", how)
+            session = opened(model, 2, 16)
+            counts.append({n: len(x) for n, x in session.plan.launches.items()})
+            for tokens in (rows, [[3], [4]]):
+                got = wgtrain.run(session.extend(dict(enumerate(tokens))))
+                found.append(np.stack([got[0], got[1]]))
+            session.close()
+        np.testing.assert_array_equal(found[0], found[2])
+        np.testing.assert_array_equal(found[1], found[3])
+        for program in ("prefill", "decode"):
+            saved = counts[1][program] - counts[0][program]
+            assert saved == fewer * model.config.n_layer, program
+
+
+def test_no_launch_is_merged_whose_parts_others_read() -> None:
+    """A residual that something reads before its norm, rotated queries that are scaled."""
+    g = Graph(training=False)
+    x, y = (g.tensor(name, "T", 8) for name in "xy")
+    w = Storage("w", "weights", 32).window()
+    for reads_first in (False, True):
+        g.launches = []
+        total = ops.add(g, x, y)
+        if reads_first:
+            ops.scale(g, total, 2.0)
+        ops.rms_norm(g, total, w, 1e-6)
+        assert len(merged(g.launches)) == (3 if reads_first else 1)
+    g.launches = []
+    branch = ops.rms_norm(g, y, w, 1e-6)
+    ops.rms_norm(g, ops.add(g, x, branch), w, 1e-6)
+    names = [launch.kernel.name for launch in merged(g.launches)]
+    assert names == ["norm_add_norm"]
+    ops.scale(g, branch, 2.0)
+    names = [launch.kernel.name for launch in merged(g.launches)]
+    assert names == ["rms_norm", "add_norm", "scale"]
 
 
 def test_block_types() -> None:

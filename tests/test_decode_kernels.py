@@ -167,11 +167,37 @@ def test_attention_decode_with_the_constants_of_the_tables(
 
 
 def test_store_rows(checkers: tuple[Checker, Checker]) -> None:
-    cells = np.array([7, 0, 3], np.uint32)
-    arrays = {"k": normal(3, 12), "v": normal(3, 12), "cells": cells}
+    places = np.array([[1, 7], [5, 0], [0, 3]], np.uint32)
+    arrays = {"k": normal(3, 12), "v": normal(3, 12), "places": places}
     arrays |= {"keys": normal(9, 12), "values": normal(9, 12)}
     params = {"rows": "T", "d4": 3}
     checkers[0].check("store_rows", arrays, params, rows=3, tolerance=0.0)
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_rope_store(checkers: tuple[Checker, Checker], interleaved: bool) -> None:
+    """All of a head turns, or a part of it; several heads of queries, and one."""
+    places = np.array([[1, 7], [5, 0], [0, 3]], np.uint32)
+    for heads, kv_heads, size, rotary in ((1, 1, 4, 4), (6, 2, 20, 8), (4, 4, 12, 12)):
+        angles = normal(6, rotary // 2)
+        arrays = {"q": normal(3, heads * size), "places": places}
+        arrays |= {"k": normal(3, kv_heads * size), "v": normal(3, kv_heads * size)}
+        arrays |= {"keys": normal(9, kv_heads * size), "values": normal(9, kv_heads * size)}
+        arrays["table"] = np.stack([np.cos(angles), np.sin(angles)], -1)
+        params = {"rows": "T", "heads": heads, "kv_heads": kv_heads, "head_size": size}
+        params["rotary"] = rotary
+        how = {"constants": {"INTERLEAVED": interleaved}}
+        checkers[0].check("rope_store", arrays, params, rows=3, **how)
+
+
+@pytest.mark.parametrize("lanes", [8, 64])
+def test_norms_with_a_residual(checkers: tuple[Checker, Checker], lanes: int) -> None:
+    for rows, d, factor in ((1, 3, 1.0), (3, 7, 0.3), (2, 260, 1.0)):
+        arrays = {"a": normal(rows, d), "b": normal(rows, d), "w": normal(d)}
+        params = {"rows": "T", "d4": padded(d) // 4, "d": d, "eps": 1e-6, "factor": factor}
+        how: dict[str, Any] = {"rows": rows, "constants": {"LANES": lanes}}
+        checkers[0].check("add_norm", arrays, params, **how)
+        checkers[0].check("norm_add_norm", {**arrays, "w_b": normal(d)}, params, **how)
 
 
 def test_variants_take_what_the_product_takes() -> None:

@@ -121,13 +121,13 @@ def attention(
 
 @dataclass(frozen=True)
 class Cache:
-    """Keys and values of a layer that stay from step to step: rows of (K E), f32. `cells`, uint32
-    (T,): the row to which each token's go.
+    """Keys and values of a layer that stay from step to step: rows of (K E), f32. `places`, uint32
+    (T, 2): the position of each token, and the row to which what it brings goes.
     """
 
     keys: Window
     values: Window
-    cells: Window
+    places: Window
 
 
 def cached_attention(
@@ -146,7 +146,7 @@ def cached_attention(
     rows of the cache.
     """
     head_size = q.cols // heads
-    operands = {"k": k, "v": v, "cells": cache.cells, "keys": cache.keys, "values": cache.values}
+    operands = {"k": k, "v": v, "places": cache.places, "keys": cache.keys, "values": cache.values}
     g.launch("store_rows", operands, {"rows": k.rows, "d4": k.cols // 4})
     params = {"rows": q.rows, "heads": heads, "kv_heads": kv_heads, "scale": scale}
     cap, libraries = score(softcap)

@@ -15,6 +15,7 @@ from wgtrain.engine.graph import Graph, Storage, padded
 from wgtrain.engine.inputs import InputBuffer
 from wgtrain.engine.linear import Adapter
 from wgtrain.engine.loss import head_logits
+from wgtrain.engine.merged import merged
 from wgtrain.engine.plan import Plan
 from wgtrain.engine.structs import step_bytes
 from wgtrain.engine.tuning import Tuning
@@ -110,12 +111,12 @@ class CachedSession:
             ]
             for il in range(config.n_layer)
         ]
-        self._many = InputBuffer(self.chunk, self._windows, {"cells": 4})
-        self._few = InputBuffer(places, self._windows, {"cells": 4})
+        self._many = InputBuffer(self.chunk, self._windows, {"places": 8})
+        self._few = InputBuffer(places, self._windows, {"places": 8})
         nets = []
         for buffer in (self._many, self._few):
-            cells = buffer.inputs.more["cells"]
-            caches = [Cache(keys.window(), values.window(), cells) for keys, values in kept]
+            at = buffer.inputs.more["places"]
+            caches = [Cache(keys.window(), values.window(), at) for keys, values in kept]
             nets.append(Network(config, base.weights, beside, self._ropes.windows, caches))
 
         prefill = Graph(training=False, tuning=self.tuning)
@@ -134,6 +135,8 @@ class CachedSession:
             *(storage for pair in kept for storage in pair),
             *storages,
         ]
+        for graph in (prefill, decode):
+            graph.launches = merged(graph.launches)
         graphs = {"prefill": prefill, "head": head, "decode": decode}
         self.plan = Plan(graphs, storages, self.chunk)
         self._kept_bytes = size  # of keys, or values, of a layer
@@ -232,7 +235,8 @@ class CachedSession:
         tokens = np.concatenate([np.asarray(part.tokens, np.uint32) for part in batch])
         positions = np.concatenate([part.position + np.arange(len(part.tokens)) for part in batch])
         first = np.repeat([part.place * self.room for part in batch], counts)
-        arrays = {"tokens": tokens, "positions": positions, "cells": first + positions}
+        arrays = {"tokens": tokens, "positions": positions}
+        arrays["places"] = np.stack([positions, first + positions], 1)
         for window in self._windows:
             least = np.maximum(positions + 1 - window, 0) if window else 0
             arrays[f"keys {window}"] = np.stack([first + least, first + positions + 1], 1)
