@@ -20,6 +20,7 @@ from wgtrain.files import Adapter
 from wgtrain.files.adapters import write_adapter_gguf
 from wgtrain.infer import cached
 from wgtrain.infer.cached import CachedSession
+from wgtrain.tune import sweep
 
 pytestmark = pytest.mark.gpu
 
@@ -312,3 +313,19 @@ def test_greedy_as_llama_cpp(name: str, type_: str) -> None:
             record("greedy beside llama.cpp", model=f"{name} {type_}", scales=scales, logits=worst)
             assert worst <= 1e-3
     judge.close()
+
+
+def test_what_decoding_takes_can_be_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a sweep, with loaded adapters beside, and what it tries makes the same."""
+    monkeypatch.setattr(sweep, "_SMALL_SHARE", 0)
+    monkeypatch.setattr(sweep, "_ROUNDS", 1)
+    with wgtrain.load_model(tiny.tiny("llama", "Q8_0").gguf) as model:
+        stack = model.stack([(random_adapter(model, 5, 1), 1.0)])
+        session = wgtrain.run(model.sequences(stack, 2, 32))
+        families = ["nv/weight_q8_0", "nv small", "attention_decode"]
+        found = wgtrain.run(
+            sweep.measure(model.device, session.plan, 32, families=families, seconds=300)
+        )
+        assert [entry.family for entry in found] == families
+        assert all(entry.rate > 0 and entry.tried > 2 for entry in found)
+        session.close()

@@ -4,15 +4,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kernel_check import Checker, fit, pack_weight
+from kernel_check import Checker, fit, pack_weight, workgroup
 from random_blocks import SHAPES_OF_PACKS
 from test_product_variants import loaded
 
 from wgtrain.engine.graph import padded
 from wgtrain.engine.kernel import load_kernel
+from wgtrain.engine.products import MOST_FEW
 from wgtrain.engine.tuning import CANDIDATES, DEFAULT_CPU, DEFAULT_GPU, GPU_CANDIDATES, Choice
 from wgtrain.engine.weight import FORMATS
 from wgtrain.files import BLOCKS
+from wgtrain.gpu import Limits
 
 pytestmark = pytest.mark.gpu
 
@@ -106,6 +108,10 @@ def listed(*families: str) -> set[Choice]:
 
 def test_matvec_with_the_constants_of_the_tables(checkers: tuple[Checker, Checker]) -> None:
     for choice in sorted(listed("nv", "nv small"), key=str):
+        invocations, memory = workgroup(
+            load_kernel(choice.kernel, {**dict(choice.constants), "ROWS": MOST_FEW})
+        )
+        assert invocations <= Limits().invocations and memory <= Limits().workgroup_memory
         check_matvec(
             *(checkers, choice.kernel, (8, 70, 128), "Q4_0", dict(choice.constants)),
             rank=8,
@@ -160,10 +166,15 @@ def test_attention_decode(checkers: tuple[Checker, Checker], head_size: int) -> 
 def test_attention_decode_with_the_constants_of_the_tables(
     checkers: tuple[Checker, Checker],
 ) -> None:
+    """As large as heads get they keep within every adapter's limits."""
     for choice in sorted(listed("attention_decode"), key=str):
-        for head_size in (20, 256):
-            ranges = [(0, 1), (5, 700)]
-            check_decode(checkers, ranges, (4, 1), head_size, dict(choice.constants))
+        check_decode(checkers, [(0, 1), (5, 700)], (4, 1), 20, dict(choice.constants))
+        invocations, memory = workgroup(
+            load_kernel(choice.kernel, {**dict(choice.constants), "E4": 64, "GROUP": 8})
+        )
+        assert invocations <= Limits().invocations and memory <= Limits().workgroup_memory
+    largest = dict(DEFAULT_CPU.choice("attention_decode").constants)
+    check_decode(checkers, [(0, 1), (5, 300)], (4, 1), 256, largest)
 
 
 def test_store_rows(checkers: tuple[Checker, Checker]) -> None:

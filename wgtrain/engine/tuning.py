@@ -50,6 +50,11 @@ def _tiled(kernel: str, rows: int, cols4: int, lane_rows: int, lane_cols: int, *
     return _choice(kernel, **tile, **k4)
 
 
+def _split(cols: int, split: int) -> Choice:
+    """Four times so many columns of a workgroup, so many lanes for each four."""
+    return _choice("matvec_split", COLS=cols, SPLIT=split)
+
+
 def nt_small(columns: int) -> str:
     """The family of x P^T with an adapter matrix P of so many rows."""
     return _small("nt small", max(columns, 8))
@@ -98,7 +103,7 @@ _CPU = {
     "tn nx8": _choice("matmul_tn", TILE_ROWS=32, TILE_COLS4=2),
     "tn nx16": _choice("matmul_tn", TILE_ROWS=16, TILE_COLS4=4),
     "nv": _choice("matvec"),
-    "nv small": _choice("matvec_split", COLS=1, SPLIT=8),
+    "nv small": _split(1, 8),
     "attention": _choice("attention"),
     "attention_decode": _choice("attention_decode", LANES=8),
     "attention_backward_q": _choice("attention_backward_q"),
@@ -164,8 +169,8 @@ _GPU = {
     "tn nx4": _tn(4, 1, 16, 1, 8),
     "tn nx8": _tn(4, 2, 16, 1, 8),
     "tn nx16": _tn(8, 1, 2, 8, 8),
-    "nv": _choice("matvec_split"),
-    "nv small": _choice("matvec_split", COLS=1, SPLIT=64),
+    "nv": _split(4, 16),
+    "nv small": _split(1, 64),
     "attention": _choice("attention_tiled"),
     "attention_decode": _choice("attention_decode", MOST_HEADS=1),
     "attention_backward_q": _choice("attention_backward_q_tiled"),
@@ -201,6 +206,12 @@ DEFAULT_GPU = Tuning({**_CPU, **_GPU}, "defaults of GPUs: not measured here")
 
 # What a sweep tries for a family, beside the default: by family, else by what stands before "/".
 CANDIDATES: dict[str, tuple[Choice, ...]] = {
+    "nv": (_choice("matvec"), _choice("matvec_subgroup"), _split(1, 8)),
+    "nv small": (_choice("matvec"), _split(1, 8), _split(1, 16)),
+    "attention_decode": tuple(
+        _choice("attention_decode", LANES=lanes, STEPS=steps)
+        for lanes, steps in ((8, 2), (8, 8), (16, 4))
+    ),
     "nt": (
         _choice("matmul_nt"),
         _choice("matmul_nt_subgroup"),
@@ -250,6 +261,13 @@ _NN = (
     _tiled("matmul_nn_tiled", 8, 2, 16, 16, TILE_N4=2),
 )
 GPU_CANDIDATES: dict[str, tuple[Choice, ...]] = {
+    # Few lanes a column where rows are short, many where one column has to fill a GPU.
+    "nv": tuple(_split(*how) for how in ((2, 16), (8, 8), (4, 8), (2, 32), (1, 32), (1, 64))),
+    "nv small": (_split(1, 32), _split(1, 128), _split(2, 32)),
+    "attention_decode": tuple(
+        _choice("attention_decode", MOST_HEADS=heads, LANES=lanes, STEPS=steps)
+        for heads, lanes, steps in ((1, 64, 2), (2, 64, 4), (4, 64, 4), (1, 128, 2), (1, 32, 4))
+    ),
     "nt": _NT,
     "nt f16": _NT,
     "nn": _NN,

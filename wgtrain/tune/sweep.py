@@ -199,6 +199,7 @@ class _Stage:
     def __init__(self, device: Device, launch: Launch, tokens: int, max_row: int):
         assert launch.tuned is not None
         self._device, self._tuned = device, launch.tuned
+        tokens = launch.tuned.constants.get("ROWS", tokens)  # of a product made for few
         self._params = dict(launch.params)
         if "weight_row" in self._params:
             self._params["weight_row"] = 0
@@ -235,6 +236,8 @@ class _Stage:
             start = np.arange(self._rows) // max_row * max_row
             keys, queries = visible(start, np.minimum(start + max_row, self._rows))
             return keys if name == "key_range" else queries
+        if name == "lora_list":  # of how many steps a sum has, and which
+            return np.zeros(self._size(name, operand) // 4, np.uint32)
         words: np.ndarray = rng.integers(0, 1 << 32, self._size(name, operand) // 4, np.uint32)
         words = (words & np.uint32(0x83FF83FF)) | np.uint32(0x3C003C00)
         if isinstance(operand, Tensor) and operand.cols % 4:
