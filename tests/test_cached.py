@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import random_model as rm
 import tiny
 from figures import record
 from specs import BLOCK_SPECS, MORE, SPECS
@@ -20,6 +21,7 @@ from wgtrain.files import Adapter
 from wgtrain.files.adapters import write_adapter_gguf
 from wgtrain.infer import cached
 from wgtrain.infer.cached import CachedSession
+from wgtrain.model.quantised import QUANTIZE_BASE
 from wgtrain.tune import sweep
 
 pytestmark = pytest.mark.gpu
@@ -144,6 +146,37 @@ def test_quantised_weights_with_subgroups(type_: str) -> None:
         rows = [ids(model, 4 + n, n) for n in range(10)]
         session = opened(model, 10, 16)
         assert step_errors(model, session, rows, 2) <= BOUND
+        session.close()
+
+
+@pytest.mark.parametrize("kind", QUANTIZE_BASE)
+def test_bases_quantised_as_they_are_loaded(kind: str) -> None:
+    shape = rm.Shape(width=128, heads=4, head_size=32, feed_forward=192)
+    with wgtrain.load_model(rm.build(shape), quantize_base=kind) as model:
+        session = opened(model, 2, 16)
+        assert step_errors(model, session, [ids(model, 9, 1), ids(model, 12, 2)], 3) <= BOUND
+        session.close()
+
+
+def test_few_rows_in_f16() -> None:
+    """What is made of few rows is made in f32, which costs nothing: adapters are taken along, and
+    what a prompt was read with in f16 shows, as rounding.
+    """
+    with wgtrain.load_model(tiny.tiny("qwen3").gguf) as plain:
+        if "f16" not in plain.device.features:
+            pytest.skip("the adapter has no shader-f16")
+        row = ids(plain, 12, 3)
+        stack = [(random_adapter(plain, 5, 1), 1.0)]
+        want = plain.logits(row, stack)
+    with wgtrain.load_model(tiny.tiny("qwen3").gguf, precision="f16") as model:
+        session = wgtrain.run(model.sequences(model.stack(stack), 1, 16))
+        kernels = [x.kernel for x in session.plan.launches["decode"]]
+        assert not any("f16" in kernel.features for kernel in kernels)
+        assert "add_adapters" not in {kernel.name for kernel in kernels}
+        wgtrain.run(session.extend({0: row[:8]}))
+        for at in range(8, 12):
+            got = wgtrain.run(session.extend({0: row[at : at + 1]}))[0]
+            assert 1e-5 < error(got, want[at]) < 5e-3
         session.close()
 
 

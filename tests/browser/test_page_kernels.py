@@ -13,3 +13,12 @@ def test_kernels(tab: Any) -> None:
     found = tab.python(f"import page_pytest; page_pytest.run({files})")
     assert found["failed"] == [] and found["code"] == 0
     assert found["passed"] > 100
+
+
+def test_kernels_of_decoding(tab: Any) -> None:
+    """With one weight type of whole rows and one of blocks: readers of the others are the same."""
+    chosen = "F32 or Q8_0 or store or norms or loaded or (attention and not 256)"
+    arguments = f"'/tests/test_decode_kernels.py', '-k', '{chosen}'"
+    found = tab.python(f"import page_pytest; page_pytest.run({arguments})")
+    assert found["failed"] == [] and found["code"] == 0
+    assert found["passed"] > 15

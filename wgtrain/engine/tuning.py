@@ -129,6 +129,9 @@ _SWIFTSHADER = {
     "nn small": _choice("matmul_nn", LANE_ROWS=2, LANE_COLS=2),
     "nn small 8": _choice("matmul_nn", TILE_ROWS=8, TILE_PACKS=2, LANE_ROWS=4, LANE_COLS=1),
     "nn small 128": _choice("matmul_nn", LANE_ROWS=2, LANE_COLS=2),
+    "nv": _choice("matvec", LANES=4),
+    "nv small": _split(1, 4),
+    "attention_decode": _choice("attention_decode", LANES=4),
     "tn 8x16": _choice("matmul_tn", TILE_ROWS=8, TILE_COLS4=4, LANES=4),
     "tn nx8": _choice("matmul_tn", TILE_ROWS=16, TILE_COLS4=2, LANES=4),
 }
