@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import re
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import tiny
 import vocabs
+from needs import ROOT
 
 import wgtrain
 from wgtrain.data import Tokenizer, load_tokenizer
@@ -468,3 +470,41 @@ def test_a_loop_that_is_left_frees_the_model(model: Any) -> None:
     assert np.array_equal(before, model.logits([5, 6]))
     rest = "".join(answers)
     assert rest == "".join(list(model.generate("ab", 30))[1:])
+
+
+@pytest.mark.gpu
+def test_memory_decides_how_many_run_at_once_and_how_far(model: Any) -> None:
+    rng = np.random.default_rng(1)
+    asked = [Request(rng.integers(3, 90, 30).tolist(), 20, Sampling(1.0, seed=i)) for i in range(6)]
+    expected = list(model.answers(asked))
+    many = model._kept.sequences
+    assert many.places == 6 and many.room == 64
+    model._drop_places()
+    wgtrain.run(model._places(model.stack([]), 2, 64, 64))
+    two = model.device.allocated
+    model._drop_places()
+    kept, model.device.budget = model.device.budget, two
+    try:
+        found = list(model.answers(asked))
+        assert model._kept.sequences.places < 6
+        for i in range(6):
+            assert text_of(found, i) == text_of(expected, i)
+        model._drop_places()
+        model.device.budget = model.device.allocated + 1000
+        with pytest.raises(OutOfMemoryError, match="no room for more than the 30 tokens of the"):
+            list(model.answers(asked))
+    finally:
+        model.device.budget = kept
+    assert text_of(model.answers(asked[:1])) == text_of(expected)
+
+
+@pytest.mark.gpu
+def test_the_guide_runs(capsys: Any) -> None:
+    """The Python of docs/generate.md, as it stands."""
+    text = (ROOT / "docs" / "generate.md").read_text("utf-8")
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(block, names)
+    assert all(names["answers"]) and names["messages"][1]["role"] == "assistant"
+    assert "0 ended: " in capsys.readouterr().out
+    names["model"].close()

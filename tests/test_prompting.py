@@ -23,7 +23,7 @@ from wgtrain.data.templates import Templating
 from wgtrain.errors import FileError, OptionError, WgtrainError
 from wgtrain.infer.generation import Piece, history
 from wgtrain.infer.prompting import Prompter
-from wgtrain.infer.thoughts import Prompt, Splitter, Thoughts, find_thoughts, thoughts_of
+from wgtrain.infer.thoughts import ChatPrompt, Splitter, Thoughts, find_thoughts, thoughts_of
 
 DAY = datetime(2024, 7, 26)
 SPECIALS = ("<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
@@ -482,7 +482,7 @@ def test_thoughts_and_answers_are_told_apart_however_the_text_is_cut(
 QWEN = letters(source("qwen3"), "<think>", "</think>")
 
 
-def answered(prompt: Prompt, text: str, tokenizer: Tokenizer = QWEN, **how: Any) -> list[Piece]:
+def answered(prompt: ChatPrompt, text: str, tokenizer: Tokenizer = QWEN, **how: Any) -> list[Piece]:
     """The pieces of an answer that goes so."""
     machine = Machine(script(tokenizer, prompt, tokenizer.encode(text, special=True)))
     return machine.run(tokenizer, Request(prompt, **how))

@@ -31,6 +31,9 @@ _WHERE = {
     "templating": "runs.chats",
     "EvalResult": "infer.evaluation",
     "compare": "infer.comparison",
+    "Request": "infer.generation",
+    "Sampling": "infer.sampling",
+    "history": "infer.generation",
     "LoraConfig": "train.config",
     "TrainConfig": "train.config",
     "StepResult": "train.results",
@@ -69,6 +72,9 @@ if TYPE_CHECKING:
     from wgtrain.gpu import run as run
     from wgtrain.infer.comparison import compare as compare
     from wgtrain.infer.evaluation import EvalResult as EvalResult
+    from wgtrain.infer.generation import Request as Request
+    from wgtrain.infer.generation import history as history
+    from wgtrain.infer.sampling import Sampling as Sampling
     from wgtrain.layers.adapter import inject_lora as inject_lora
     from wgtrain.layers.adapter import load_adapter as load_adapter
     from wgtrain.layers.adapter import save_adapter as save_adapter

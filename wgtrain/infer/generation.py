@@ -12,7 +12,7 @@ from wgtrain.files.source import shown
 from wgtrain.infer.decode import Places
 from wgtrain.infer.sampling import Sampler, Sampling, log_probability
 from wgtrain.infer.text import StopFinder, TextStream
-from wgtrain.infer.thoughts import Prompt, Splitter
+from wgtrain.infer.thoughts import ChatPrompt, Splitter
 from wgtrain.turn import Turn
 
 MAX_TOKENS = 256  # of an answer to a request that says nothing of it
@@ -171,7 +171,7 @@ def history(prompt: Sequence[int], pieces: Iterable[Piece]) -> dict[str, Any]:
     pieces = list(pieces)
     content = "".join(piece.text for piece in pieces if not piece.thought)
     thoughts = "".join(piece.text for piece in pieces if piece.thought)
-    marks = prompt.thoughts if isinstance(prompt, Prompt) else None
+    marks = prompt.thoughts if isinstance(prompt, ChatPrompt) else None
     message = {"role": "assistant", "content": content}
     return {**message, marks.taken: thoughts} if thoughts and marks and marks.taken else message
 

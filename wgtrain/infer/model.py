@@ -3,6 +3,7 @@
 import operator
 import os
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from functools import partial
 from typing import Any
 
@@ -179,17 +180,18 @@ class Model:
 
         A text is continued as it stands. Messages, [{"role": "user", "content": "..."}, ...], go
         through the model's chat template, with `template_args` and `system` as `prompt` takes them,
-        and are answered. The settings of `Sampling` say how tokens are drawn; by default the
-        likeliest one is taken. `adapters`: (adapter, strength) pairs for this answer; None = the
-        model's own stack, [] = the bare base.
+        and are answered; thoughts before the answer are left out, `answers` has them. `Sampling`
+        says how tokens are drawn; by default the likeliest one is taken. `adapters`: (adapter,
+        strength) pairs for this answer; None = the model's own stack, [] = the bare base.
         """
         sampling = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
         ids = self._ids(prompt, template_args, system)
         request = Request(ids, max_tokens, sampling, stops)
-        async for piece in self._answers([request], adapters):
-            if piece.text and not piece.thought:
-                yield piece.text
+        async with aclosing(self._answers([request], adapters)) as pieces:
+            async for piece in pieces:
+                if piece.text and not piece.thought:
+                    yield piece.text
 
     @dual_iterator
     async def answers(
@@ -200,8 +202,9 @@ class Model:
         """Pieces of the answers to several requests, which run at the same time as far as memory
         goes; each is what it would be alone. `adapters` as for `generate`.
         """
-        async for piece in self._answers(requests, adapters):
-            yield piece
+        async with aclosing(self._answers(requests, adapters)) as pieces:
+            async for piece in pieces:
+                yield piece
 
     @dual
     async def complete(
@@ -266,23 +269,18 @@ class Model:
         tokenizer = self.tokenizer
         return tokenizer.encode(prompt, bos=tokenizer.add_bos, special=True)
 
-    async def _answers(
+    def _answers(
         self,
         requests: Sequence[Request],
         adapters: Sequence[tuple[AdapterLike, float]] | None,
     ) -> AsyncGenerator[Piece, None]:
         """The answers, under adapters that are read once."""
-        stack = self.stack(adapters)
+        stack, tokenizer, context = self.stack(adapters), self.tokenizer, self.config.context
         rows = [
-            Row(i, one, self.check_tokens(one.prompt), self.tokenizer, self.config.context)
-            for i, one in enumerate(requests)
+            Row(i, request, self.check_tokens(request.prompt), tokenizer, context)
+            for i, request in enumerate(requests)
         ]
-        pieces = generate(partial(self._places, stack), self._turn, rows)
-        try:
-            async for piece in pieces:
-                yield piece
-        finally:
-            await pieces.aclose()
+        return generate(partial(self._places, stack), self._turn, rows)
 
     def check_tokens(self, tokens: Sequence[int]) -> list[int]:
         """The ids as plain integers; OptionError for none at all or one outside the vocabulary."""

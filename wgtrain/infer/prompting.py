@@ -13,7 +13,7 @@ from wgtrain.data.templates import SYSTEM, Templating, check_arguments, no_token
 from wgtrain.data.tokenizer import Tokenizer
 from wgtrain.errors import FileError, OptionError
 from wgtrain.files.source import shown
-from wgtrain.infer.thoughts import Prompt, Thoughts, find_thoughts, thoughts_of
+from wgtrain.infer.thoughts import ChatPrompt, Thoughts, find_thoughts, thoughts_of
 from wgtrain.turn import Turn
 
 _NONCHARACTERS = range(0xFDD2, 0xFDF0)  # in no real text; the first two mark things in templates
@@ -39,7 +39,7 @@ class Prompter:
         tools: Sequence[Any] | None = None,
         template_args: Mapping[str, Any] | None = None,
         system: str | None = None,
-    ) -> Prompt:
+    ) -> ChatPrompt:
         """See `Model.prompt`."""
         with self._turn(wait=True):
             return self._prompt(messages, tools, template_args, system)
@@ -60,7 +60,7 @@ class Prompter:
         tools: Sequence[Any] | None,
         template_args: Mapping[str, Any] | None,
         system: str | None,
-    ) -> Prompt:
+    ) -> ChatPrompt:
         templating = self._templating()
         if system not in (None, *SYSTEM):
             raise OptionError(f"system = {shown(system)}: allowed is {' or '.join(SYSTEM)}")
@@ -80,7 +80,7 @@ class Prompter:
         if templating.template is not None:
             self._check_pieces(text, templating, [*given, *_texts(args)])
         ids = self._tokenizer.encode(text, bos=self._tokenizer.add_bos, special=True, guard=guard)
-        return Prompt(ids, self._thoughts(text, templating, tools, args))
+        return ChatPrompt(ids, self._thoughts(text, templating, tools, args))
 
     def _thoughts(
         self, text: str, templating: Templating, tools: list[Any] | None, args: dict[str, Any]

@@ -45,7 +45,7 @@ class Thoughts:
     taken: str = ""
 
 
-class Prompt(list[int]):
+class ChatPrompt(list[int]):
     """The ids of a prompt that a template made; `thoughts`: how its answer marks them, if so."""
 
     def __init__(self, ids: Iterable[int], thoughts: Thoughts | None) -> None:
