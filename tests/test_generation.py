@@ -461,6 +461,20 @@ def test_generate_takes_every_setting(model: Any) -> None:
 
 
 @pytest.mark.gpu
+def test_the_awaitable_forms(model: Any) -> None:
+    async def run() -> tuple[str, list[list[int]], str]:
+        text = [piece async for piece in model.aio.generate("ab", 8)]
+        made = await model.aio.complete([[5, 6]], 8)
+        pieces = [piece async for piece in model.aio.answers([Request([5, 6], 8)])]
+        return "".join(text), made, text_of(pieces)
+
+    text, made, answer = asyncio.run(run())
+    assert text == "".join(model.generate("ab", 8))
+    assert made == model.complete([[5, 6]], 8) and len(made[0]) == 8
+    assert answer == model.tokenizer.decode([5, 6, *made[0]])[len(model.tokenizer.decode([5, 6])) :]
+
+
+@pytest.mark.gpu
 def test_a_loop_that_is_left_frees_the_model(model: Any) -> None:
     for _ in model.generate("ab", 30):
         break

@@ -1,10 +1,12 @@
 """Messages into prompts as training writes them, text of a user that stays text, and thoughts."""
 
 import json
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from itertools import combinations, pairwise
+from pathlib import Path
 from typing import Any
 
 import chat_families
@@ -428,6 +430,50 @@ def test_marks_of_published_templates(name: str, expected: Thoughts | None) -> N
     )
 
 
+def published() -> dict[str, str]:
+    texts = {name: source(name) for name in ("qwen2.5", "qwen3", "llama3", "gemma")}
+    if folder := os.environ.get("WGTRAIN_TEMPLATES"):
+        texts |= {path.stem: path.read_text() for path in sorted(Path(folder).glob("*.jinja"))}
+    return texts | {name: text for name, (text, _) in FAMILIES.items()}
+
+
+ENDS = (
+    *("<|im_end|>", "<|return|>", "<eos>", "<|eot|>", "<|end_of_msg|>", "<turn|>", "<end_of_turn>"),
+    *("<|eot_id|>", "<|END_OF_TURN_TOKEN|>", "<|end_of_text|>", "<seed:eos>", "[e~[", "<sep>"),
+    *("<｜end▁of▁sentence｜>", "<|role_end|>", "<|message_sep|>", "<SPECIAL_12>", "</assistant>"),
+    *("<end_of_sentence>", "<|end|>\n"),
+)
+
+
+@pytest.mark.parametrize("name", published())
+def test_what_a_template_writes_behind_its_prompt_comes_apart_again(name: str) -> None:
+    """A model that answers as it was trained."""
+    text = published()[name]
+    template = Template(text, tokens={"bos_token": "<bos>", "eos_token": "<eos>"})
+    messages = [user("why?")]
+    try:
+        prompt = template.render(messages, None, True)
+    except FileError:
+        pytest.skip("it needs more than messages")
+    marks = found_in(text, ENDS)
+    answer, seen = assistant("an answer\n\nof <b>2</b>"), 0
+    for thoughts in ("", "well\n\nyes"):
+        more = {"reasoning_content": thoughts, "reasoning": thoughts} if thoughts else {}
+        said = template.render([*messages, answer | more])
+        closed = thoughts in said if thoughts else not (marks and marks.inside)
+        if said.startswith(prompt) and closed:
+            said = said[len(prompt) :]
+            said = said[: min((said.find(end) for end in ENDS if end in said), default=len(said))]
+            splitter = Splitter(marks)
+            parts = splitter.add(said) + splitter.end()
+            assert "".join(part.text for part in parts if part.thought) == thoughts
+            rest = "".join(part.text for part in parts if not part.thought)
+            assert rest.removesuffix("<|end|>").strip() == answer["content"]
+            seen += 1
+    if not seen:
+        pytest.skip("its prompts are not how its conversations go on")
+
+
 PAIR = Thoughts("<think>", "</think>")
 CHANNEL = FAMILIES["channels"][1]
 SPLITS: list[tuple[Thoughts | None, str, str, str]] = [
@@ -437,6 +483,8 @@ SPLITS: list[tuple[Thoughts | None, str, str, str]] = [
     (PAIR, " plain <think>a</think>", "", " plain <think>a</think>"),
     (PAIR, "\n<think>a", "a", ""),
     (PAIR, "<thin", "", "<thin"),
+    (PAIR, "</think>a</think>", "", "a</think>"),
+    (Thoughts("", "", end="<end>"), " a<e<end>", "", " a<e"),
     (PAIR, "<think>a</thin", "a</thin", ""),
     (PAIR, "<think>a  ", "a  ", ""),
     (PAIR, "  ", "", "  "),

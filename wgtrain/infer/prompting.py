@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import date
 from typing import Any
 
+from wgtrain.data import ChatTemplate
 from wgtrain.data.examples import without_developer
 from wgtrain.data.messages import Conversation, free_form, read_conversation
 from wgtrain.data.records import RowError
@@ -28,7 +29,7 @@ class Prompter:
     def __init__(self, tokenizer: Tokenizer, templating: Templating | None = None) -> None:
         self._tokenizer, self._given = tokenizer, templating
         self._day: date | None = None
-        self._open: Any = None
+        self._open: ChatTemplate | None = None
         self._marks: tuple[str, Thoughts | None, str] | None = None
         self._known: dict[str, bool] = {}
         self._turn = Turn("the chat template")
@@ -75,8 +76,8 @@ class Prompter:
         given = list(_texts([chat, tools]))
         guard = _guard(given)
         typed = [self._tokenizer.pieces[i] for i in {*self._tokenizer.control_in(given)}]
-        shielded = _shielded([chat, tools], typed, guard)
-        text = self._template(templating).render(*shielded, prompt=True, args=args)
+        chat, shielded = _shielded([chat, tools], typed, guard)
+        text = self._template(templating).render(chat, shielded, True, args)
         if templating.template is not None:
             self._check_pieces(text, templating, [*given, *_texts(args)])
         ids = self._tokenizer.encode(text, bos=self._tokenizer.add_bos, special=True, guard=guard)
@@ -118,7 +119,7 @@ class Prompter:
             self._own, self._day = Templating(), today
         return self._own
 
-    def _template(self, templating: Templating) -> Any:
+    def _template(self, templating: Templating) -> ChatTemplate:
         if self._open is None:
             self._open = templating.open(self._tokenizer)
         if self._open is None:

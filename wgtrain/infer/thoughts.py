@@ -113,11 +113,11 @@ class Splitter:
         self._held = self._held[size:]
 
     def _start(self, marks: Thoughts, parts: list[Part], last: bool) -> bool:
-        """Before the answer: marks, blanks, or its first character. Each of these says whether
-        there is more to do.
+        """Before the answer: marks, of which the closing one alone says that there were no
+        thoughts, blanks, or its first character. Each of these says whether there is more to do.
         """
         core = self._held.lstrip()
-        every = [mark for mark in (marks.open, *marks.leads) if mark]
+        every = [mark for mark in (marks.open, marks.close, *marks.leads) if mark]
         if not last and (not core or any(m != core and m.startswith(core) for m in every)):
             return False
         mark = max((m for m in every if core.startswith(m)), key=len, default=None)
@@ -202,10 +202,10 @@ def find_thoughts(
     bare = head[_known(head, prompt) :].lstrip()
     if any(mark and mark in bare for mark in (marks.open, marks.close)):
         bare = ""  # thoughts that are empty
-    if not marks.close and not bare:
+    end = tail[: min((tail.find(stop) for stop in stops if stop in tail), default=0)].strip()
+    if not (marks.close or bare or end):
         return None, prompt
     leads = {bare, *marks.leads, *(lead.removesuffix(bare).strip() for lead in marks.leads)}
-    end = tail[: min((tail.find(stop) for stop in stops if stop in tail), default=0)].strip()
     return replace(marks, leads=tuple(sorted(leads - {""})), end=end), prompt
 
 
