@@ -84,6 +84,54 @@ def test_filters_are_those_of_transformers(how: Sampling, size: int) -> None:
     np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-15)
 
 
+def by_llama_cpp(values: np.ndarray, how: Sampling, seen: list[int]) -> np.ndarray:
+    """The distribution by llama.cpp's samplers, put in our order."""
+    import ctypes
+
+    from llama_cpp_oracle import llama_cpp as lib
+
+    items = (lib.llama_token_data * len(values))()
+    for i, logit in enumerate(values.tolist()):
+        items[i].id, items[i].logit = i, logit
+    pointer = ctypes.cast(items, ctypes.POINTER(lib.llama_token_data))
+    array = lib.llama_token_data_array(pointer, len(values), -1, False)
+    size, penalty = len(values), how.repeat_penalty
+    penalties = lib.llama_sampler_init_penalties(size, len(seen), penalty, 0.0, 0.0)
+    for token in seen:
+        lib.llama_sampler_accept(penalties, token)
+    for sampler in (
+        penalties,
+        lib.llama_sampler_init_temp(how.temperature),
+        lib.llama_sampler_init_top_k(how.top_k),
+        lib.llama_sampler_init_top_p(how.top_p, 1),
+        lib.llama_sampler_init_min_p(how.min_p, 1),
+        lib.llama_sampler_init_dist(0),
+    ):
+        lib.llama_sampler_apply(sampler, ctypes.byref(array))
+        lib.llama_sampler_free(sampler)
+    out = np.zeros(len(values))
+    for item in array.data[: array.size]:
+        out[item.id] = item.p
+    return out
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("how", FILTERS, ids=str)
+def test_filters_are_those_of_llama_cpp(how: Sampling) -> None:
+    """Each filter, where it stands in our chain; its numbers are f32."""
+    values = logits(500, 5)
+    seen = [7, 0, 450, 0, int(values.argmax())]
+    wanted = by_llama_cpp(values, how, seen)
+    mine = values if how.repeat_penalty == 1 else penalised(values, seen, how.repeat_penalty)
+    found = probabilities(mine, how)
+    assert ((found > 0) == (wanted > 0)).all()
+    np.testing.assert_allclose(found, wanted, rtol=2e-5, atol=1e-9)
+    other = Sampling(**{**vars(how), "temperature": how.temperature * 1.01})
+    if (found > 0).sum() > 1:
+        off = np.abs(probabilities(mine, other) - wanted) > 2e-5 * wanted + 1e-9
+        assert off.any()
+
+
 @pytest.mark.oracle
 @pytest.mark.parametrize(
     "wrong", [{"temperature": 1.0}, {"top_k": 0}, {"top_p": 1.0}, {"min_p": 0.0}], ids=str

@@ -75,7 +75,8 @@ class Prompter:
             chat = [without_developer(message) for message in chat]
         given = list(_texts([chat, tools]))
         guard = _guard(given)
-        typed = [self._tokenizer.pieces[i] for i in {*self._tokenizer.control_in(given)}]
+        pieces = (self._tokenizer.pieces[i] for i in {*self._tokenizer.control_in(given)})
+        typed = [piece for piece in pieces if len(piece) > 1]  # a guard fits into these
         chat, shielded = _shielded([chat, tools], typed, guard)
         text = self._template(templating).render(chat, shielded, True, args)
         if templating.template is not None:
