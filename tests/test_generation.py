@@ -383,14 +383,15 @@ def test_an_answer_broken_off_leaves_the_rest_usable() -> None:
     assert machine.fake.reads == [{1: 1}]
 
 
-def test_two_answers_under_way_do_not_disturb_each_other() -> None:
-    """With places for both each keeps its own; with one place they read again, and say the same."""
+@pytest.mark.parametrize("memory", [1000, 64])
+def test_two_answers_under_way_do_not_disturb_each_other(memory: int) -> None:
+    """Each gets a place of its own; where memory has one, they read again, and say the same."""
     says = hashed(LEVEL.vocab_size)
-    a, b = Request([1, 2, 3, 4], 9, Sampling(1.0)), Request([4, 5, 6], 9, Sampling(1.0, seed=3))
-    alone = [text_of(Machine(says).run(LEVEL, one)) for one in (a, b)]
+    asked = [Request([1, 2, 3, 4], 9, Sampling(1.0)), Request([4, 5, 6], 9, Sampling(1.0, seed=3))]
+    machine = Machine(says, memory, least=64)
 
-    async def both(machine: Machine) -> list[str]:
-        texts = {machine.start(LEVEL, one): "" for one in (a, b)}
+    async def both() -> list[str]:
+        texts = {machine.start(LEVEL, one): "" for one in asked}
         ended: set[Any] = set()
         while len(ended) < 2:
             for answers in texts:
@@ -401,13 +402,14 @@ def test_two_answers_under_way_do_not_disturb_each_other() -> None:
                     texts[answers] += piece.text
         return list(texts.values())
 
-    for places in (1, 2):
-        machine = Machine(says)
-        asyncio.run(machine.open(places, 30, 30))
-        assert asyncio.run(both(machine)) == alone
-        repeated = sum(n for read in machine.fake.reads[2:] for n in read.values() if n > 1)
-        assert (repeated == 0) == (places == 2)
-        gc.collect()
+    found = asyncio.run(both())
+    assert found == [text_of(Machine(says).run(LEVEL, one)) for one in asked]
+    assert machine.opened[:2] == [(1, 64), (2, 64)][: 1 + (memory == 1000)]
+    again = [n for read in machine.fake.reads for n in read.values() if n > 1]
+    assert (len(again) == 2) == (memory == 1000)
+    gc.collect()
+    places = machine.kept
+    assert places is not None and places.others([]) == 0
 
 
 def test_an_interrupt_while_reading_forgets_what_was_read() -> None:

@@ -27,6 +27,7 @@ class Places:
         self._held: list[list[int]] = [[] for _ in range(sequences.places)]
         # A row that nobody is after any more is gone by itself, and its place is free.
         self._readers: WeakValueDictionary[int, Reader] = WeakValueDictionary()
+        self.widest = False  # memory had no room for more places
 
     def allow(self, places: int, room: int) -> bool:
         """Whether they serve for so many rows of so many tokens."""
@@ -48,6 +49,10 @@ class Places:
                 self._readers[seats[row]] = row
                 free.remove(seats[row])
         return seats
+
+    def others(self, rows: Sequence[Reader]) -> int:
+        """How many rows are under way here that are none of these."""
+        return sum(row not in rows for row in self._readers.values())
 
     def _rank(self, row: Reader, place: int) -> tuple[bool, int, int, int]:
         """How well a place suits a row: not taken from another one, with much of what the row

@@ -214,7 +214,7 @@ async def generate(
             active.append(waiting.popleft())
         with turn(wait=True):
             try:
-                places = await _opened(open_places, active)
+                places = await _beside_others(open_places, active)
             except OutOfMemoryError:
                 if len(active) == 1:
                     raise
@@ -232,15 +232,31 @@ async def generate(
                 yield piece
 
 
-async def _opened(open_places: OpenPlaces, rows: Sequence[Row]) -> Places:
-    """Places for these rows; a single one makes do with less room ahead where memory is short."""
+async def _beside_others(open_places: OpenPlaces, rows: Sequence[Row]) -> Places:
+    """Places for these rows, and for those of others that are under way, so that none of them reads
+    again what another one took the place of.
+    """
+    places = await _opened(open_places, rows, len(rows))
+    n = len(rows) + places.others(rows)
+    if n <= places.sequences.places or places.widest:
+        return places
+    try:
+        return await _opened(open_places, rows, n)
+    except OutOfMemoryError:
+        places = await _opened(open_places, rows, len(rows))
+        places.widest = True
+        return places
+
+
+async def _opened(open_places: OpenPlaces, rows: Sequence[Row], n: int) -> Places:
+    """At least `n` places; a single one makes do with less room ahead where memory is short."""
     least = max(len(row.ids) for row in rows)
     wanted = max(row.wanted for row in rows)
     while True:
         try:
-            return await open_places(len(rows), least, wanted)
+            return await open_places(n, least, wanted)
         except OutOfMemoryError as error:
-            if len(rows) > 1:
+            if n > 1:
                 raise
             if wanted - least < 2:
                 raise OutOfMemoryError(
