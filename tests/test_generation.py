@@ -4,6 +4,7 @@ import asyncio
 import gc
 import re
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
 
@@ -486,6 +487,20 @@ def test_a_loop_that_is_left_frees_the_model(model: Any) -> None:
     assert np.array_equal(before, model.logits([5, 6]))
     rest = "".join(answers)
     assert rest == "".join(list(model.generate("ab", 30))[1:])
+
+
+@pytest.mark.gpu
+def test_threads_ask_at_the_same_time(model: Any) -> None:
+    """Each waits for its turn at every token, and gets what it gets alone."""
+    prompts = ["ab", "abc", "b", "ba"]
+
+    def ask(prompt: str) -> str:
+        seed = len(prompt) + ord(prompt[0])
+        return "".join(model.generate(prompt, 12, 1.0, seed=seed))
+
+    alone = [ask(prompt) for prompt in prompts]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(ask, prompts * 2)) == alone * 2
 
 
 @pytest.mark.gpu

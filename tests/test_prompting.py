@@ -13,6 +13,7 @@ import chat_families
 import needs
 import numpy as np
 import pytest
+import tiny
 import vocabs
 from test_chat import CALL, TOOLS, assistant, source, system, tool, user
 from test_generation import Machine, Request, script
@@ -610,3 +611,15 @@ def test_messages_are_answered(model: Any) -> None:
     finally:
         model.templating = None
     assert model.prompt(asked) == prompt
+
+
+@pytest.mark.gpu
+def test_a_template_stays_open_until_its_model_is_closed() -> None:
+    with wgtrain.load_model(tiny.tiny("llama").gguf, limits="default") as small:
+        small.templating = Templating("{{ messages[0].content }}")
+        small.prompt([user("a")])
+        runner = small._prompter._open._runner
+        small.prompt([user("b")])
+        assert small._prompter._open._runner is runner
+        assert runner._popen.poll() is None
+    assert runner._popen.poll() is not None and small._prompter is None
