@@ -438,6 +438,8 @@ def published() -> dict[str, str]:
     return texts | {name: text for name, (text, _) in FAMILIES.items()}
 
 
+# Their prompts are not how their conversations go on, thoughts or none.
+BEYOND = {"prefilled and closed", "a heading", "cut out of the content"}
 ENDS = (
     *("<|im_end|>", "<|return|>", "<eos>", "<|eot|>", "<|end_of_msg|>", "<turn|>", "<end_of_turn>"),
     *("<|eot_id|>", "<|END_OF_TURN_TOKEN|>", "<|end_of_text|>", "<seed:eos>", "[e~[", "<sep>"),
@@ -471,8 +473,7 @@ def test_what_a_template_writes_behind_its_prompt_comes_apart_again(name: str) -
             rest = "".join(part.text for part in parts if not part.thought)
             assert rest.removesuffix("<|end|>").strip() == answer["content"]
             seen += 1
-    if not seen:
-        pytest.skip("its prompts are not how its conversations go on")
+    assert seen or name in BEYOND or name not in FAMILIES
 
 
 PAIR = Thoughts("<think>", "</think>")
