@@ -2,7 +2,6 @@
 
 import json
 import os
-import pty
 import select
 import signal
 import subprocess
@@ -388,6 +387,7 @@ class Typing:
     """A command in a terminal of its own."""
 
     def __init__(self, *command):
+        pty = pytest.importorskip("pty", reason="a terminal that a program types in")
         self.mine, theirs = pty.openpty()
         self.process = subprocess.Popen(
             [sys.executable, "-c", START, sys.executable, *command],

@@ -3,6 +3,8 @@
 import io
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -222,6 +224,21 @@ def test_settings_of_runs(monkeypatch):
     assert wanted(config_file="c.json", model="mine") == ("mine", "f16", None, "keep")
 
 
+def test_what_the_model_is_opened_with(monkeypatch):
+    opened = []
+
+    def load(path, **options):
+        opened.append((path, options))
+        raise OptionError("enough")
+
+    monkeypatch.setattr("wgtrain.api.load_model", load)
+    given = {"model": "m", "adapter_index": "3", "precision": "f16", "quantize_base": "int8"}
+    with pytest.raises(OptionError, match="enough"), using.opened({**given, "gpu_memory": "2MiB"}):
+        pass
+    options = {**given, "adapter_index": 3, "gpu_memory": 2 << 20}
+    assert opened == [(options.pop("model"), options)]
+
+
 # ---- many ---------------------------------------------------------------------------------------
 
 ROWS = [
@@ -419,3 +436,23 @@ def test_nobody_reads_on():
         assert process.stdout.read(1) == b"I"
         process.stdout.close()
         assert (process.stderr.read(), process.wait()) == (b"", 0)
+
+
+def test_the_page_on_commands(capsys, monkeypatch, tmp_path):
+    """Its lines, run as they stand."""
+    text = (ROOT / "docs" / "commands.md").read_text("utf-8")
+    blocks = dict(re.findall(r"```(\w+)\n(.*?)```", text, re.DOTALL))
+    (tmp_path / "wgtrain").mkdir()
+    (tmp_path / "wgtrain" / "demo_files").symlink_to(BASE.parent)
+    Path("prompts.jsonl").write_text(blocks["jsonl"], encoding="utf-8")
+    for line in blocks["sh"].splitlines():
+        program, *arguments = shlex.split(line)
+        type_in(monkeypatch, "Aria spent 136 coins on a purple spade.\n")
+        code, out, error = wgtrain(capsys, *arguments)
+        assert program == "wgtrain" and code == 0, error
+        assert out or "--out" in arguments
+    assert len(Path("answers.jsonl").read_text(encoding="utf-8").splitlines()) == 2
+    Path("base.gguf").symlink_to(BASE)
+    Path("c.json").write_text(blocks["json"], encoding="utf-8")
+    text, said = generate(capsys, "--config", "c.json", "--prompt", "A", "--max-tokens", "3")
+    assert text and said == RAW

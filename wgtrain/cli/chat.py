@@ -21,26 +21,28 @@ from wgtrain.runs.adapters import parse_adapter
 
 DONE, INTERRUPTED = 0, 130
 _HELP = """\
-/reset             forget the conversation, but for the system message
-/undo              forget the last exchange
-/retry             ask the last message again, with the next seed
-/system [TEXT]     show or replace the system message; none = without
-/adapter           list the adapters
-/adapter A[:SCALE] load a GGUF, a PEFT folder, a run or a checkpoint
+/reset               forget the conversation, but for the system message
+/undo                forget the last exchange
+/retry               ask the last message again, with the next seed
+/system [TEXT]       show the system message, or replace it; none = without
+/adapter             list the adapters
+/adapter A[:SCALE]   load one: a GGUF, a PEFT folder, a run or a checkpoint
 /adapter NAME:SCALE  give a loaded one another scale
-/adapter -NAME     remove one; /adapter none removes all
-/save FILE         add the conversation to a JSONL file, as a row that wgtrain train takes
-/help, /quit       show this; end, as Ctrl-D does
-A line that ends with a backslash goes on in the next one. Ctrl-C stops an answer."""
+/adapter -NAME       remove one; /adapter none removes all
+/save FILE           add the conversation to a JSONL file, as a row for wgtrain train
+/help                show this
+/quit                end, as Ctrl-D does
+A line that ends with a backslash goes on in the next one. Ctrl-C stops an answer; on an empty
+line it ends the conversation."""
 _ALIASES = {"exit": "quit", "bye": "quit", "clear": "reset", "regen": "retry", "?": "help"}
 _SHOWN = 60  # characters of a message that is named
 
 
 @click.command("chat", short_help="Talk with a model and adapters.")
-@using_options
 @click.option("--system", metavar="TEXT", help="System message of the conversation.")
 @answer_options
 @click.option("--stats", is_flag=True, help="Tell tokens, speed and end of each answer.")
+@using_options
 def command(**given: Any) -> int:
     """Talk with a model, through its chat template; /help lists what can be done meanwhile.
 

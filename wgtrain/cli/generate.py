@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -22,7 +22,6 @@ DONE = 0
 
 
 @click.command("generate", short_help="Continue a text, or answer a message.")
-@using_options
 @click.option(
     "--prompt",
     metavar="TEXT",
@@ -46,6 +45,7 @@ DONE = 0
 @answer_options
 @click.option("--stats", is_flag=True, help="Tell tokens, speed and end, not only in a terminal.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object: text, finish_reason, ...")
+@using_options
 def command(**given: Any) -> int:
     """Continue a text, or answer a message with the model's chat template.
 
@@ -112,7 +112,7 @@ def _answer(using: Using, how: How, ids: list[int], json_only: bool, stats: bool
     """One answer, as it comes."""
     answer, screen = Answer(len(ids), using.model.config.context), Screen()
     try:
-        for piece in using.answers([how.request(ids)]):
+        for piece in using.model.answers([how.request(ids)]):
             answer.add(piece)
             if not json_only:
                 screen.show(piece)
@@ -131,13 +131,23 @@ def _answer_all(
     """The rows of a file with their answers, in their order, each as soon as it can be."""
     answers = [Answer(len(one), using.model.config.context) for one in ids]
     done = 0
-    for piece in using.answers([how.request(one) for one in ids]):
-        answers[piece.index].add(piece)
-        while done < len(asked) and answers[done].finish is not None:
-            row = {**asked[done].row, **answers[done].facts()}
-            file.write(as_json(row, file) + "\n")
-            file.flush()
-            done += 1
+    with _progress(len(ids), file) as bar:
+        for piece in using.model.answers([how.request(one) for one in ids]):
+            answers[piece.index].add(piece)
+            while done < len(asked) and answers[done].finish is not None:
+                row = {**asked[done].row, **answers[done].facts()}
+                file.write(as_json(row, file) + "\n")
+                file.flush()
+                done += 1
+                if bar is not None:
+                    bar.update(1)
+
+
+def _progress(rows: int, file: TextIO) -> AbstractContextManager[Any]:
+    """A bar where a terminal shows nothing else."""
+    if file.isatty() or sys.stderr is None or not sys.stderr.isatty():
+        return nullcontext()
+    return click.progressbar(length=rows, label="answered", show_pos=True, file=sys.stderr)
 
 
 @contextmanager

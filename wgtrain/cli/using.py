@@ -5,7 +5,7 @@ def command(..., **given): with opened(given) as using: using.model ...
 """
 
 import os
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
@@ -16,8 +16,6 @@ from wgtrain.cli.options import options_of
 from wgtrain.cli.streams import complain
 from wgtrain.data.templates import Templating
 from wgtrain.errors import FileError, OptionError, WgtrainError
-from wgtrain.infer.adapters import Adapters
-from wgtrain.infer.generation import Piece, Request
 from wgtrain.infer.model import Model
 from wgtrain.runs.adapter_config import load_adapters, read_config
 from wgtrain.runs.adapters import NamedAdapter, model_of_run, parse_adapter
@@ -43,6 +41,8 @@ def using_some(names: Collection[str]) -> Callable[[Any], Any]:
 
 
 def _add_options(command: Any, names: Collection[str]) -> Any:
+    rest = [name for name in names if name != "model"]
+    command = options_of(RunConfig, only=rest)(command)
     command = click.option(
         "--config",
         "config_file",
@@ -50,14 +50,14 @@ def _add_options(command: Any, names: Collection[str]) -> Any:
         help='JSON: {"model": {"path": ...}, "lora_adapters": [{"path": ..., "scale": 1.0}, ...]}, '
         "beside the path settings with underscores; the command line goes over it.",
     )(command)
-    command = options_of(RunConfig, only=names)(command)
-    return click.option(
+    command = click.option(
         "--adapter",
         multiple=True,
         metavar="A[:SCALE]",
-        help="Adapter on the model: a GGUF, a PEFT folder, a run or a checkpoint, which know their "
-        "--model; repeatable.",
+        help="Adapter on the model: a GGUF, a PEFT folder, a run or a checkpoint, of which the "
+        "last two know their --model; repeatable.  [default: SCALE 1]",
     )(command)
+    return options_of(RunConfig, only=("model",))(command)
 
 
 @dataclass
@@ -68,11 +68,6 @@ class Using:
     chat: Templating
     say: Say
     _merged: bool = False
-
-    @property
-    def adapters(self) -> Adapters:
-        """The default stack."""
-        return self.model.adapters
 
     @property
     def templated(self) -> bool:
@@ -107,14 +102,6 @@ class Using:
             self.say("the chat template takes no system message: it goes before the user's turn")
         self._merged = True
         return ids
-
-    def answers(self, requests: list[Request]) -> Generator[Piece, None, None]:
-        """Pieces of the answers to some requests."""
-        return self.model.answers(requests)
-
-    def load(self, adapter: NamedAdapter) -> None:
-        """Puts an adapter on top of the stack."""
-        load_adapters(self.model, [adapter], False, self.say)
 
     def check_template(self) -> None:
         """OptionError where no conversation can be had, with what helps."""
