@@ -139,6 +139,26 @@ def test_again_with_the_next_seed(chat, answering):
 
 
 @gpu
+def test_an_answer_that_was_cut_goes_on(chat):
+    whole, _ = chat("Who are you?", "Why?", options=["--max-tokens", "30"])
+    parts, said = chat(
+        "Who are you?", *["/more"] * 9, "Why?", "/save f", options=["--max-tokens", "3"], code=2
+    )
+    assert said == ["error: /more: no answer was cut that has room to go on"]
+    n = len(parts) - 1
+    parts, said = chat(
+        *("Who are you?", *["/more"] * n, "Why?", "/save f", "/undo", "/more"),
+        options=["--max-tokens", "3", "--stats"],
+        code=2,
+    )
+    assert 2 < n < 9 and "".join(parts[: n + 1]) == whole[0] and whole[1].startswith(parts[n + 1])
+    assert said[0].endswith("cut after 3 tokens; /more goes on")
+    saved = json.loads(Path("f").read_text())["messages"]
+    assert saved[1]["content"] == whole[0]
+    assert said[-1].startswith("error: /more: no answer was cut")
+
+
+@gpu
 def test_thoughts_stand_beside_the_answer(chat, answering):
     asked = answering([answer("hm", None, thought=True), answer("A")], [answer("B")])
     Path("t").write_text(
@@ -272,6 +292,7 @@ def test_no_room_at_all(chat, answering):
         ("/nothing", "error: /nothing is no command; /help lists them."),
         ("/undo", "error: nothing was said yet"),
         ("/retry", "error: nothing was said yet"),
+        ("/more", "error: /more: no answer was cut"),
         ("/save", "error: /save: the name of a file is needed"),
         ("/save c", "error: save: nothing was said yet"),
         ("/adapter gone.gguf", "error: gone.gguf: No such file"),
@@ -300,7 +321,7 @@ def test_help_and_words_of_other_programs(chat):
 @gpu
 def test_numbers_of_each_answer(chat):
     _, said = chat("a", "b", options=["--stats", "--max-tokens", "2"])
-    assert len(said) == 2 and all(" tokens read in " in line for line in said)
+    assert len(said) == 2 and all(" tokens and 2 new, " in line for line in said)
 
 
 @gpu
@@ -366,7 +387,7 @@ def test_errors_do_not_end_what_is_typed(chat, answering, monkeypatch):
         "adapters: none",
         "error: no number",
         "error: /nothing is no command; /help lists them. A blank before it sends it to the model",
-        "cut after 1 tokens; --max-tokens allows more",
+        "cut after 1 tokens; /more goes on",
     ]
 
 

@@ -66,8 +66,8 @@ def test_the_text_alone_goes_to_standard_output(capsys, model):
     prompt = ("--model", BASE, "--prompt", "Hello", "--max-tokens", 9)
     assert generate(capsys, *prompt) == (told, RAW)
     text, stats = generate(capsys, *MESSAGE, "--stats", "--max-tokens", "2")
-    assert said.startswith(text) and stats.startswith("12 tokens read in ")
-    assert "2 new" in stats and stats.endswith("cut after 2 tokens; --max-tokens allows more\n")
+    assert said.startswith(text) and stats.startswith("12 tokens and 2 new, the first ")
+    assert " s, then " in stats and stats.endswith("cut after 2 tokens; --max-tokens allows more\n")
 
 
 def test_json(capsys, model):

@@ -16,6 +16,7 @@ from wgtrain.infer.generation import Piece, Request
 from wgtrain.infer.sampling import Sampling
 from wgtrain.train.settings import as_mapping, build, check, setting
 
+MORE = "--max-tokens allows more"
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
 
 
@@ -83,18 +84,20 @@ class Answer:
 
     def __init__(self, prompt_tokens: int, context: int):
         self.text = self.thoughts = ""
-        self.prompt_tokens, self.completion_tokens = prompt_tokens, 0
+        self.prompt_tokens = prompt_tokens
+        self.ids: list[int] = []
         self._context = context
         self.finish: str | None = None
         self._began = time.monotonic()
         self._first = self._last = self._began
+        self._with_first = 0  # tokens of the first piece
 
     def add(self, piece: Piece) -> None:
         """Takes the next piece."""
         self._last = time.monotonic()
-        if not self.completion_tokens:
-            self._first = self._last
-        self.completion_tokens += len(piece.tokens)
+        if not self.ids:
+            self._first, self._with_first = self._last, len(piece.tokens)
+        self.ids += [token.id for token in piece.tokens]
         if piece.thought:
             self.thoughts += piece.text
         else:
@@ -109,28 +112,28 @@ class Answer:
             **thoughts,
             "finish_reason": self.finish,
             "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.completion_tokens,
+            "completion_tokens": len(self.ids),
         }
 
-    def told(self) -> str:
+    def told(self, more: str = MORE) -> str:
         """The numbers in words."""
-        n, seconds = self.completion_tokens, self._last - self._first
-        words = (
-            f"{self.prompt_tokens:,} tokens read in {self._first - self._began:.2f} s, {n:,} new"
-        )
-        if n > 1 and seconds > 0:
-            words += f" at {(n - 1) / seconds:.1f} tokens/s"
-        return f"{words}, {self.ending()}"
+        n, seconds = len(self.ids), self._last - self._first
+        words = f"{self.prompt_tokens:,} tokens and {n:,} new"
+        if n:
+            words += f", the first after {self._first - self._began:.2f} s"
+        if n > self._with_first and seconds > 0:
+            words += f", then {(n - self._with_first) / seconds:.1f} tokens/s"
+        return f"{words}, {self.ending(more)}"
 
-    def ending(self) -> str:
-        """How it ended, in words."""
+    def ending(self, more: str = MORE) -> str:
+        """How it ended, in words; `more` is what lets it go on."""
         if self.finish is None:
             return "interrupted"
         if self.finish == "stop":
             return "ended by itself"
-        if self.prompt_tokens + self.completion_tokens >= self._context:
+        if self.prompt_tokens + len(self.ids) >= self._context:
             return f"cut where the model's context of {self._context:,} tokens ends"
-        return f"cut after {self.completion_tokens:,} tokens; --max-tokens allows more"
+        return f"cut after {len(self.ids):,} tokens; {more}"
 
 
 def as_json(value: Any, stream: TextIO) -> str:

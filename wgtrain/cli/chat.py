@@ -24,6 +24,7 @@ _HELP = """\
 /reset               forget the conversation, but for the system message
 /undo                forget the last exchange
 /retry               ask the last message again, with the next seed
+/more                go on with an answer that was cut
 /system [TEXT]       show the system message, or replace it; none = without
 /adapter             list the adapters
 /adapter A[:SCALE]   load one: a GGUF, a PEFT folder, a run or a checkpoint
@@ -35,6 +36,7 @@ _HELP = """\
 A line that ends with a backslash goes on in the next one. Ctrl-C stops an answer; on an empty
 line it ends the conversation."""
 _ALIASES = {"exit": "quit", "bye": "quit", "clear": "reset", "regen": "retry", "?": "help"}
+_MORE = "/more goes on"
 _SHOWN = 60  # characters of a message that is named
 
 
@@ -70,11 +72,13 @@ class Chat:
         self._said, self._lines, self._screen = conversation, lines, Screen()
         self._context = using.model.config.context
         self._seed = how.sampling.seed
+        self._cut: list[int] | None = None  # the tokens up to where the last answer was cut
         self._ended = False
         self._commands: dict[str, Callable[[str], None]] = {
             "reset": self._reset,
             "undo": self._undo,
             "retry": self._retry,
+            "more": self._more,
             "system": self._system,
             "adapter": self._adapter,
             "save": self._save,
@@ -124,11 +128,19 @@ class Chat:
         ids = self._fitted(question)
         if ids is None:
             return False
+        answer = self._drawn(ids)
+        kept = bool(answer.text) or answer.finish is not None
+        if kept:
+            self._said.add(question, answer.text, answer.thoughts)
+        return kept
+
+    def _drawn(self, ids: list[int]) -> Answer:
+        """What follows some tokens, shown as it comes until Ctrl-C."""
         room = min(self._how.max_tokens or MAX_TOKENS, self._context - len(ids))
         sampling = replace(self._how.sampling, seed=self._seed)
-        request = Request(ids, room, sampling, self._how.stop)
         answer = Answer(len(ids), self._context)
-        pieces = self._using.model.answers([request])
+        self._cut = None
+        pieces = self._using.model.answers([Request(ids, room, sampling, self._how.stop)])
         try:
             with _stoppable() as stopped:
                 for piece in pieces:
@@ -139,14 +151,19 @@ class Chat:
         finally:
             pieces.close()
             self._screen.end(newline=True)
-        kept = bool(answer.text) or answer.finish is not None
-        if kept:
-            self._said.add(question, answer.text, answer.thoughts)
+        if answer.finish != "stop" and len(ids) + len(answer.ids) < self._context:
+            self._cut = [*ids, *answer.ids]
         if self._stats:
-            complain(answer.told())
+            complain(answer.told(_MORE))
         elif self._lines.terminal and answer.finish != "stop":
-            complain(answer.ending())
-        return kept
+            complain(answer.ending(_MORE))
+        return answer
+
+    def _more(self, _: str) -> None:
+        if self._cut is None or not self._said.exchanges:
+            raise OptionError("/more: no answer was cut that has room to go on")
+        answer = self._drawn(self._cut)
+        self._said.extend(answer.text, answer.thoughts)
 
     def _fitted(self, question: str) -> list[int] | None:
         """The tokens of the conversation with a question, once there is room for the answer; None
@@ -177,6 +194,7 @@ class Chat:
 
     def _reset(self, _: str) -> None:
         self._said.exchanges.clear()
+        self._cut = None
         complain("the conversation begins anew")
 
     def _undo(self, _: str) -> None:
@@ -196,7 +214,7 @@ class Chat:
                 self._said.exchanges[:] = before
 
     def _last(self) -> str:
-        question = self._said.undo()
+        question, self._cut = self._said.undo(), None
         if question is None:
             raise OptionError("nothing was said yet")
         return question

@@ -35,6 +35,12 @@ class Conversation:
             reply["reasoning_content"] = thoughts
         self.exchanges.append(({"role": "user", "content": question}, reply))
 
+    def extend(self, answer: str, thoughts: str = "") -> None:
+        """Goes on with the last answer."""
+        question, reply = self.exchanges.pop()
+        thoughts = reply.get("reasoning_content", "") + thoughts
+        self.add(str(question["content"]), reply["content"] + answer, thoughts)
+
     def drop_oldest(self) -> str:
         """Forgets the first exchange; its question."""
         return str(self.exchanges.pop(0)[0]["content"])
