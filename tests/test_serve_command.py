@@ -2,6 +2,9 @@
 
 import http.client
 import os
+import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +15,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from needs import ROOT
-from serving import chat, send
+from serving import send
 from test_cached import random_adapter
 
 import wgtrain
@@ -22,18 +25,17 @@ from wgtrain.errors import FileError, OptionError
 from wgtrain.files.adapters import write_adapter_gguf
 from wgtrain.web.listener import listen
 
-CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+TEXT = "/v1/completions"
 
 
 class Running:
     """A server in another process; `port` as the helpers of `serving` ask for."""
 
-    def __init__(self, *options: str, **environment: str):
-        command = [sys.executable, "-m", "wgtrain", "serve", "--model", str(BASE), *options]
+    def __init__(self, folder: Path, *options: str, **environment: str):
         self.process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env={**os.environ, **environment, "PYTHONUNBUFFERED": ""},
+            [sys.executable, "-m", "wgtrain", "serve", *options],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -51,20 +53,22 @@ class Running:
 
 @pytest.fixture(scope="module")
 def adapters(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("adapters")
-    (folder / "more").mkdir()
+    """The folder that docs/serve.md speaks of."""
+    folder = tmp_path_factory.mktemp("served")
+    (folder / "adapters").mkdir()
+    shutil.copy(BASE, folder)
     with wgtrain.load_model(BASE, limits="default") as model:
-        (folder / "one.gguf").write_bytes(write_adapter_gguf(random_adapter(model, 2, 1)))
-        (folder / "more" / "two.gguf").write_bytes(write_adapter_gguf(random_adapter(model, 2, 2)))
+        for seed, name in enumerate(("polite.gguf", "adapters/brief.gguf")):
+            (folder / name).write_bytes(write_adapter_gguf(random_adapter(model, 2, seed)))
     return folder
 
 
 @pytest.fixture(scope="module")
 def running(adapters: Path) -> Iterator[Any]:
-    options = ["--adapter", f"{adapters}/one.gguf:0.5", "--adapter-dir", f"{adapters}/more"]
+    options = ["--model", "base.gguf", "--adapter", "polite.gguf:0.5", "--adapter-dir", "adapters"]
     options += ["--name", "m", "--port", "0", "--temperature", "0", "--allow-host", "box.example"]
     options += ["--allow-origin", "https://a.example", "--allow-origin", "https://b.example"]
-    server = Running(*options, WGTRAIN_API_KEY="key")
+    server = Running(adapters, *options, WGTRAIN_API_KEY="key")
     yield server
     server.process.kill()
     server.process.communicate()
@@ -77,9 +81,9 @@ def test_every_option_does_something(running: Running) -> None:
     server: Any = running
     assert send(server, "/v1/models")[0] == 401
     listed = send(server, "/v1/models", **key)[2]["data"]
-    assert [one["id"] for one in listed] == ["m", "m+one", "m+two"]
+    assert [one["id"] for one in listed] == ["m", "m+polite", "m+brief"]
     scales = send(server, "/lora-adapters", **key)[2]
-    assert [(one["name"], one["scale"]) for one in scales] == [("one", 0.5), ("two", 0.0)]
+    assert [(one["name"], one["scale"]) for one in scales] == [("polite", 0.5), ("brief", 0.0)]
     for origin, status in (("https://b.example", 200), ("https://c.example", 403)):
         assert send(server, "/v1/models", Origin=origin, **key)[0] == status
     for host, status in (("box.example", 200), ("fox.example", 421)):
@@ -95,10 +99,22 @@ def test_every_option_does_something(running: Running) -> None:
 
 
 @pytest.mark.gpu
-def test_an_end_in_the_middle_of_an_answer(adapters: Path) -> None:
-    server: Any = Running("--port", "0", "--host", "localhost")
+def test_what_the_docs_say_and_an_end_in_the_middle(
+    adapters: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (ROOT / "docs" / "serve.md").read_text("utf-8")
+    blocks = re.findall(r"```(\w+)\n(.*?)```", text, re.DOTALL)
+    (line, *_), (program,) = (
+        [code for kind, code in blocks if kind == k] for k in ("bash", "python")
+    )
+    server: Any = Running(adapters, *shlex.split(line)[2:], "--port", "0", "--host", "localhost")
     assert server.address == f"http://localhost:{server.port}"
-    assert send(server, CHAT, chat("Hello", max_tokens=3))[2]["model"] == "base"
+    assert program.count("http://127.0.0.1:8080") == 1
+    names: dict[str, Any] = {}
+    exec(program.replace("http://127.0.0.1:8080", server.address), names)
+    names["client"].close()
+    assert capsys.readouterr().out.rstrip().endswith(names["made"].choices[0].text.rstrip())
+
     connection = http.client.HTTPConnection("localhost", server.port, timeout=60)
     head = {"Content-Type": "application/json"}
     body = b'{"prompt": "Once", "stream": true, "max_tokens": -1, "temperature": 5}'
@@ -107,6 +123,7 @@ def test_an_end_in_the_middle_of_an_answer(adapters: Path) -> None:
     code, _, err = server.end()
     connection.close()
     assert code == 130 and "Traceback" not in err, err
+    assert "POST /v1/chat/completions 200 " in err and "model=base+polite" in err
 
 
 @pytest.mark.parametrize(
