@@ -7,15 +7,18 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from typing import Any
 
 import pytest
 from serving import CONTEXT, FakeModel, chat, events, send, serving
 
-from wgtrain.errors import DeviceLostError, NonFiniteError, OptionError, OutOfMemoryError
+from wgtrain.data.templates import Templating
+from wgtrain.errors import DeviceLostError, FileError, NonFiniteError, OptionError, OutOfMemoryError
 from wgtrain.infer.generation import Request
 from wgtrain.infer.sampling import Sampling
 from wgtrain.serve import server as serve_server
+from wgtrain.serve import worker
 from wgtrain.serve.app import MOST_BYTES
 from wgtrain.serve.server import Server, is_loopback
 from wgtrain.serve.shelf import Shelf
@@ -181,6 +184,59 @@ def test_what_a_template_gets(server: Any, model: FakeModel) -> None:
     assert model.prompts[-1][1] is None
     assert send(server, CHAT, chat(tool_choice="auto"))[0] == 200
     assert model.prompts[-1][1:] == (None, None, None)
+
+
+class Refusing(FakeModel):
+    """Its template takes no system messages."""
+
+    def prompt(self, messages: Any, tools: Any, template_args: Any, system: Any) -> list[int]:
+        found = super().prompt(messages, tools, template_args, system)
+        if system != "merge" and messages[0]["role"] == "system":
+            raise FileError("the chat template refuses it: no system here")
+        return found
+
+
+def test_a_template_without_system_messages_gets_them_merged() -> None:
+    model = Refusing()
+    system = {"role": "system", "content": "be brief"}
+    with serving(model) as server:
+        body = {"messages": [system, {"role": "user", "content": "hi"}]}
+        for _ in range(2):
+            assert send(server, CHAT, body)[0] == 200
+        assert [asked[-1] for asked in model.prompts] == [None, "merge", "merge"]
+        assert len([line for line in server.said if "no system message" in line]) == 1
+        answer = send(server, CHAT, {**body, "system": "keep"})
+        assert answer[0] == 400 and "no system here" in answer[2]["error"]["message"]
+        assert send(server, CHAT, {**chat(), "system": "keep"})[0] == 200
+
+
+def test_a_template_is_fresh_each_day_and_after_it_took_too_much(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Noon(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> "Noon":
+            return cls(2026, 5, 2, 12)
+
+    class Slow(FakeModel):
+        def prompt(self, messages: Any, *rest: Any) -> list[int]:
+            if "loop" in messages[0]["content"]:
+                raise FileError("the chat template computes for more than 1.0 s")
+            return super().prompt(messages, *rest)
+
+    monkeypatch.setattr(worker, "datetime", Noon)
+    model = Slow()
+    model.templating = first = Templating(now=datetime(2026, 5, 1, 23))
+    with serving(model) as server:
+        assert send(server, CHAT, chat())[0] == 200
+        fresh = model.templating
+        assert fresh is not first and fresh.now == Noon.now()
+        assert send(server, CHAT, chat())[0] == 200 and model.templating is fresh
+        set_again: list[Any] = []
+        Slow.templating = property(lambda self: fresh, lambda self, new: set_again.append(new))
+        for text, status in (("hello", 200), ("loop", 400), ("hello", 200)):
+            assert send(server, CHAT, chat(text))[0] == status
+        assert set_again == [fresh]  # which is what makes a model open it anew
 
 
 def test_without_a_seed_answers_differ_and_without_a_limit_texts_are_short(
