@@ -33,6 +33,7 @@ class FakeModel:
     """
 
     def __init__(self) -> None:
+        self.name = "/a/place/base.gguf"
         self.config = SimpleNamespace(context=CONTEXT)
         self.tokenizer = FakeTokenizer()
         self.templating: Any = None

@@ -23,6 +23,7 @@ from wgtrain.cli import main as cli
 from wgtrain.cli.demo import BASE
 from wgtrain.errors import FileError, OptionError
 from wgtrain.files.adapters import write_adapter_gguf
+from wgtrain.serve.server import Server
 from wgtrain.web.listener import listen
 
 TEXT = "/v1/completions"
@@ -124,6 +125,24 @@ def test_what_the_docs_say_and_an_end_in_the_middle(
     connection.close()
     assert code == 130 and "Traceback" not in err, err
     assert "POST /v1/chat/completions 200 " in err and "model=base+polite" in err
+
+
+@pytest.mark.gpu
+def test_what_a_person_should_know_is_said_at_the_start(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Server, "serve_forever", lambda server: server._line.close(60))
+    model = str(data_dir / "stories260K.gguf")
+    options = ["serve", "--model", model, "--port", "0", "--host", "0.0.0.0"]
+    open_, closed = (
+        CliRunner().invoke(cli.cli, [*options, *key]) for key in ([], ["--api-key", "k"])
+    )
+    assert open_.exit_code == closed.exit_code == 0
+    assert open_.stdout.startswith("http://0.0.0.0:") and open_.stdout.count("\n") == 1
+    for result in (open_, closed):
+        assert "warning: no chat template" in result.stderr
+        assert "model stories260K" in result.stderr
+    assert "--api-key" in open_.stderr and "--api-key" not in closed.stderr
 
 
 @pytest.mark.parametrize(

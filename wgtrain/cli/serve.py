@@ -93,6 +93,8 @@ def command(**given: Any) -> int:
         )
         if not is_loopback(host) and key is None:
             complain("warning: whoever reaches this machine may ask; --api-key asks for a key")
+        if not using.templated:
+            complain("warning: no chat template, which chats need; --chat-template brings one")
         click.echo(server.address)
         complain(f"OpenAI's clients: {server.address}/v1, model {name}")
         server.serve_forever()

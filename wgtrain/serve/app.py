@@ -115,6 +115,8 @@ class Endpoints:
     def _told(self, error: Exception, scope: Scope) -> Refused:
         """What a client is told of an error; the log hears what is no client's fault."""
         refused = refusal_of(error)
+        # Where the model lies is nobody's business.
+        refused.args = (str(refused).replace(self._model.name, self._shelf.base),)
         if refused.status >= 500:
             said_of(scope).append(str(error) if not refused.is_bug else type(error).__name__)
         else:  # a message, or a name that is unknown here, may hold what was asked
