@@ -395,6 +395,7 @@ def test_command(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert code == 0 and f"{out}: qwen2 with 2 adapters" in said and "Modelfile" in said
         found[kind] = re.search(r"at most (\S+) of their range, (\S+) on average", said)
         assert ("perplexity" in said) == (found[kind] is not None) == (kind != "F32"), said
+        assert ("nothing was rounded to less than float32" in said) == (kind == "F32")
     described = parse_gguf(out.read_bytes()).metadata["general.description"]
     assert "a1.gguf (scale 1, rank 4, alpha 6), a2.gguf (scale 0.5, rank 4" in described
     pairs = [(files / "a1.gguf", 1.0), (files / "a2.gguf", 0.5)]
@@ -481,6 +482,23 @@ def test_a_chat_template_goes_along(files: Path, tmp_path: Path, folder: Path) -
     adapter = adapter_for("llama-tied", 4, 1)
     package.merge(folder, [(adapter, 1.0)], tmp_path / "merged", chat_template=own)
     assert (tmp_path / "merged" / "chat_template.jinja").read_bytes() == own.read_bytes()
+
+
+def test_a_run_knows_its_base(
+    files: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the chat template that its rows went through."""
+    monkeypatch.chdir(files)
+    run = files / "run"
+    run.mkdir()
+    (files / "a1.gguf").rename(run / "adapter.gguf")
+    (run / "config.yaml").write_text("model: base.gguf\ndata: rows.jsonl\nchat_template: chatml\n")
+    out = files / "merged.gguf"
+    code, said = wgtrain(capsys, "--adapter", f"{run}:0.5", "--out", out, "--no-check")
+    assert code == 0 and "using base.gguf" in said, said
+    expected = package.merge("base.gguf", [(run, 0.5)], chat_template="chatml")
+    assert out.read_bytes() == expected.data
+    assert "<|im_start|>" in (files / "Modelfile").read_text()
 
 
 def test_slices_of_a_tensor(monkeypatch: pytest.MonkeyPatch) -> None:

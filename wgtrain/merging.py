@@ -85,7 +85,7 @@ async def write_merged(
     """The same, of a base that is open, with adapters that were read from `inputs`."""
     path = None if out is None else Path(out)
     target = None if type is None else str(type).upper()
-    if path is not None and not is_gguf(path):
+    if path is not None and not is_gguf(out):
         check_to_folder(path, model, force)
         with folder_sources(model) as files:
             made = await plan_folder(files, str(model), adapters, target)

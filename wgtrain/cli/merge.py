@@ -98,12 +98,14 @@ def command(
                 f"weights of {model}, as PEFT's users do; training saw them quantised"
             )
         template = wanted.chat.source
-        made = run(write_merged(model, base, adapters, inputs, path, kind, force, template))
+        made = run(write_merged(model, base, adapters, inputs, out, kind, force, template))
         architecture = base.gguf.get("general.architecture", str)
         _told(out, architecture, made, len(adapters))
         if told:
             _modelfile(path, base, wanted, force)
-    if data is not None or not (made.exact or no_check):
+    if made.exact and data is None:
+        _say(f"{out}: nothing was rounded to less than float32")
+    elif not no_check:
         _check(wanted, adapters, path, data)
 
 
