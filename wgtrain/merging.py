@@ -128,10 +128,8 @@ def read_adapters(adapters: Sequence[tuple[Any, float]], gguf: GGUF) -> list[Sca
     config = read_config(gguf)
 
     def read(adapter: Any) -> Checked:
-        found = HOST.read_adapter(adapter, config)
-        name = _name(adapter, whole=True)
-        found = fit_adapter(found, gguf.tensors, config.architecture, name)
-        return check_adapter(found, gguf, config.architecture, name)
+        found = fitted(HOST.read_adapter(adapter, config), gguf.tensors)
+        return check_adapter(found, gguf, config.architecture, _name(adapter, whole=True))
 
     if isinstance(adapters, str | os.PathLike | Mapping) or not len(adapters):
         raise OptionError(
