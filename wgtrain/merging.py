@@ -13,7 +13,7 @@ from wgtrain.data.templates import Templating
 from wgtrain.dual import dual_function
 from wgtrain.errors import FileError, OptionError
 from wgtrain.files import GGUF
-from wgtrain.files.adapters import CONFIG_FILE, TENSOR_FILE, fit_adapter
+from wgtrain.files.adapters import CONFIG_FILE, TENSOR_FILE, fitted
 from wgtrain.files.gguf_writer import gguf_chunks
 from wgtrain.files.huggingface import CHAT_TEMPLATE, INDEX, MORE_TEMPLATES, WEIGHTS
 from wgtrain.files.source import shown
