@@ -31,9 +31,12 @@ def test_commands(tmp_path: Path) -> None:
     (tmp_path / ".gitignore").write_bytes((ROOT / ".gitignore").read_bytes())
     run(tmp_path, "git", "init", "-q")
     run(tmp_path, "git", "add", ".")
-    (shell,) = [text for kind, text in BLOCKS if kind == "sh" and "rows.jsonl" in text]
+    shell, after = [text for kind, text in BLOCKS if kind == "sh" and "runs/" in text]
     assert ". .venv/bin/activate" in shell
     run(tmp_path, "bash", "-ec", shell.replace(". .venv/bin/activate", ""))
+    assert run(tmp_path, "bash", "-ec", after).startswith("LAMP!")
+    made = {path.name for path in (tmp_path / "runs").iterdir()}
+    assert made >= {"first.html", "merged.gguf", "Modelfile"}
     made = {path.name for path in (tmp_path / "runs" / "first").iterdir()}
     promised = {"adapter.gguf", "adapter_config.json", "adapter_model.safetensors", "loss.svg"}
     assert made >= promised | {"metrics.jsonl", "config.yaml", "checkpoints"}
@@ -54,7 +57,7 @@ def test_llama_cpp_gets_the_model_of_the_example() -> None:
     """Of the block, by the name that it gives the model there, and the adapter of its run."""
     text = (ROOT / "README.md").read_text("utf-8")
     (command,) = re.findall(r"`(llama-cli [^`]+)`", text)
-    (shell,) = [text for kind, text in BLOCKS if kind == "sh" and "rows.jsonl" in text]
+    (shell,) = [text for kind, text in BLOCKS if kind == "sh" and "MODEL=" in text]
     model = re.search(r"-m \$(\w+) ", command)
     out = re.search(r"--out (\S+)", shell)
     assert model and out and f"{model[1]}=" in shell
@@ -62,6 +65,6 @@ def test_llama_cpp_gets_the_model_of_the_example() -> None:
 
 
 def test_two_commands_exist() -> None:
-    (shell,) = [text for kind, text in BLOCKS if kind == "sh" and "rows.jsonl" not in text]
+    (shell,) = [text for kind, text in BLOCKS if kind == "sh" and "runs/" not in text]
     for line in shell.splitlines():
         assert os.access(ROOT / line.split()[0], os.X_OK)
