@@ -291,6 +291,27 @@ def test_decoding(quick: None, capsys: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.gpu
+def test_changes_of_adapters(quick: None, capsys: Any, tmp_path: Path) -> None:
+    svg = tmp_path / "adapters.svg"
+    found = record_of(
+        *(capsys, "adapters", "--shape", "tiny", "--rank", 5, "--rounds", 2, "--svg", svg)
+    )
+    assert b"<svg" in svg.read_bytes()
+    assert found["command"] == "wgtrain bench adapters --shape tiny --rank 5 --rounds 2"
+    shape = find_shape("tiny", rank=5)
+    assert (found["bench"], found["shape"]) == ("adapters", shape.facts())
+    taken = {change["what"]: change["seconds"] for change in found["changes"]}
+    assert all(len(seconds["samples"]) == 2 and seconds["low"] > 0 for seconds in taken.values())
+    new, there = taken["load the first: a new plan"], taken["switch to one that is there"]
+    assert new["low"] > there["high"], "a write against a plan"
+    assert found["ranks"] == 32 and found["gpu_bytes"] > 3 * found["adapter_bytes"] > 0
+    (table,) = tables.tables(found)
+    assert [row[0] for row in table.rows] == [*taken]
+    shown = float(table.rows[0][1].split()[0])
+    assert shown == pytest.approx(1e3 * found["changes"][0]["seconds"]["median"], rel=0.01)
+
+
+@pytest.mark.gpu
 def test_a_weight_read_twice_is_no_result(full_device: Any) -> None:
     with step.Stepper(TINY) as stepper:
         model = stepper.model

@@ -125,9 +125,27 @@ def _growth(title: str, unit: str, what: str, lines: dict[str, _Line]) -> bytes:
     return standalone(chart, f"scaling-{unit}-{what}")
 
 
+def _adapters(record: Record) -> dict[str, bytes]:
+    """What each change takes."""
+    rows = record["changes"]
+    chart = new_chart(
+        "HorizontalBar",
+        _COLORS,
+        title=f"{record['shape']['name']}: milliseconds of a change of adapters",
+        show_legend=False,
+        value_formatter=number,
+        print_values=True,
+        height=80 + 32 * len(rows),
+    )
+    chart.x_labels = [row["what"] for row in reversed(rows)]
+    chart.add("ms", [1e3 * row["seconds"]["median"] for row in reversed(rows)])
+    return {"": standalone(chart, "adapters")}
+
+
 _CHARTS: dict[str, Callable[[Record], dict[str, bytes]]] = {
     "step": _step,
     "kernels": _kernels,
     "scaling": _scaling,
     "decode": _decode,
+    "adapters": _adapters,
 }

@@ -152,6 +152,23 @@ def decode(shape: str, adapters: tuple[int, ...], vs: tuple[str, ...], **options
 
 
 @bench.command()
+@click.option(
+    "--shape", default=_STEP_SHAPE, metavar="NAME", help=f"{', '.join(SHAPES)}.  [{_STEP_SHAPE}]"
+)
+@click.option("--type", metavar="TYPE", help="Another weight type than the shape's.")
+@click.option("--rank", type=int, metavar="N", help="Of the adapters.")
+@_outputs(5)
+def adapters(shape: str, **options: Any) -> None:
+    """Adapters between requests: load, rescale, remove and switch, in milliseconds."""
+    from wgtrain.bench.adapters import measure_adapters
+
+    changed = {name: options.pop(name) for name in ("type", "rank")}
+    found = find_shape(shape, **changed)
+    run = _Run(options, 1 + options["rounds"])
+    run(lambda **common: measure_adapters(found, **common))
+
+
+@bench.command()
 @click.option("--shape", default=_STEP_SHAPE, metavar="NAME", help=f"The rest.  [{_STEP_SHAPE}]")
 @click.option("--axis", "axes", multiple=True, metavar="NAME", help="What grows; repeatable.")
 @click.option("--most", type=int, metavar="N", help="Leave out larger values of an axis.")

@@ -9,10 +9,11 @@ from wgtrain.bench.measure import FORMAT, Record
 from wgtrain.bench.tables import Table, mib, named, number, percent, tables, with_spread
 from wgtrain.errors import FileError, OptionError
 
-_ORDER = ("step", "decode", "kernels", "scaling")
+_ORDER = ("step", "decode", "adapters", "kernels", "scaling")
 _TITLES = {
     "step": "Whole steps",
     "decode": "Generating",
+    "adapters": "Adapters between requests",
     "kernels": "Kernels",
     "scaling": "How cost grows",
 }

@@ -275,9 +275,24 @@ def _growth(value: float, before: float | None) -> str:
     return f"x {number(value / before)}" if before else ""
 
 
+def _adapter_tables(record: Record) -> Iterator[Table]:
+    shape = record["shape"]
+    rows = []
+    for change in record["changes"]:
+        in_ms = {n: 1e3 * value for n, value in change["seconds"].items() if n != "samples"}
+        rows.append((change["what"], with_spread({**change["seconds"], **in_ms})))
+    title = (
+        f"{shape['name']}, {shape['type']}: adapters of rank {shape['rank']}, "
+        f"{mib(record['adapter_bytes'])} MiB each; room for {record['ranks']} ranks takes "
+        f"{mib(record['gpu_bytes'])} MiB"
+    )
+    yield Table(title, ("until the GPU has it", "ms"), rows)
+
+
 _TABLES: dict[str, Callable[[Record], Iterator[Table]]] = {
     "step": _step_tables,
     "kernels": _kernel_tables,
     "scaling": _scaling_tables,
     "decode": _decode_tables,
+    "adapters": _adapter_tables,
 }
