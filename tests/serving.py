@@ -46,7 +46,8 @@ class FakeModel:
 
     def prompt(self, messages: Any, tools: Any, template_args: Any, system: Any) -> list[int]:
         self.prompts.append((messages, tools, template_args, system))
-        return self.tokenizer.encode(" ".join(m.get("content", "") for m in messages))
+        shown = "" if "blind" in messages[0]["content"] else str(tools or "")
+        return self.tokenizer.encode(shown + " ".join(m.get("content", "") for m in messages))
 
     def check_tokens(self, tokens: Sequence[int]) -> list[int]:
         return list(tokens)

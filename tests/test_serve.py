@@ -177,13 +177,16 @@ def test_what_a_template_gets(server: Any, model: FakeModel) -> None:
         {"role": "user", "content": parts},
     ]
     assert send(server, CHAT, body)[0] == 200
-    messages, given, args, system = model.prompts[-1]
+    (messages, given, args, system), (_, without, *rest) = model.prompts[-2:]
+    assert without is None and rest == [args, system]
     assert [m["content"] for m in messages] == ["be brief", "no", "say it"]
     assert (given, args, system) == (tools, {"enable_thinking": False}, "merge")
     assert send(server, CHAT, {**body, "tool_choice": "none"})[0] == 200
     assert model.prompts[-1][1] is None
     assert send(server, CHAT, chat(tool_choice="auto"))[0] == 200
     assert model.prompts[-1][1:] == (None, None, None)
+    answer = send(server, CHAT, chat("blind", tools=tools))  # a template without a word of tools
+    assert answer[0] == 400 and answer[2]["error"]["param"] == "tools"
 
 
 class Refusing(FakeModel):
@@ -550,7 +553,7 @@ def test_pages_that_are_allowed_and_the_key(model: FakeModel) -> None:
         ({"origins": ["https://Page.example"]}, "lower case"),
         ({"key": ""}, "api_key"),
         ({"key": "a\n"}, "api_key"),
-        ({"host": "no.such.host.invalid"}, "host = no.such.host.invalid"),
+        ({"host": "x" * 64}, "host = xxx"),
         ({"host": "192.0.2.1"}, "host = 192.0.2.1"),
     ],
 )

@@ -189,6 +189,7 @@ def test_errors_are_those_that_the_client_knows(client: openai.OpenAI, model: An
         kwargs = {"chat_template_kwargs": {"unread": 1}}
         client.chat.completions.create(model="demo", messages=MESSAGES, extra_body=kwargs)
     assert "the chat template does not read" in unread.value.message
+    assert unread.value.param == "chat_template_kwargs"
     with pytest.raises(openai.AuthenticationError):
         client.with_options(api_key="wrong").models.list()
 
@@ -277,3 +278,11 @@ def test_adapters_of_a_folder_come_and_go(
         (folder / "one.gguf").write_bytes(write_adapter_gguf(b))  # the name keeps its number
         assert text("m+one") == said(model, PROMPT, [(b, 1.0)])
         assert [one["id"] for one in send(server, "/lora-adapters")[2]] == [0, 1, 2, 3, 4]
+
+        folder.rename(tmp_path / "away")
+        said_before = len(warned)
+        assert text("m+new")[0] == 404 and text("m+given") == said(model, PROMPT, [(b, 1.0)])
+        assert len(warned) == said_before + 1 and str(folder) in warned[-1]
+        assert text("m")[0] == 400  # it was to run under one that is gone
+        (tmp_path / "away").rename(folder)
+        assert text("m") == said(model, PROMPT, [(a, 0.5)])

@@ -13,6 +13,8 @@ from wgtrain.errors import (
 
 INVALID, FAILED = "invalid_request_error", "server_error"
 _SETTING = re.compile(r"(\w+) = ")
+# How requests spell settings of Python's and of the command line.
+_SPELT = {"template_args": "chat_template_kwargs"}
 _FIELD = re.compile(r"field '([^']+)'")
 
 
@@ -49,6 +51,8 @@ def wrong_field(message: str, param: str) -> Refused:
 def by_field(error: Exception, param: str | None = None) -> Refused:
     """The same of an error that names the field itself, or else is of `param`."""
     text = printable(str(error))
+    for ours, theirs in _SPELT.items():
+        text = re.sub(rf"\A{ours}\b", theirs, text)
     if found := _FIELD.search(text):
         return Refused(text, param=found[1])
     if found := _SETTING.match(text):

@@ -58,17 +58,14 @@ class Shelf:
             self._default[i] = scale
         self._passed: dict[str, Version] = {}  # what lies in the folder and is no adapter
         self._kept: list[Entry] = []
+        self._unread = False  # the folder
         self.look()
 
     def look(self) -> None:
         """Finds what came into the folder, went away, or was written anew."""
         if self._folder is None:
             return
-        try:
-            names = sorted(name for name in os.listdir(self._folder) if not name.startswith("."))
-        except OSError as error:
-            raise FileError(f"{self._folder}: {error.strerror or error}") from None
-        found = {name: self._folder / name for name in names if name.isprintable()}
+        found = {path.name: path for path in self._listed(self._folder)}
         for entry in self._entries:
             if entry.path is not None:
                 there = found.pop(entry.path.name, None)
@@ -91,6 +88,18 @@ class Shelf:
                 self._say(f"warning: {path}: another adapter is called {name}; it is left out")
                 continue
             self._entries.append(Entry(name, path.name, path=path, version=version))
+
+    def _listed(self, folder: Path) -> list[Path]:
+        """What lies in the folder; nothing where it cannot be read, which is told once."""
+        try:
+            names = sorted(os.listdir(folder))
+        except OSError as error:
+            if not self._unread:
+                self._say(f"warning: {folder}: {error.strerror or error}; its adapters are gone")
+            self._unread = True
+            return []
+        self._unread = False
+        return [folder / n for n in names if n.isprintable() and not n.startswith(".")]
 
     def names(self) -> list[str]:
         """What models are called in requests: the base, and it with each adapter."""

@@ -9,7 +9,7 @@ from wgtrain.infer.generation import Piece, Request
 from wgtrain.infer.model import Model
 from wgtrain.serve.asked import Asked, Chat, Completion
 from wgtrain.serve.line import Work
-from wgtrain.serve.refusals import Refused
+from wgtrain.serve.refusals import Refused, wrong_field
 from wgtrain.serve.shelf import Entry, Shelf
 
 Item = int | Piece  # the tokens of all prompts, then the pieces of the answers
@@ -72,7 +72,12 @@ class Worker:
     def _rendered(self, asked: Chat, system: str | None) -> list[int]:
         model = self._model
         try:
-            return model.prompt(asked.messages, asked.tools, asked.template_args, system)
+            ids = model.prompt(asked.messages, asked.tools, asked.template_args, system)
+            if asked.tools and ids == model.prompt(
+                asked.messages, None, asked.template_args, system
+            ):
+                raise wrong_field("the chat template writes none of them", "tools")
+            return ids
         except FileError as error:
             if not str(error).startswith(_REFUSES):
                 # What one conversation took too much of is not to be missing for the next.
