@@ -128,6 +128,19 @@ def test_arguments_of_a_template_count(tokenizer: Tokenizer) -> None:
     assert found.text is None and "no TEMPLATE line" in found.notes[0]
 
 
+def test_a_date_is_not_written_down(tokenizer: Tokenizer) -> None:
+    """What a template says of today is not what it says tomorrow; another text is."""
+    chatml = str(Templating(CHATML).source)
+    start = "{% if messages[0].role != 'system' %}<|im_start|>system\n"
+    end = "<|im_end|>\n{% endif %}"
+    found = ollama_template(tokenizer, Templating(f"{start}Be {{{{ 'brief' }}}}{end}{chatml}"))
+    assert found.system == "Be brief" and found.text is not None and not found.notes
+    dated = f"{start}It is {{{{ strftime_now('%Y') }}}}{end}{chatml}"
+    found = ollama_template(tokenizer, Templating(dated))
+    assert found.system is None and found.text is not None
+    assert found.notes[0].endswith("differ from the template's, which writes a date")
+
+
 def test_the_package_s_own_choice_goes_first(tokenizer: Tokenizer) -> None:
     """Of entries that write the same, that of the same beginning, which knows tools, too."""
     found = ollama_template(tokenizer, Templating(source("Qwen-Qwen3-0.6B")))

@@ -55,9 +55,13 @@ def ollama_template(tokenizer: Tokenizer, chat: Templating) -> OllamaTemplate:
     if with_system is None:
         notes.append("this model's chat template takes no system message: give Ollama none either")
     elif without != found["renders"][1]:
-        default = _default_system(found["renders"][0], made)
+        dated = "strftime_now" in own  # it would be that of today for ever
+        default = None if dated else _default_system(found["renders"][0], made)
         if default is None:
-            notes.append("without a system message Ollama's prompts differ from the template's")
+            why = ", which writes a date" if dated else ""
+            notes.append(
+                f"without a system message Ollama's prompts differ from the template's{why}"
+            )
     stops = dict.fromkeys([*_stops(tokenizer, made[checked] or ""), *found["stop"]])
     return OllamaTemplate(found["template"], default, tuple(stops), tuple(notes))
 
