@@ -3,12 +3,15 @@
 Where one is missing the test is skipped; where WGTRAIN_REQUIRE_DATA is set, as in CI, it fails.
 """
 
+import atexit
+import functools
 import importlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +60,25 @@ def missing(what: str) -> None:
 
 def render_go(tasks: list[dict[str, Any]]) -> Any:
     """What Go's text/template makes of Ollama's templates; see ollama_template.go."""
-    go = Path(sys.executable).with_name("go")
-    found = str(go) if go.exists() else shutil.which("go")
-    if found is None:
-        missing("no Go toolchain; scripts/setup --test installs one")
-    program = Path(__file__).with_name("ollama_template.go")
-    done = subprocess.run(
-        [str(found), "run", str(program)], input=json.dumps(tasks), capture_output=True, text=True
-    )
+    done = subprocess.run([_go_program()], input=json.dumps(tasks), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+@functools.cache
+def _go_program() -> str:
+    """The program that renders, built once a process."""
+    beside = Path(sys.executable).with_name("go")
+    go = str(beside) if beside.exists() else shutil.which("go")
+    if go is None:
+        missing("no Go toolchain; scripts/setup --test installs one")
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, True)
+    out, source = f"{folder}/render", Path(__file__).with_name("ollama_template.go")
+    command = [str(go), "build", "-o", out, str(source)]
+    environment = {**os.environ, "GOTOOLCHAIN": "local"}
+    if not {"HOME", "XDG_CACHE_HOME", "GOCACHE"} & os.environ.keys():
+        environment["GOCACHE"] = f"{folder}/cache"
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return out
