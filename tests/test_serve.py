@@ -23,6 +23,7 @@ from wgtrain.serve.app import MOST_BYTES
 from wgtrain.serve.server import Server, is_loopback
 from wgtrain.serve.shelf import Shelf
 from wgtrain.web import patience
+from wgtrain.web.listener import listen
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 
@@ -572,6 +573,19 @@ def test_what_others_reach_is_asked_by_address_or_by_name(model: FakeModel) -> N
         assert send(server, "/v1/models", Host="evil.example")[0] == 421
     loopbacks = {host: is_loopback(host) for host in ("127.0.0.2", "::1", "localhost", "::", "x")}
     assert list(loopbacks.values()) == [True, True, True, False, False]
+
+
+def test_loopback_of_ipv6(model: FakeModel) -> None:
+    try:
+        listening = listen("::1")
+    except OptionError:
+        pytest.skip("no IPv6 on this machine")
+    with serving(model, host="::1", listening=listening) as server:
+        assert server.address == f"http://[::1]:{server.port}"
+        connection = http.client.HTTPConnection("::1", server.port, timeout=60)
+        connection.request("GET", "/v1/models")
+        assert connection.getresponse().status == 200
+        connection.close()
 
 
 def test_other_paths_and_methods_are_errors_in_the_same_form(server: Any) -> None:
