@@ -717,7 +717,7 @@ def test_a_full_line_says_when_to_come_again(monkeypatch: pytest.MonkeyPatch) ->
         (OptionError("adapters[0]: too strong"), 400, None),
         (OptionError("top_p = 3: allowed is less"), 400, None),
         (NonFiniteError("a logit is not a number"), 500, "not_finite"),
-        (OutOfMemoryError("/a/place/base.gguf: no room"), 500, "out_of_memory"),
+        (OutOfMemoryError("/a/place/base.gguf:\nno room"), 500, "out_of_memory"),
         (RuntimeError("a bug with a secret"), 500, None),
     ],
 )
@@ -733,6 +733,7 @@ def test_an_error_ends_its_answer_and_no_other(
         assert last == answer[2] and len(chunks) == 2
         said = "\n".join(server.said)
         assert ("a bug with a secret" in said) == isinstance(error, RuntimeError)
+        assert ("base.gguf: no room" in said) == isinstance(error, OutOfMemoryError)
         assert "a bug" not in json.dumps(last) and "/a/place" not in json.dumps(last)
         model.error = None
         assert send(server, CHAT, chat())[0] == 200

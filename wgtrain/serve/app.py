@@ -118,7 +118,8 @@ class Endpoints:
         # Where the model lies is nobody's business.
         refused.args = (str(refused).replace(self._model.name, self._shelf.base),)
         if refused.status >= 500:
-            said_of(scope).append(str(error) if not refused.is_bug else type(error).__name__)
+            words = type(error).__name__ if refused.is_bug else " ".join(str(error).split())
+            said_of(scope).append(words)
         else:  # a message, or a name that is unknown here, may hold what was asked
             said_of(scope).append(refused.code or "refused")
         if refused.is_bug:
