@@ -5,7 +5,7 @@
 // there and are not stored; columns past N are stored as zero (they are padding).
 // Dots over whole vec4s of K: padding columns of x and of W must be zero.
 // K is a whole number of packs.
-// use: step, product_nt, weight=weight_f32, lora=lora_none
+// use: step, product_nt, weight=weight_f32, lora=lora_none, columns=columns_all
 // flops: 8 * rows * n * k4
 // grid: ceil_div(n, TILE_COLS * LANE_COLS), ceil_div(rows, TILE_ROWS * LANE_ROWS)
 const TILE_ROWS: u32 = 16u;
@@ -20,6 +20,9 @@ fn main(
   @builtin(workgroup_id) group: vec3<u32>,
   @builtin(local_invocation_index) lane: u32,
 ) {
+  if (columns_idle(group.x * LANE_COLS * TILE_COLS, LANE_COLS * TILE_COLS)) {
+    return;
+  }
   let rows = step.counts[params.rows];
   let row0 = (group.y * LANE_ROWS + lane / LANE_COLS) * TILE_ROWS;
   let col0 = (group.x * LANE_COLS + lane % LANE_COLS) * TILE_COLS;

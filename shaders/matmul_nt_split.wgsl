@@ -3,7 +3,7 @@
 // One workgroup makes TILE_ROWS x 4 TILE_COLS4 numbers: its LANES invocations take every LANES-th pack
 // along K, so that neighbours read neighbours, and their sums are added up in a fixed order.
 // Rows and columns outside are read from the last one; columns past N are stored as zero.
-// use: step, product_nt, fold, weight=weight_f32
+// use: step, product_nt, fold, weight=weight_f32, columns=columns_all
 // flops: 8 * rows * n * k4
 // grid: ceil_div(n, 4 * TILE_COLS4), ceil_div(rows, TILE_ROWS)
 const TILE_ROWS: u32 = 4u;
@@ -19,6 +19,9 @@ fn main(
   @builtin(workgroup_id) group: vec3<u32>,
   @builtin(local_invocation_index) lane: u32,
 ) {
+  if (columns_idle(group.x * TILE_COLS, TILE_COLS)) {
+    return;
+  }
   let rows = step.counts[params.rows];
   let row0 = group.y * TILE_ROWS;
   let col0 = group.x * TILE_COLS;

@@ -4,7 +4,7 @@
 // One invocation makes TILE_ROWS rows x TILE_COLS columns in registers, a workgroup is one subgroup,
 // whose true size SUBGROUP must be. Rows and columns past the end repeat the last one and are not
 // stored. Workgroups go along rows first, which keeps a panel of W in the cache.
-// use: step, product_nt, weight=weight_f32, lora=lora_none
+// use: step, product_nt, weight=weight_f32, lora=lora_none, columns=columns_all
 // flops: 8 * rows * n * k4
 // grid: ceil_div(rows, TILE_ROWS * SUBGROUP), ceil_div(n, TILE_COLS)
 const SUBGROUP: u32 = 8u;
@@ -33,6 +33,9 @@ fn main(
   @builtin(workgroup_id) group: vec3<u32>,
   @builtin(local_invocation_index) lane: u32,
 ) {
+  if (columns_idle(group.y * TILE_COLS, TILE_COLS)) {
+    return;
+  }
   let rows = step.counts[params.rows];
   let row0 = (group.x * SUBGROUP + lane) * TILE_ROWS;
   let col0 = group.y * TILE_COLS;

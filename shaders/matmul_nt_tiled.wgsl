@@ -6,7 +6,7 @@
 // What lies outside is read from the last row or column and set to zero while staging, so that the
 // inner loop has no branch. Columns past N are stored as zero (they are padding).
 // K is a whole number of packs.
-// use: step, product_nt, weight=weight_f32, lora=lora_none, tile=tile_f32
+// use: step, product_nt, weight=weight_f32, lora=lora_none, tile=tile_f32, columns=columns_all
 // flops: 8 * rows * n * k4
 // grid: ceil_div(n, 4 * GROUP_COLS4), ceil_div(rows, GROUP_ROWS)
 const TILE_ROWS: u32 = 8u;
@@ -67,6 +67,9 @@ fn main(
   @builtin(workgroup_id) group: vec3<u32>,
   @builtin(local_invocation_index) lane: u32,
 ) {
+  if (columns_idle(group.x * 4u * GROUP_COLS4, 4u * GROUP_COLS4)) {
+    return;
+  }
   let rows = step.counts[params.rows];
   let row0 = group.y * GROUP_ROWS;
   let col0 = group.x * (4u * GROUP_COLS4);

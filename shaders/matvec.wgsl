@@ -1,7 +1,7 @@
 // y (rows, N) = scale * (x (rows, K) W^T + s z B^T) [+ y] as matmul_nt, for few rows: W is read once for ROWS of them.
 // One invocation makes four columns of ROWS rows; nothing is shared. Rows and columns past the end repeat the last one
 // and are not stored; columns past N are stored as zero.
-// use: step, product_nt, weight=weight_f32, lora=lora_none
+// use: step, product_nt, weight=weight_f32, lora=lora_none, columns=columns_all
 // flops: 8 * rows * n * k4
 // grid: ceil_div(n, 4 * LANES), ceil_div(rows, ROWS)
 const ROWS: u32 = 1u;
@@ -12,6 +12,9 @@ fn main(
   @builtin(workgroup_id) group: vec3<u32>,
   @builtin(local_invocation_index) lane: u32,
 ) {
+  if (columns_idle(group.x * 4u * LANES, 4u * LANES)) {
+    return;
+  }
   let rows = step.counts[params.rows];
   let row0 = group.y * ROWS;
   let col0 = (group.x * LANES + lane) * 4u;

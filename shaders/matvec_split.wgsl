@@ -3,7 +3,7 @@
 // One workgroup makes 4 COLS columns of ROWS rows: SPLIT lanes for each four columns take every SPLIT-th pack along K,
 // and their sums are added up in a fixed order. Rows and columns past the end repeat the last one and are not stored;
 // columns past N are stored as zero.
-// use: step, product_nt, weight=weight_f32, lora=lora_none
+// use: step, product_nt, weight=weight_f32, lora=lora_none, columns=columns_all
 // flops: 8 * rows * n * k4
 // grid: ceil_div(n, 4 * COLS), ceil_div(rows, ROWS)
 const ROWS: u32 = 1u;
@@ -18,6 +18,9 @@ fn main(
   @builtin(workgroup_id) group: vec3<u32>,
   @builtin(local_invocation_index) lane: u32,
 ) {
+  if (columns_idle(group.x * 4u * COLS, 4u * COLS)) {
+    return;
+  }
   let rows = step.counts[params.rows];
   let row0 = group.y * ROWS;
   let col0 = (group.x * COLS + lane / SPLIT) * 4u;

@@ -2,7 +2,7 @@
 // of x and hand them round, because a load costs a software adapter tens of instructions a lane, whatever it loads.
 // One invocation makes four columns of ROWS rows, a workgroup is one subgroup, whose true size SUBGROUP must be, a power
 // of two. Rows and columns past the end repeat the last one and are not stored; columns past N are stored as zero.
-// use: step, product_nt, weight=weight_f32, lora=lora_none
+// use: step, product_nt, weight=weight_f32, lora=lora_none, columns=columns_all
 // flops: 8 * rows * n * k4
 // grid: ceil_div(n, 4 * SUBGROUP), ceil_div(rows, ROWS)
 const ROWS: u32 = 1u;
@@ -17,6 +17,9 @@ fn main(
   @builtin(workgroup_id) group: vec3<u32>,
   @builtin(local_invocation_index) lane: u32,
 ) {
+  if (columns_idle(group.x * 4u * SUBGROUP, 4u * SUBGROUP)) {
+    return;
+  }
   let rows = step.counts[params.rows];
   let row0 = group.y * ROWS;
   let col0 = (group.x * SUBGROUP + lane) * 4u;

@@ -115,7 +115,15 @@ def test_header(name: str) -> None:
 
 def test_every_library_is_used() -> None:
     roles = {entry.library for entry in ALL_FORMATS.values()}
-    roles |= {"tile_f16", "lora", "lora_stacked", "score_capped", "bias", *oracles.ACTIVATIONS}
+    roles |= {
+        "tile_f16",
+        "lora",
+        "lora_stacked",
+        "columns_used",
+        "score_capped",
+        "bias",
+        *oracles.ACTIVATIONS,
+    }
     assert {library for name in kernel_names() for library in used(read_shader(name))} <= set(
         LIBRARIES
     )

@@ -1,6 +1,7 @@
 """Adapters at run time: one product for all that are loaded, and what it takes to change them."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,7 @@ from test_linear import Stage, T
 import wgtrain
 from wgtrain.engine.graph import Graph
 from wgtrain.engine.linear import Linear
+from wgtrain.engine.products import Rows, small_nt
 from wgtrain.engine.stacked import Stacked, Use
 from wgtrain.engine.structs import step_bytes
 from wgtrain.engine.tuning import DEFAULT_CPU, Choice, Tuning
@@ -151,6 +153,63 @@ def test_the_product_beside_every_type_of_weight(device: Any, type_: str) -> Non
                 )
 
 
+def few_columns(choice: Choice) -> Tuning:
+    families = dict.fromkeys(("nt small", "nt small 8", "nt small 16", "nt small 128", "nv small"))
+    return Tuning({**DEFAULT_CPU.table, **dict.fromkeys(families, choice)}, "made by a test")
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        Choice("matmul_nt", _TILES),
+        Choice("matmul_nt_split", (("TILE_ROWS", 2), ("TILE_COLS4", 1), ("LANES", 4))),
+        Choice("matmul_nt_tiled", (("TILE_COLS4", 1), ("LANE_ROWS", 2), ("LANE_COLS", 2))),
+        Choice("matmul_nt_subgroup", (("TILE_ROWS", 1), ("TILE_COLS", 12))),
+        Choice("matvec", (("LANES", 2),)),
+        Choice("matvec_split", (("COLS", 2), ("SPLIT", 4))),
+    ],
+    ids=lambda choice: choice.kernel,
+)
+def test_columns_of_ranks_that_are_not_in_use_are_not_made(
+    device: Any, full_device: Any, choice: Choice
+) -> None:
+    """Those in use are; of the others none whose workgroup has none in use."""
+    few = int(choice.kernel.startswith("matvec"))
+    if "subgroup" in choice.kernel:
+        if not full_device.subgroup_size:
+            pytest.skip("the adapter has no subgroups")
+        device = full_device
+        choice = replace(choice, constants=(*choice.constants, ("SUBGROUP", device.subgroup_size)))
+    quads, linears, seed = 9, 2, np.random.default_rng(3)
+    stacked = Stacked([dict.fromkeys("ab", (8, K))], quads, device.limits)
+    stacked.open(device)
+    a = {name: seed.standard_normal((4 * quads, K), np.float32) for name in "ab"}
+    stacked.load(range(quads), {n: (a[n], np.ones((8, 4 * quads), np.float32)) for n in "ab"})
+    x = seed.standard_normal((T, K), np.float32)
+    stage = Stage(device)
+    stage.g = Graph(training=False, tuning=few_columns(choice), few=few)
+    source, kept = stage.tensor("x", x), stage.storage("z", 4 * quads * linears)
+    beside = stacked.beside["a"][0]
+    used = beside.uses, quads
+    rows = Rows(0, 4 * quads * linears)
+    small_nt(stage.g, source, beside.a, kept.window(), rows, add=False, used=used)
+    stage.run([], step_bytes(T, T))
+    untouched = np.float32(-7)
+    want = x.astype(np.float64) @ np.concatenate([a["a"], a["b"]]).T.astype(np.float64)
+    for uses in ([], [2], [8, 0], list(range(quads))):
+        stacked.use([Use(quad, 1.0) for quad in uses])
+        device.write(kept.live, 0, np.full(kept.size // 4, untouched, np.float32))
+        stage.plan.run("all", step_bytes(T, T), T, T)
+        got = stage.read(kept, 4 * quads * linears)
+        columns = [4 * (quads * n + q) + i for n in range(linears) for q in uses for i in range(4)]
+        np.testing.assert_allclose(got[:, columns], want[:, columns], rtol=1e-4, atol=1e-4)
+        made = (got != untouched).any(0)
+        assert made.sum() <= min(len(columns) * 4, got.shape[1]), uses
+        assert made.any() == bool(uses)
+    stage.plan.close()
+    stacked.close()
+
+
 # --- changes between requests ---------------------------------------------------------------------
 
 
@@ -245,7 +304,7 @@ def test_no_new_plan_while_there_is_room(model: Any) -> None:
     model.adapters.load(WIDE[1], name="1")
     model.logits(TOKENS)
     session, stacked = model._session, model._slots.stacked
-    assert stacked.quads == 4
+    assert stacked.quads == 4 + 4
     model.adapters.rescale("1", 0.5)
     model.adapters.remove("0")
     model.logits(TOKENS)
@@ -256,12 +315,11 @@ def test_no_new_plan_while_there_is_room(model: Any) -> None:
     assert (model._session, model._slots.stacked) == (session, stacked)
     model.adapters.load(WIDE[2])
     model.logits(TOKENS)
-    assert model._session is not session and model._slots.stacked.quads == 6
-
-
-def test_room_grows_by_half_or_as_much_again() -> None:
-    grown = [slots_module._grown(quads) for quads in range(1, 14)]
-    assert grown == [1, 2, 3, 4, 6, 6, 8, 8, 12, 12, 12, 12, 16]
+    assert (model._session, model._slots.stacked) == (session, stacked)
+    model.adapters.load(WIDE[3])
+    model.adapters.load(WIDE[4])
+    model.logits(TOKENS)
+    assert model._session is not session and model._slots.stacked.quads > 8
 
 
 def test_a_linear_that_none_targeted_takes_a_new_plan(model: Any) -> None:
@@ -282,15 +340,15 @@ def test_the_least_recently_used_one_gives_way(model: Any, monkeypatch: pytest.M
     monkeypatch.setattr(
         Stacked, "load", lambda self, quads, pairs: (writes.append(1), load(self, quads, pairs))[1]
     )
-    for which, loads in ((0, 1), (1, 2), (0, 0), (2, 1), (0, 0), (1, 1), (2, 1), (1, 0)):
+    for which, loads in ((0, 1), (1, 1), (0, 0), (2, 1), (0, 0), (1, 1), (2, 1), (1, 0)):
         before = len(writes)
         same_as = model.logits(TOKENS, [(WIDE[which], 1.0)])
-        assert len(writes) - before == loads, which  # the second one comes with larger arenas
+        assert len(writes) - before == loads, which
         np.testing.assert_array_equal(same_as, fresh([(WIDE[which], 1.0)]))
         writes[before:] = [1] * loads
     assert model._slots.stacked.quads == 4
     same(model, [(one, 0.5) for one in WIDE], [(one, 0.5) for one in WIDE])
-    assert model._slots.stacked.quads == 12
+    assert model._slots.stacked.quads == 12 + 4
 
 
 def test_what_lies_in_a_place_that_is_not_in_use_has_no_effect(model: Any) -> None:

@@ -14,7 +14,7 @@ struct Params {
   lora_row: u32,      // first row of B that is used
   lora_scale: f32,    // s
   lora_first: u32,    // of several linears in z: first vec4 of this one in a row,
-  lora_stride: u32,   // vec4s in a row,
+  lora_stride: u32,   // vec4s in a row (of z itself: of each linear),
   lora_outputs: u32,  // and rows of B
 }
 @group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;

@@ -167,8 +167,11 @@ def small_nt(
     *,
     scale: float = 1.0,
     add: bool,
+    used: tuple[Window, int] | None = None,
 ) -> None:
-    """y (T, count) (+)= scale x P^T over rows of a trained matrix P."""
+    """y (T, count) (+)= scale x P^T over rows of a trained matrix P; `used`: a list of the vec4s of
+    columns that are made, and how many there may be in it.
+    """
     params = {
         **_nt_params(x, rows.count),
         **dense_strides(p.columns),
@@ -178,7 +181,12 @@ def small_nt(
     }
     params |= {"y_stride": padded(rows.count) // 4, "y_column": 0}
     operands = {"x": x, "y": y, **dense_operands(p.value)}
-    g.launch_tuned("nv small" if g.few else nt_small(rows.count), operands, params, _few(g))
+    libraries = {}
+    if used:
+        operands["lora_list"], params["lora_stride"] = used
+        libraries["columns"] = "columns_used"
+    family = "nv small" if g.few else nt_small(rows.count)
+    g.launch_tuned(family, operands, params, _few(g), libraries)
 
 
 def small_nn(

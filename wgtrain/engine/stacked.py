@@ -48,7 +48,7 @@ class Stacked:
             shapes |= {_b(name): (quads, rows * QUAD) for name, (rows, _) in group.items()}
         self._layout = Layout(shapes, limits)
         self._arena = Arena(self._layout, "adapters", "adapter")
-        self._list = Storage("adapters in use", "adapter", (quads + 1) * _QUAD_BYTES)
+        self._list = Storage("adapters in use", "adapter", (2 * quads + 1) * _QUAD_BYTES)
         self._device: Device | None = None
         self._filled: set[tuple[str, int]] = set()  # (linear, quad) that may hold other than zeros
         self.beside = {
@@ -69,7 +69,7 @@ class Stacked:
         a = self._parameter(_a(group))
         for number, name in enumerate(group):
             b = self._parameter(_b(name))
-            place = number * self.quads, group[name][0]
+            place = self.quads, number * self.quads, group[name][0]
             yield name, StackedLora(a, b.value, self._list.window(), *place, made)
 
     def _parameter(self, name: str) -> Parameter:
@@ -144,11 +144,13 @@ class Stacked:
     def use(self, uses: Sequence[Use]) -> None:
         """Queues the write of what counts from the next replay on, in order."""
         assert self._device is not None and len(uses) <= self.quads
-        content = np.zeros((self.quads + 1, 2), np.uint32)
+        content = np.zeros((2 * self.quads + 1, 2), np.uint32)
         content[0, 0] = len(uses)
         strengths = np.array([use.strength for use in uses], np.float32)
-        content[1 : len(uses) + 1, 0] = [use.quad for use in uses]
+        quads = [use.quad for use in uses]
+        content[1 : len(uses) + 1, 0] = quads
         content[1 : len(uses) + 1, 1] = strengths.view(np.uint32)
+        content[[1 + self.quads + quad for quad in quads], 0] = 1  # whose columns of z are made
         self._device.write(self._list.live, 0, content)
 
 
@@ -180,6 +182,7 @@ class StackedLora:
     a: Parameter
     b: Window
     uses: Window
+    quads: int
     first: int
     outputs: int
     made: "WeakKeyDictionary[Tensor, Tensor]"  # z by x, for all linears that read it
@@ -194,7 +197,8 @@ class StackedLora:
         z = self.made.get(x)
         if z is None:
             z = self.made[x] = g.tensor(f"{name}.z", x.rows, self.a.rows)
-            small_nt(g, x, self.a, z, Rows(0, self.a.rows), add=False)
+            used = self.uses, self.quads
+            small_nt(g, x, self.a, z, Rows(0, self.a.rows), add=False, used=used)
         return AppliedStacked(self, z)
 
 

@@ -3,10 +3,11 @@ one small write, and the least recently used one gives way.
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from wgtrain.engine.stacked import QUAD, Stacked, StackedLora, Use
+from wgtrain.errors import OutOfMemoryError
 from wgtrain.files import Adapter
 from wgtrain.gpu import Device
 from wgtrain.infer.stack import Stack
@@ -14,7 +15,7 @@ from wgtrain.model.base import Base
 from wgtrain.model.lora import linear_groups
 
 _NOTHING: Mapping[str, tuple[StackedLora, ...]] = {}
-SPARE = 32 // QUAD  # quads of ranks up to which adapters stay that are not in use now
+SPARE = 32 // QUAD  # quads of ranks up to which there is more room than now, and adapters stay
 
 
 class _Slot(NamedTuple):
@@ -23,8 +24,9 @@ class _Slot(NamedTuple):
 
 
 class Slots:
-    """Starts without memory; `use` brings a stack to the device, and makes room for it first, by
-    half or as much again, beside every linear that one of the adapters targets.
+    """Starts without memory; `use` brings a stack to the device, and makes room for it first beside
+    every linear that one of the adapters targets: for as many ranks again where memory allows, so
+    that adapters to come need no new plan. What is not in use is not multiplied.
     """
 
     def __init__(self, device: Device, base: Base):
@@ -74,14 +76,20 @@ class Slots:
             return
         kept = {key: slot.adapter for key, slot in self._slots.items()}
         targets |= {name for adapter in kept.values() for name in adapter.tensors}
-        quads = _grown(self._taken + missing)
+        least = self._taken + missing
         self.close()
-        groups = linear_groups(self._base.config, targets)
-        stacked = Stacked(groups, max(quads, room), self._base.limits)
-        stacked.open(self._device)
-        self.stacked = stacked
+        try:
+            self._open(targets, max(least + min(least, SPARE), room))
+        except OutOfMemoryError:
+            self._open(targets, least)
         for key, adapter in kept.items():
             self._load(key, adapter)
+
+    def _open(self, targets: Collection[str], quads: int) -> None:
+        groups = linear_groups(self._base.config, targets)
+        stacked = Stacked(groups, quads, self._base.limits)
+        stacked.open(self._device)
+        self.stacked = stacked
 
     @property
     def _taken(self) -> int:
@@ -109,12 +117,6 @@ class Slots:
         if self.stacked is not None:
             self.stacked.close()
             self.stacked = None
-
-
-def _grown(quads: int) -> int:
-    """The next of 1, 2, 3, 4, 6, 8, 12, ...: all are multiplied, also those that are not in use."""
-    power = 1 << (quads - 1).bit_length()
-    return 3 * power // 4 if power >= 4 and quads <= 3 * power // 4 else power
 
 
 def _quads(adapter: Adapter) -> int:
