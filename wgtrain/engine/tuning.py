@@ -105,7 +105,7 @@ _CPU = {
     "nv": _choice("matvec"),
     "nv small": _split(1, 8),
     "attention": _choice("attention"),
-    "attention_decode": _choice("attention_decode", LANES=8),
+    "attention_decode": _choice("attention_decode", LANES=8, STEPS=8),
     "attention_backward_q": _choice("attention_backward_q"),
     "attention_backward_kv": _choice("attention_backward_kv"),
     # Only tiled products have operands in f16; slower here than f32 ones.
@@ -131,7 +131,7 @@ _SWIFTSHADER = {
     "nn small 128": _choice("matmul_nn", LANE_ROWS=2, LANE_COLS=2),
     "nv": _choice("matvec", LANES=4),
     "nv small": _split(1, 4),
-    "attention_decode": _choice("attention_decode", LANES=4),
+    "attention_decode": _choice("attention_decode", LANES=4, STEPS=8),
     "tn 8x16": _choice("matmul_tn", TILE_ROWS=8, TILE_COLS4=4, LANES=4),
     "tn nx8": _choice("matmul_tn", TILE_ROWS=16, TILE_COLS4=2, LANES=4),
 }
@@ -213,7 +213,7 @@ CANDIDATES: dict[str, tuple[Choice, ...]] = {
     "nv small": (_choice("matvec"), _split(1, 8), _split(1, 16)),
     "attention_decode": tuple(
         _choice("attention_decode", LANES=lanes, STEPS=steps)
-        for lanes, steps in ((8, 2), (8, 8), (16, 4))
+        for lanes, steps in ((8, 4), (8, 16), (16, 4))
     ),
     "nt": (
         _choice("matmul_nt"),
