@@ -6,6 +6,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import demo_model
@@ -437,6 +438,13 @@ class Typing:
     def type(self, text):
         os.write(self.mine, text.encode())
 
+    def interrupt(self):
+        """Ctrl-C, once it waits for a key: an editor that is at work would see it with the next."""
+        stat = Path(f"/proc/{self.process.pid}/stat")
+        while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "S":
+            time.sleep(0.01)
+        self.type("\x03")
+
     def close(self):
         self.process.kill()
         self.process.wait()
@@ -497,9 +505,9 @@ def test_lines_that_are_typed(typing):
     terminal.until("> ")
     terminal.type("half")
     terminal.until("half")
-    terminal.type("\x03")  # drops it
+    terminal.interrupt()  # drops it
     terminal.until("> ")
-    terminal.type("\x03")
+    terminal.interrupt()
     terminal.until("interrupted")
     assert terminal.process.wait() == 0
 

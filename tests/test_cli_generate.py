@@ -245,6 +245,7 @@ ROWS = [
     {"prompt": "Hello", "id": 7},
     {"messages": [*SYSTEM, {"role": "user", "content": ASKED}], "tools": None},
     {"prompt": "The ü", "completion": "kept"},
+    {"prompt": [{"role": "user", "content": ASKED}]},
 ]
 
 
@@ -257,7 +258,7 @@ def test_many_prompts(capsys, monkeypatch, model):
     given = ("--model", BASE, "--max-tokens", "6", "--prompts", write(ROWS))
     out, said = generate(capsys, *given)
     found = [json.loads(line) for line in out.splitlines()]
-    assert said == RAW and len(found) == 3
+    assert said == RAW and len(found) == 4
     for row, answer in zip(ROWS, found, strict=True):
         prompt = row.get("prompt") or row["messages"]
         text = "".join(model.generate(prompt, max_tokens=6))
@@ -281,7 +282,7 @@ def test_rows_come_as_soon_as_those_before_are_there(capsys, monkeypatch):
     token = Token(0, b"", 0.0, ())
 
     def answers(self, requests, adapters=None):
-        assert [request.max_tokens for request in requests] == [4, 4, 4]
+        assert [request.max_tokens for request in requests] == [4, 4, 4, 4]
         yield Piece(2, "c", (token,), finish="stop")
         yield Piece(0, "th", (token,), thought=True)
         yield Piece(0, "a", (token, token), finish="length")
@@ -362,6 +363,8 @@ def test_wrong_rows(capsys, content):
         ("--model {base} --prompt a --quantize-base nf5", "--quantize-base nf5: allowed is"),
         ("--model {base} --prompt a --adapter-index 99", "adapter"),
         ("--model {base} --prompt a --temp 1", "did you mean --temperature?"),
+        ("--model {base} --prompt a --n-predict 1", "did you mean --max-tokens?"),
+        ("--model {base} --prompt a --lora x", "did you mean --adapter?"),
         ("{base}", "files are named by --model FILE"),
     ],
 )

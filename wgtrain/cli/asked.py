@@ -93,12 +93,13 @@ def _read_row(row: Any, where: str) -> Asked:
         raise RowError(f"fields 'prompt' and 'messages': {both}; a row has one of them")
     if taken := [name for name in ADDED if name in row]:
         raise RowError(f"field '{taken[0]}' is there already, where the answer is to be put")
-    if kinds == ["prompt"]:
+    if kinds == ["prompt"] and not isinstance(row["prompt"], list):
         for name in ("tools", "chat_template_kwargs"):
             if row.get(name) is not None:
                 raise RowError(f"field '{name}': only 'messages' go through a chat template")
         return Asked(text(row["prompt"], "prompt"), row=row, where=where)
-    messages = read_conversation(row["messages"], "messages").messages
+    (name,) = kinds  # a list of messages may also be called a prompt, as in TRL's rows
+    messages = read_conversation(row[name], name).messages
     if messages[-1]["role"] == "assistant":
-        raise RowError("field 'messages': the last one is the assistant's; there is no question")
+        raise RowError(f"field '{name}': the last one is the assistant's; there is no question")
     return Asked(None, messages, read_tools(row), read_arguments(row), row, where)

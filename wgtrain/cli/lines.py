@@ -38,9 +38,10 @@ class Lines:
             try:
                 return self._message()
             except KeyboardInterrupt:
+                if self.terminal:
+                    self._next_line()
                 if not self.terminal or not self._typed:
                     raise
-                self._next_line()
 
     def confirm(self, question: str) -> bool:
         """What a person answers to a yes-or-no question. Where the next line of a pipe is neither,
@@ -82,7 +83,8 @@ class Lines:
             print(prompt, end="", file=sys.stderr, flush=True)
             return input()
         except EOFError:
-            self._next_line()
+            if not self._pastes:  # else the editor has done so
+                self._next_line()
             return None
         except KeyboardInterrupt:
             self._typed = self._typed or bool(self._readline and self._readline.get_line_buffer())

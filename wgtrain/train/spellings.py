@@ -1,4 +1,4 @@
-"""What other trainers call the settings of this one, and the nearest known name of a slip."""
+"""What other programs call the settings of this one, and the nearest known name of a slip."""
 
 import difflib
 from collections.abc import Collection
@@ -63,7 +63,24 @@ _ELSEWHERE = {
     "shuffle": "shuffle_data shuffle_dataset",
     "resume": "resume_from resume_from_checkpoint checkpoint continue restore",
 }
-_NAMES = {other: name for name, others in _ELSEWHERE.items() for other in others.split()}
+# The same for commands that ask a model, by what llama.cpp, Ollama, mlx-lm and Transformers say.
+_ASKING = {
+    "max_tokens": "max_new_tokens max_length n_predict num_predict predict max_completion_tokens",
+    "adapter": "lora lora_scaled lora_adapter adapters adapter_path lora_path lora_modules",
+    "repeat_penalty": "repetition_penalty",
+    "stop": "stop_sequences stop_strings stop_words reverse_prompt antiprompt",
+    "prompts": "prompt_file prompts_file input_file file",
+    "message": "user user_prompt question",
+    "system": "system_prompt sys",
+    "template_args": "chat_template_kwargs template_kwargs",
+    "host": "hostname address ip",
+    "api_key": "key token",
+}
+_NAMES: dict[str, list[str]] = {}
+for _table in (_ASKING, _ELSEWHERE):
+    for _name, _others in _table.items():
+        for _other in _others.split():
+            _NAMES.setdefault(_other, []).append(_name)
 
 
 def nearest(name: str, known: Collection[str]) -> str | None:
@@ -71,9 +88,9 @@ def nearest(name: str, known: Collection[str]) -> str | None:
     begins, else the most similar; None where none is like it.
     """
     plain = name.strip("-").lower().replace("-", "_")
-    meant = _NAMES.get(plain, plain)
-    if meant in known:
-        return meant
+    for meant in (*_NAMES.get(plain, []), plain):
+        if meant in known:
+            return meant
     begun = [other for other in known if other.startswith(plain)]
     cutoff = 0.0 if begun else 0.6
     return next(iter(difflib.get_close_matches(plain, begun or known, 1, cutoff)), None)
