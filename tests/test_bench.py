@@ -304,7 +304,7 @@ def test_changes_of_adapters(quick: None, capsys: Any, tmp_path: Path) -> None:
     assert all(len(seconds["samples"]) == 2 and seconds["low"] > 0 for seconds in taken.values())
     new, there = taken["load the first: a new plan"], taken["switch to one that is there"]
     assert new["low"] > there["high"], "a write against a plan"
-    assert found["ranks"] == 32 and found["gpu_bytes"] > 3 * found["adapter_bytes"] > 0
+    assert found["ranks"] == 48 and found["gpu_bytes"] > 3 * found["adapter_bytes"] > 0
     (table,) = tables.tables(found)
     assert [row[0] for row in table.rows] == [*taken]
     shown = float(table.rows[0][1].split()[0])

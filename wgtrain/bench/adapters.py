@@ -19,7 +19,7 @@ from wgtrain.infer.opening import open_model
 from wgtrain.infer.slots import Slots
 from wgtrain.infer.stack import Checked, Stack
 
-COUNT = 3  # adapters that there is room for, in one stack
+COUNT, MORE = 3, 8  # adapters of one stack, and that come after it: they have no room all at once
 Samples = dict[str, list[float]]
 
 
@@ -30,7 +30,7 @@ class Changer:
         self.model = model
         made = Adapter(shape.architecture, shape.rank, shape.alpha, shape.adapter())
         # Equal ones would lie in one place.
-        each = [replace(made, alpha=made.alpha / (1 + i)) for i in range(2 * COUNT)]
+        each = [replace(made, alpha=made.alpha / (1 + i)) for i in range(COUNT + MORE)]
         self.files = [write_adapter_gguf(adapter) for adapter in each]
         self.adapters = [model.adapters.read(adapter) for adapter in each]
         self.slots = Slots(model.device, model.base)
@@ -69,7 +69,7 @@ class Changer:
         sample("a token, none loaded", self.token)
         sample("read and check a file", lambda: self.model.adapters.read(self.files[0]))
         sample("load the first: a new plan", lambda: self.use((one, 1.0)))
-        sample("load a second: a new plan", lambda: self.use((one, 1.0), (two, 1.0)))
+        sample("load a second", lambda: self.use((one, 1.0), (two, 1.0)))
         self.use((one, 1.0), (two, 1.0), (three, 1.0))
         sample("a token under three", self.token)
         sample("rescale", lambda: self.use((one, 0.5), (two, 1.0), (three, 1.0)))
@@ -77,10 +77,9 @@ class Changer:
         sample("switch to one that is there", lambda: self.use((three, 1.0)))
         sample("a token under one of three", self.token)
         sample("switch to the bare base", lambda: self.use())
-        for other in others:  # until places are taken
+        for other in others:  # until there is no room left
             self.use((other, 1.0))
-        self.slots.drop(others[0].key)
-        sample("load into a free place", lambda: self.use((others[0], 1.0)))
+        sample("load in place of another", lambda: self.use((one, 1.0)))
 
     def close(self) -> None:
         """Gives the memory back."""
