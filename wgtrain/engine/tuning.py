@@ -276,21 +276,13 @@ GPU_CANDIDATES: dict[str, tuple[Choice, ...]] = {
     "nn": _NN,
     "nn f16": _NN,
     **{
-        f"nt small {columns}": (
-            _choice("matmul_nt_split", TILE_ROWS=2),
-            _choice("matmul_nt_split", TILE_ROWS=8),
-            _choice("matmul_nt_split", TILE_ROWS=2, LANES=128),
-            _choice("matmul_nt_split", LANES=32),
+        f"{way} small {columns}": (
+            _choice(f"matmul_{way}_split", TILE_ROWS=2),
+            _choice(f"matmul_{way}_split", TILE_ROWS=8),
+            _choice(f"matmul_{way}_split", TILE_ROWS=2, LANES=128),
+            _choice(f"matmul_{way}_split", LANES=32),
         )
-        for columns in (8, 16, 128)
-    },
-    **{
-        f"nn small {columns}": (
-            _choice("matmul_nn_split", TILE_ROWS=2),
-            _choice("matmul_nn_split", TILE_ROWS=8),
-            _choice("matmul_nn_split", TILE_ROWS=2, LANES=128),
-            _choice("matmul_nn_split", LANES=32),
-        )
+        for way in ("nt", "nn")
         for columns in (8, 16, 128)
     },
     "tn 8x16": (_tn(8, 1, 1, 16, 4), _tn(8, 1, 1, 32, 4), _tn(8, 2, 1, 8, 8)),
