@@ -267,6 +267,22 @@ def test_adapters(name: str) -> None:
             session.close()
 
 
+def test_submits_are_as_large_as_was_measured() -> None:
+    """And whatever they are, the bits are the same."""
+    with wgtrain.load_model(tiny.tiny("llama").gguf, limits="default") as model:
+        session = opened(model, 1, 64)
+        found = []
+        for limit in (1.0, 1e12):
+            session.truncate(0, 0)
+            for tokens in (ids(model, 20, 1), [3]):
+                session.plan.work_limit = limit
+                found.append(wgtrain.run(session.extend({0: tokens}))[0])
+                assert session.plan.work_limit not in (1.0, 1e12)
+        np.testing.assert_array_equal(found[0], found[2])
+        np.testing.assert_array_equal(found[1], found[3])
+        session.close()
+
+
 def test_what_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
     with wgtrain.load_model(tiny.tiny("llama").gguf, limits="default") as model:
         before = model.device.allocated

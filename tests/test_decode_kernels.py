@@ -119,6 +119,14 @@ def test_matvec_with_the_constants_of_the_tables(checkers: tuple[Checker, Checke
         )
 
 
+def test_the_largest_vocabularies_are_within_a_grid() -> None:
+    for choice in listed("nv"):
+        kernel = load_kernel(choice.kernel, dict(choice.constants))
+        params = {field: "T" if field == "rows" else 1 for field, _ in kernel.params}
+        counts = kernel.grid_function({**params, "n": 500_000})(MOST_FEW, 0)
+        assert max(counts) <= Limits().workgroups, choice
+
+
 def check_decode(
     checkers: tuple[Checker, Checker],
     ranges: list[tuple[int, int]],

@@ -11,10 +11,9 @@ import numpy as np
 
 from wgtrain.bench.cases import Case, standalone
 from wgtrain.engine.graph import Graph, Storage, Window
-from wgtrain.engine.plan import Plan
+from wgtrain.engine.plan import SUBMIT_SECONDS, Plan
 from wgtrain.engine.structs import IDLE_UPDATE, step_bytes
 from wgtrain.gpu import Device, run
-from wgtrain.train.learner import SUBMIT_SECONDS
 
 SAMPLE_SECONDS = 0.02  # a sample is as many replays as take this long
 _POOL = np.random.default_rng(0).standard_normal(1 << 18, np.float32)

@@ -20,6 +20,7 @@ from wgtrain.gpu import Binding, Buffer, Device, Dispatch, Room, together
 
 _SMALLER = "fewer tokens at once are needed (in training: batch_size, seq_len)"
 _KEPT, _SCRATCH = "activations", "scratch"
+SUBMIT_SECONDS = 0.1  # a desktop's watchdog ends a submit of two seconds
 FIRST_SUBMIT = 2e8  # operand values and multiply-adds of a submit before anything was measured
 
 

@@ -209,7 +209,7 @@ DEFAULT_GPU = Tuning({**_CPU, **_GPU}, "defaults of GPUs: not measured here")
 
 # What a sweep tries for a family, beside the default: by family, else by what stands before "/".
 CANDIDATES: dict[str, tuple[Choice, ...]] = {
-    "nv": (_choice("matvec"), _choice("matvec_subgroup"), _split(1, 8)),
+    "nv": (_choice("matvec"), _choice("matvec_subgroup"), _split(2, 8)),
     "nv small": (_choice("matvec"), _split(1, 8), _split(1, 16)),
     "attention_decode": tuple(
         _choice("attention_decode", LANES=lanes, STEPS=steps)
@@ -264,8 +264,8 @@ _NN = (
     _tiled("matmul_nn_tiled", 8, 2, 16, 16, TILE_N4=2),
 )
 GPU_CANDIDATES: dict[str, tuple[Choice, ...]] = {
-    # Few lanes a column where rows are short, many where one column has to fill a GPU.
-    "nv": tuple(_split(*how) for how in ((2, 16), (8, 8), (4, 8), (2, 32), (1, 32), (1, 64))),
+    # Few lanes a column where rows are short, many where few columns have to fill a GPU.
+    "nv": tuple(_split(*how) for how in ((2, 16), (8, 8), (4, 8), (2, 32), (2, 64))),
     "nv small": (_split(1, 32), _split(1, 128), _split(2, 32)),
     "attention_decode": tuple(
         _choice("attention_decode", MOST_HEADS=heads, LANES=lanes, STEPS=steps)

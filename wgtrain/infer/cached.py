@@ -3,6 +3,7 @@ further token costs one pass over the weights for all rows together.
 """
 
 import operator
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,7 @@ from wgtrain.engine.inputs import InputBuffer
 from wgtrain.engine.linear import Adapter
 from wgtrain.engine.loss import head_logits
 from wgtrain.engine.merged import merged
-from wgtrain.engine.plan import Plan
+from wgtrain.engine.plan import SUBMIT_SECONDS, Plan
 from wgtrain.engine.structs import step_bytes
 from wgtrain.engine.tuning import Tuning
 from wgtrain.errors import OptionError, OutOfMemoryError
@@ -139,6 +140,7 @@ class CachedSession:
             graph.launches = merged(graph.launches)
         graphs = {"prefill": prefill, "head": head, "decode": decode}
         self.plan = Plan(graphs, storages, self.chunk)
+        self._since, self._work = 0.0, 0.0  # when what is queued began, and how much it is
         self._kept_bytes = size  # of keys, or values, of a layer
 
     @property
@@ -189,6 +191,7 @@ class CachedSession:
             del row[start:]
             self._kinds[place] = kind
         found: dict[int, np.ndarray] = {}
+        self._since, self._work = time.perf_counter(), 0.0
         for parts in alike.values():
             self._ropes.follow(self._device, max(x.position + len(x.tokens) for x in parts))
             if all(len(part.tokens) == 1 for part in parts):
@@ -201,7 +204,7 @@ class CachedSession:
     async def _prefill(self, batch: Sequence[_Part]) -> dict[int, np.ndarray]:
         """Reads some parts; the logits of those rows that end with them."""
         count = self._write(self._many, batch)
-        self.plan.run("prefill", step_bytes(count), count, 0)
+        self._run("prefill", count, 0)
         self._hold(batch)
         ends = np.cumsum([len(part.tokens) for part in batch]) - 1
         wanted = [(part.place, end) for part, end in zip(batch, ends, strict=True) if part.last]
@@ -210,15 +213,19 @@ class CachedSession:
         index = self._many.inputs.trained
         chosen = np.array([end for _, end in wanted], np.int32)
         self._device.write(index.storage.live, index.offset, chosen)
-        self.plan.run("head", step_bytes(count, len(wanted)), count, len(wanted))
+        self._run("head", len(wanted), len(wanted))
         return await self._read([place for place, _ in wanted])
 
     async def _decode(self, batch: Sequence[_Part]) -> dict[int, np.ndarray]:
         """Reads one token a row, and makes the logits, in one program."""
         count = self._write(self._few, batch)
-        self.plan.run("decode", step_bytes(count, count), count, count)
+        self._run("decode", count, count)
         self._hold(batch)
         return await self._read([part.place for part in batch])
+
+    def _run(self, name: str, tokens: int, trained: int) -> None:
+        self.plan.run(name, step_bytes(tokens, trained), tokens, trained)
+        self._work += self.plan.total_work(name, tokens)
 
     def _hold(self, batch: Sequence[_Part]) -> None:
         for part in batch:
@@ -226,6 +233,10 @@ class CachedSession:
 
     async def _read(self, places: Sequence[int]) -> dict[int, np.ndarray]:
         data = await self._device.read(self._logits.live, 0, len(places) * self._width * 4)
+        now = time.perf_counter()
+        if now > self._since:  # so much work goes into a submit
+            self.plan.work_limit = self._work / (now - self._since) * SUBMIT_SECONDS
+        self._since, self._work = now, 0.0
         logits = np.frombuffer(data, np.float32).reshape(-1, self._width)[:, : self._vocabulary]
         return dict(zip(places, logits, strict=True))
 

@@ -16,7 +16,7 @@ from wgtrain.data.batches import Batch
 from wgtrain.engine.graph import Graph, Launch, Storage
 from wgtrain.engine.inputs import InputBuffer
 from wgtrain.engine.optimizer import AdamW, Report, Settings
-from wgtrain.engine.plan import Plan
+from wgtrain.engine.plan import SUBMIT_SECONDS, Plan
 from wgtrain.engine.structs import TOTALS, step_bytes
 from wgtrain.engine.trainables import Arena, Trainables
 from wgtrain.engine.tuning import Tuning
@@ -29,8 +29,6 @@ from wgtrain.model.layers import RopeTables, long_rotations
 from wgtrain.model.lora import lora_trainables, target_tensors
 from wgtrain.train.config import LoraConfig
 from wgtrain.train.objectives import NextToken, Objective
-
-SUBMIT_SECONDS = 0.1  # a desktop's watchdog ends a submit of two seconds
 
 
 @dataclass(frozen=True)
