@@ -115,6 +115,16 @@ def test_long_rope(monkeypatch: pytest.MonkeyPatch) -> None:
         session.close()
 
 
+def test_rows_past_the_original_context() -> None:
+    """Rotations stretched by YaRN, queries that grow with their position, more than one chunk."""
+    with wgtrain.load_model(tiny.tiny("mistral3").gguf) as model:
+        session = opened(model, 2, 400)
+        assert "scale_positions" in {x.kernel.name for x in session.plan.launches["decode"]}
+        rows = [ids(model, 300, 1), ids(model, 262, 2)]
+        assert step_errors(model, session, rows, 4) <= BOUND
+        session.close()
+
+
 def test_a_wrong_window_or_position_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     with wgtrain.load_model(tiny.tiny("gemma3").gguf, limits="default") as model:
         rows = [ids(model, n, n) for n in (WINDOW + 2, 5)]
