@@ -348,7 +348,7 @@ def test_wrong_rows(capsys, content):
         ("--model {base} --prompt a --top-k x", "--top-k x: allowed is a whole number"),
         ("--model {base} --prompt a --max-tokens -1", "--max-tokens -1: allowed is"),
         ("--model {base} --prompt a --max-tokens 999", "--max-tokens 999: the prompt has 1"),
-        ("--model {base} --prompt a --stop=", "--stop"),
+        ("--model {base} --prompt a --stop=", "--stop '': allowed is a text of one character"),
         ("--model {base} --prompt a --adapter x:y", "--adapter 'x:y': allowed is PATH"),
         ("--model {base} --prompt a --adapter gone", "gone: No such file"),
         ("--model {base} --prompt a --adapter {base}", "base.gguf: "),

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 import click
 
 from wgtrain.cli.options import options_of
-from wgtrain.errors import printable
+from wgtrain.errors import OptionError, printable
 from wgtrain.infer.generation import Piece, Request
 from wgtrain.infer.sampling import Sampling
 from wgtrain.train.settings import as_mapping, build, check, setting
@@ -73,6 +73,8 @@ class How:
 def read_how(given: Mapping[str, Any]) -> How:
     """The values of `answer_options`, checked."""
     (config,) = build({n: given.get(n) for n in as_mapping(AnswerConfig())}, AnswerConfig)
+    if "" in (given.get("stop") or ()):
+        raise OptionError("stop = '': allowed is a text of one character or more")
     values = as_mapping(config)
     how = How(values.pop("max_tokens"), Sampling(**values), tuple(given.get("stop") or ()))
     how.request([0])

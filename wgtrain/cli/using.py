@@ -105,6 +105,11 @@ class Using:
 
     def check_template(self) -> None:
         """OptionError where no conversation can be had, with what helps."""
+        if not self.templated:
+            raise OptionError(
+                f"{self.model.name} has no chat template; --chat-template chatml, or that of a "
+                "file, brings one, and wgtrain generate --prompt continues a text without one"
+            )
         self.prompt([{"role": "user", "content": "?"}])
 
 
