@@ -310,6 +310,11 @@ def test_shards_keep_their_index(tmp_path: Path) -> None:
         package.merge(base, [(adapter_for("llama-tied", 4, 1), 1.0)], out, kind)
         found = json.loads((out / "model.safetensors.index.json").read_text())
         assert found == index | {"metadata": {"total_size": size, "x": 1}}
+    (base / "model.safetensors").write_bytes(write_safetensors(weights, {}))  # then that counts
+    for kind in (None, "bf16"):
+        out = tmp_path / f"whole-{kind}"
+        package.merge(base, [(adapter_for("llama-tied", 4, 1), 1.0)], out, kind)
+        assert sorted(p.name for p in out.iterdir()) == ["config.json", "model.safetensors"]
 
 
 def test_adapters_that_do_not_fit(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from wgtrain.files.gguf_writer import copied
 from wgtrain.files.huggingface import (
     CONFIG,
     INDEX,
+    WEIGHTS,
     Files,
     class_modules,
     open_folder_model,
@@ -101,7 +102,7 @@ async def plan_folder(
         sizes += sum(entry.nbytes for entry in planned_entries)
     if lost := sorted(deltas.keys() - found):
         raise FileError(f"{name}: no tensor {lost[0]}, which an adapter changes")
-    if INDEX in files and target is not None:
+    if INDEX in files and WEIGHTS not in files and target is not None:
         index = await read_json(files, INDEX, name)
         if isinstance(index.get("metadata"), dict) and "total_size" in index["metadata"]:
             index["metadata"]["total_size"] = sizes
