@@ -44,7 +44,7 @@ def page(
     """The page, HTML; the first contender is the one that others are compared with."""
     template, css, script = (
         (resources.files("wgtrain") / "infer" / f"comparison_page.{kind}").read_text("utf-8")
-        for kind in ("html", "css", "js")
+        for kind in ("html", "css", "mjs")
     )
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
