@@ -39,7 +39,7 @@ TEST_NUMPY = "numpy-2.2.5-cp313-cp313-pyodide_2025_0_wasm32.whl"
 INSIDE = {"wgtrain/data/tokenizers.cjs": "@huggingface/tokenizers/dist/tokenizers.min.cjs"}
 # Of the wheel a page of ours needs neither the faces of terminals and folders nor the demo, nor the
 # JavaScript, which lies beside it as scripts.js.
-_FOLDERS = "chart disk folder inputs output session stopping telling yaml_file".split()
+_FOLDERS = "held_out inputs session stopping telling".split()
 NOT_IN_PAGE = (
     *("bench/", "cli/", "demo_files/", "web/", "__main__.py", "gpu/native", "chat/process.py"),
     *(f"runs/{name}.py" for name in _FOLDERS),

@@ -9,6 +9,7 @@ import textwrap
 import tomllib
 import zipfile
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -201,6 +202,38 @@ def test_imports_need_no_native_package() -> None:
     command = [sys.executable, "-c", textwrap.dedent(code)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.stdout + result.stderr == ""
+
+
+def at_the_top(path: Path) -> Iterator[str]:
+    """What a module imports as it is imported itself."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def test_a_page_has_what_it_imports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the wheel a page gets a part, in which nothing may be missing; its scripts are run."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    left_out = import_module("build_web").NOT_IN_PAGE
+    modules = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in MODULES
+    }
+    seen: set[str] = set()
+    ways = ["wgtrain.aio", *(f"wgtrain.{name}" for name in wgtrain._WHERE.values())]
+    while ways:
+        name = ways.pop()
+        here = name if name in modules else name.rpartition(".")[0]
+        if here in modules and here not in seen:
+            seen.add(here)
+            ways += at_the_top(modules[here])
+    paths = {modules[name].relative_to(PACKAGE).as_posix() for name in seen}
+    assert "runs/progress.py" in paths and "gpu/native.py" not in paths
+    assert {path for path in paths if path.startswith(left_out)} == set()
+    scripts = {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.js")}
+    assert scripts == {"gpu/device.js", "files/source.js", "data/library.js"}
 
 
 def test_modules_stay_small() -> None:
