@@ -8,8 +8,9 @@ import oracles
 import pytest
 from kernel_check import Checker, fit, make_ranges, who_sees
 
+from wgtrain.engine.candidates import GPU_CANDIDATES
 from wgtrain.engine.kernel import Kernel, load_kernel
-from wgtrain.engine.tuning import GPU_CANDIDATES, Choice
+from wgtrain.engine.tuning import Choice
 from wgtrain.gpu import Limits
 
 pytestmark = pytest.mark.gpu

@@ -22,7 +22,7 @@ from wgtrain.bench.scaling import points
 from wgtrain.bench.shapes import SHAPES, TYPES, Shape, find_shape
 from wgtrain.bench.tuned import open_device
 from wgtrain.bench.weights import RandomWeights
-from wgtrain.engine import tuning
+from wgtrain.engine import candidates
 from wgtrain.engine.tuning import Choice
 from wgtrain.errors import FileError, OptionError, WgtrainError
 from wgtrain.files import BLOCKS, read_gguf
@@ -470,7 +470,7 @@ def test_tuning_is_that_of_a_run_or_made_anew(
 @pytest.mark.gpu
 def test_tuning_alone_is_stored_and_shown(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     choice = Choice("matmul_nt_tiled", (("TILE_ROWS", 8), ("TILE_COLS4", 1)))
-    monkeypatch.setattr(tuning, "GPU_CANDIDATES", {"nt": (choice,)})
+    monkeypatch.setattr(candidates, "GPU_CANDIDATES", {"nt": (choice,)})
     entry = Measured("nt", choice, sweep.Shape(32, 9.0), 5e9, 4e9, 3)
     monkeypatch.setattr(tune, "measure", lambda *a, **k: _done([entry]))
     monkeypatch.setattr(tune, "worthwhile", lambda device, plan: ["nt"])

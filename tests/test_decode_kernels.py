@@ -8,10 +8,11 @@ from kernel_check import Checker, fit, pack_weight, workgroup
 from random_blocks import SHAPES_OF_PACKS
 from test_product_variants import loaded
 
+from wgtrain.engine.candidates import CANDIDATES, GPU_CANDIDATES
 from wgtrain.engine.graph import padded
 from wgtrain.engine.kernel import load_kernel
 from wgtrain.engine.products import MOST_FEW
-from wgtrain.engine.tuning import CANDIDATES, DEFAULT_CPU, DEFAULT_GPU, GPU_CANDIDATES, Choice
+from wgtrain.engine.tuning import DEFAULT_CPU, DEFAULT_GPU, Choice
 from wgtrain.engine.weight import FORMATS
 from wgtrain.files import BLOCKS
 from wgtrain.gpu import Limits

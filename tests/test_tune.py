@@ -14,8 +14,8 @@ import tiny
 import wgtrain
 from wgtrain import api, gpu
 from wgtrain.data import Dataset, Row
+from wgtrain.engine import candidates, tuning
 from wgtrain.engine import kernel as loader
-from wgtrain.engine import tuning
 from wgtrain.engine.kernel import read_shader
 from wgtrain.engine.tables import from_json, to_json
 from wgtrain.engine.tuning import DEFAULT_CPU, Choice, Tuning
@@ -50,7 +50,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def of_this_version(monkeypatch: pytest.MonkeyPatch) -> None:
     """The choices of these tests are candidates, though not on this adapter."""
     more = {"nt": (SMALL,), **{f: (OTHER_TN,) for f in DEFAULT_CPU.table if f[:2] == "tn"}}
-    monkeypatch.setattr(tuning, "GPU_CANDIDATES", more)
+    monkeypatch.setattr(candidates, "GPU_CANDIDATES", more)
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +80,8 @@ def worth(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every run is long enough for a sweep, of one other variant of one family."""
     monkeypatch.setattr(tune, "WORTH", {})
     monkeypatch.setattr(tune, "GPU_WORTH", 0)
-    monkeypatch.setattr(tuning, "CANDIDATES", {NT: (SMALL,)})
-    monkeypatch.setattr(tuning, "GPU_CANDIDATES", {})
+    monkeypatch.setattr(candidates, "CANDIDATES", {NT: (SMALL,)})
+    monkeypatch.setattr(candidates, "GPU_CANDIDATES", {})
 
 
 @pytest.fixture
@@ -166,7 +166,7 @@ def test_a_variant_that_is_wrong_is_never_taken(
     files = {"matmul_wrong": text.replace(old, new)}
     monkeypatch.setattr(loader, "read_shader", lambda path: files.get(path) or read_shader(path))
     wrong = Choice("matmul_wrong", SMALL.constants)
-    monkeypatch.setattr(tuning, "CANDIDATES", {NT: (wrong,)})
+    monkeypatch.setattr(candidates, "CANDIDATES", {NT: (wrong,)})
     trainer = make()
     clock[groups(trainer, wrong)] = 0.1
     (entry,) = measured(trainer)

@@ -9,7 +9,7 @@ import pytest
 from kernel_check import workgroup
 
 from wgtrain import gpu
-from wgtrain.engine import tuning
+from wgtrain.engine import candidates, tuning
 from wgtrain.engine.graph import Graph
 from wgtrain.engine.kernel import load_kernel, read_shader
 from wgtrain.engine.linear import Linear, linear
@@ -132,16 +132,16 @@ def test_subgroups_of_no_certain_size_are_not_used() -> None:
     uncertain = adapter("CPU", 0, "subgroups")
     assert tuning.default_tuning(uncertain) == DEFAULT_CPU
     assert not tuning.runs_on(Choice("matmul_nt_subgroup"), "nt", uncertain)
-    names = {choice.kernel for choice in tuning.candidates("nt", uncertain)}
+    names = {choice.kernel for choice in candidates.candidates("nt", uncertain)}
     assert "matmul_nt_subgroup" not in names
 
 
 def test_candidates_begin_with_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     small = Choice("matmul_nt", (("TILE_ROWS", 8),))
-    monkeypatch.setitem(tuning.CANDIDATES, "nt", (small, Choice("matmul_nt")))
-    found = tuning.candidates("nt/weight_q8_0", adapter())
+    monkeypatch.setitem(candidates.CANDIDATES, "nt", (small, Choice("matmul_nt")))
+    found = candidates.candidates("nt/weight_q8_0", adapter())
     assert found == [Choice("matmul_nt"), small]
-    assert tuning.candidates("tn 8x8", adapter()) == [DEFAULT_CPU.choice("tn 8x8")]
+    assert candidates.candidates("tn 8x8", adapter()) == [DEFAULT_CPU.choice("tn 8x8")]
 
 
 def test_a_table_is_plain_data() -> None:
@@ -159,15 +159,15 @@ def test_this_version_has_its_defaults_and_candidates_alone() -> None:
         table = tuning.default_tuning(device)
         assert of_this_version(table) == table
         for family in [*table.table, "nt/weight_q8_0", "nn/weight_bf16"]:
-            for choice in tuning.candidates(family, device):
-                assert tuning.is_listed(choice, family), (family, choice)
+            for choice in candidates.candidates(family, device):
+                assert candidates.is_listed(choice, family), (family, choice)
     for family, choice in (
         ("tn 8x8", Choice("matmul_tn", (("TILE_ROWS", 8), ("TILE_COLS4", 2), ("LANES", 3)))),
         ("tn 8x4", DEFAULT_CPU.choice("tn 8x8")),
         ("nn/weight_q8_0", Choice("matmul_nn_subgroup", (("TILE_PACKS", 16),))),
         ("no family", Choice("matmul_nt")),
     ):
-        assert not tuning.is_listed(choice, family)
+        assert not candidates.is_listed(choice, family)
     mixed = Tuning({"nt": Choice("matmul_nt"), "nn": Choice("matmul_nt")}, "a file")
     assert of_this_version(mixed) == Tuning(
         {"nt": Choice("matmul_nt")},
@@ -181,10 +181,10 @@ def test_candidates_of_gpus_fit_every_adapter() -> None:
     libraries = [entry.library for entry in FORMATS.values()]
     families = [f"{product}/{library}" for product in ("nt", "nn") for library in libraries]
     families += [family for family in DEFAULT_GPU.table if "/" not in family]
-    assert set(tuning.GPU_CANDIDATES) <= {family.partition("/")[0] for family in families}
+    assert set(candidates.GPU_CANDIDATES) <= {family.partition("/")[0] for family in families}
     for family in families:
         library = family.partition("/")[2]
-        for choice in tuning.candidates(family, discrete):
+        for choice in candidates.candidates(family, discrete):
             roles = {"weight": library} if library else {}
             kernel = load_kernel(choice.kernel, dict(choice.constants), roles)
             invocations, memory = workgroup(kernel)
@@ -193,8 +193,8 @@ def test_candidates_of_gpus_fit_every_adapter() -> None:
 
 
 def test_a_cpu_tries_no_choice_of_gpus() -> None:
-    assert len(tuning.candidates("tn 8x16", adapter("DiscreteGPU"))) > 1
-    kernels = {choice.kernel for choice in tuning.candidates("nt/weight_f32", adapter())}
+    assert len(candidates.candidates("tn 8x16", adapter("DiscreteGPU"))) > 1
+    kernels = {choice.kernel for choice in candidates.candidates("nt/weight_f32", adapter())}
     assert not {"matmul_nt_tiled", "matmul_nt_split"} & kernels
 
 

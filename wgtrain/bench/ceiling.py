@@ -11,7 +11,8 @@ from wgtrain.bench.cases import Case, Setting, copy_case, product_cases
 from wgtrain.bench.measure import Record, spread
 from wgtrain.bench.runner import Runner, interleaved
 from wgtrain.bench.shapes import Shape
-from wgtrain.engine.tuning import Choice, Tuning, candidates
+from wgtrain.engine.candidates import candidates
+from wgtrain.engine.tuning import Choice, Tuning
 from wgtrain.engine.weight import FORMATS
 from wgtrain.errors import ShaderError
 from wgtrain.gpu import Device

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from wgtrain.engine.tuning import Choice, Tuning, is_listed
+from wgtrain.engine.candidates import is_listed
+from wgtrain.engine.tuning import Choice, Tuning
 
 _LONGEST = 500  # characters of an origin that come from a file
 

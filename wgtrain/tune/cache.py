@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from wgtrain import __version__, gpu
-from wgtrain.engine import tuning
+from wgtrain.engine import candidates
+from wgtrain.engine.candidates import is_listed
 from wgtrain.engine.kernel import read_shader, shader_paths
 from wgtrain.engine.plan import Plan
 from wgtrain.engine.tables import choice_from_json, choice_to_json
-from wgtrain.engine.tuning import Choice, Tuning, default_tuning, is_listed, runs_on
+from wgtrain.engine.tuning import Choice, Tuning, default_tuning, runs_on
 from wgtrain.gpu import AdapterInfo, Device
 from wgtrain.tune.sweep import (
     GPU_SECONDS,
@@ -135,7 +136,7 @@ def cache_file(info: AdapterInfo) -> Path:
 
 
 def _key(info: AdapterInfo) -> dict[str, str]:
-    code = hashlib.sha256(repr((tuning.CANDIDATES, tuning.GPU_CANDIDATES)).encode())
+    code = hashlib.sha256(repr((candidates.CANDIDATES, candidates.GPU_CANDIDATES)).encode())
     for path in shader_paths():
         code.update(read_shader(path).encode())
     return {

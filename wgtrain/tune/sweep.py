@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from wgtrain.engine.candidates import candidates
 from wgtrain.engine.graph import Launch, Tensor, padded
 from wgtrain.engine.inputs import visible
 from wgtrain.engine.kernel import Kernel
 from wgtrain.engine.plan import Plan
 from wgtrain.engine.structs import step_bytes
-from wgtrain.engine.tuning import Choice, candidates
+from wgtrain.engine.tuning import Choice
 from wgtrain.engine.weight import UNITS
 from wgtrain.errors import OutOfMemoryError, ShaderError
 from wgtrain.gpu import Binding, Buffer, Device, Dispatch
