@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 
@@ -20,6 +21,7 @@ from wgtrain.engine.kernel import read_shader
 from wgtrain.engine.tables import from_json, to_json
 from wgtrain.engine.tuning import DEFAULT_CPU, Choice, Tuning
 from wgtrain.errors import FileError
+from wgtrain.files import Adapter
 from wgtrain.gpu import AdapterInfo
 from wgtrain.runs import session
 from wgtrain.train import checkpoint
@@ -185,6 +187,27 @@ def test_every_family_can_be_measured(make: Any, monkeypatch: pytest.MonkeyPatch
 
 
 # ---- the cache ---------------------------------------------------------------------------------
+
+
+def test_products_with_loaded_adapters_are_measured_as_if_all_were_in_use(model: Any) -> None:
+    """Not as what nobody uses, of which nothing is made."""
+    spec = tiny.tiny("llama").spec
+    pairs = tiny.random_adapter(spec, tiny.targets(spec, ["attn_q", "attn_v"]), 5, 1)
+    stack = model.stack([(Adapter("llama", 5, 10.0, pairs), 1.0)])
+    session = gpu.run(model.session(stack, 64))
+    with_them = [x for x in session.plan.launches["body"] if "lora_list" in x.operands]
+    libraries = {"columns_used" if x.tuned.libraries.get("columns") else "" for x in with_them}
+    assert libraries == {"columns_used", ""}
+    for launch in with_them[:3]:
+        stage = sweep._Stage(model.device, launch, 64, 64)
+        (made,) = gpu.run(
+            stage.result(gpu.run(stage.prepare(session.tuning.choice(launch.family))))
+        )
+        (before,) = stage._written.values()
+        stage.close()
+        made, before = made.reshape(64, -1), before.view(np.float32).reshape(64, -1)
+        assert (made != before).any(0).all(), "every column is made"
+    model._drop_session()
 
 
 def test_what_was_measured_is_read_back(cache: Path) -> None:

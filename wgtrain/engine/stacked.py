@@ -144,14 +144,21 @@ class Stacked:
     def use(self, uses: Sequence[Use]) -> None:
         """Queues the write of what counts from the next replay on, in order."""
         assert self._device is not None and len(uses) <= self.quads
-        content = np.zeros((2 * self.quads + 1, 2), np.uint32)
-        content[0, 0] = len(uses)
-        strengths = np.array([use.strength for use in uses], np.float32)
-        quads = [use.quad for use in uses]
-        content[1 : len(uses) + 1, 0] = quads
-        content[1 : len(uses) + 1, 1] = strengths.view(np.uint32)
-        content[[1 + self.quads + quad for quad in quads], 0] = 1  # whose columns of z are made
-        self._device.write(self._list.live, 0, content)
+        self._device.write(self._list.live, 0, use_list(uses, self.quads))
+
+
+def use_list(uses: Sequence[Use], quads: int) -> np.ndarray:
+    """What kernels read of it, uint32 (2 quads + 1, 2): how many count, where each lies and its
+    strength, and for every quad whether its columns of z are made.
+    """
+    content = np.zeros((2 * quads + 1, 2), np.uint32)
+    content[0, 0] = len(uses)
+    strengths = np.array([use.strength for use in uses], np.float32)
+    where = [use.quad for use in uses]
+    content[1 : len(uses) + 1, 0] = where
+    content[1 : len(uses) + 1, 1] = strengths.view(np.uint32)
+    content[[1 + quads + quad for quad in where], 0] = 1
+    return content
 
 
 def _a(group: Mapping[str, Shape]) -> str:

@@ -18,6 +18,7 @@ from wgtrain.engine.graph import Launch, Tensor, padded
 from wgtrain.engine.inputs import visible
 from wgtrain.engine.kernel import Kernel
 from wgtrain.engine.plan import Plan
+from wgtrain.engine.stacked import Use, use_list
 from wgtrain.engine.structs import step_bytes
 from wgtrain.engine.tuning import Choice
 from wgtrain.engine.weight import UNITS
@@ -237,8 +238,9 @@ class _Stage:
             start = np.arange(self._rows) // max_row * max_row
             keys, queries = visible(start, np.minimum(start + max_row, self._rows))
             return keys if name == "key_range" else queries
-        if name == "lora_list":  # of how many steps a sum has, and which
-            return np.zeros(self._size(name, operand) // 4, np.uint32)
+        if name == "lora_list":  # all are in use
+            quads = (self._size(name, operand) // 8 - 1) // 2
+            return use_list([Use(quad, 1.0) for quad in range(quads)], quads).ravel()
         words: np.ndarray = rng.integers(0, 1 << 32, self._size(name, operand) // 4, np.uint32)
         words = (words & np.uint32(0x83FF83FF)) | np.uint32(0x3C003C00)
         if isinstance(operand, Tensor) and operand.cols % 4:
