@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -382,6 +383,58 @@ def test_one_rank_for_all(model: Any) -> None:
     mixed = Adapter("llama", 3, 6.0, {**ALL.tensors, **FFN.tensors})
     with pytest.raises(FileError, match="and rank 3 are needed"):
         model.adapters.load(mixed)
+
+
+def test_threads_change_the_stack_while_others_ask(model: Any) -> None:
+    """Each request gets the numbers of its own stack, or of a default stack that was one."""
+    own = {0: [(FFN, 1.0)], 1: []}
+    wanted = {which: model.logits(TOKENS, pairs) for which, pairs in own.items()}
+    defaults = [model.logits(TOKENS, pairs) for pairs in ([], [(ALL, 1.0)], [(ALL, 0.5)])]
+    wrong: list[str] = []
+
+    def ask(which: int) -> None:
+        for _ in range(15):
+            if not np.array_equal(model.logits(TOKENS, own[which]), wanted[which]):
+                wrong.append(f"own {which}")
+
+    def ask_default() -> None:
+        for _ in range(15):
+            found = model.logits(TOKENS)
+            if not any(np.array_equal(found, each) for each in defaults):
+                wrong.append("default")
+
+    def change() -> None:
+        for _ in range(15):
+            name = model.adapters.load(ALL)
+            model.adapters.rescale(name, 0.5)
+            model.adapters.remove(name)
+
+    threads = [Thread(target=ask, args=(which,)) for which in own]
+    threads += [Thread(target=ask_default), Thread(target=change)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong and not len(model.adapters)
+
+
+def test_beside_weights_in_f16(full_device: Any) -> None:
+    """Their tiles take no adapter along: it is added in f32, and changes are bit by bit the same."""
+    if "f16" not in full_device.features:
+        pytest.skip(f"{full_device.info.name} has no shader-f16")
+    pairs = [(ALL, 1.0), (FFN, -0.5)]
+    plain = {}
+    for precision in ("f32", "f16"):
+        with wgtrain.load_model(tiny.tiny("llama").gguf, precision=precision) as opened:
+            base = opened.logits(TOKENS)
+            plain[precision] = opened.logits(TOKENS, pairs) - base
+            launches = opened._session.plan.launches["body"]
+            added = [launch.kernel.name for launch in launches].count("add_adapters")
+            assert bool(added) == (precision == "f16")
+            opened.logits(TOKENS, [(FFN, 1.0)])
+            np.testing.assert_array_equal(opened.logits(TOKENS, pairs) - base, plain[precision])
+    off = np.abs(plain["f16"] - plain["f32"]).max() / np.abs(plain["f32"]).max()
+    assert 0 < off < 1e-2
 
 
 # --- names ----------------------------------------------------------------------------------------
