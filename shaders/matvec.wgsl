@@ -1,7 +1,7 @@
-// y (rows, N) = scale * (x (rows, K) W^T + s z B^T) [+ y] as matmul_nt, for few rows: W is read once for ROWS of them.
+// y (rows, N) = scale * (x (rows, K) W^T + s z B^T + b) [+ y] as matmul_nt, for few rows: W is read once for ROWS of them.
 // One invocation makes four columns of ROWS rows; nothing is shared. Rows and columns past the end repeat the last one
 // and are not stored; columns past N are stored as zero.
-// use: step, product_nt, weight=weight_f32, lora=lora_none, columns=columns_all
+// use: step, product_nt, weight=weight_f32, lora=lora_none, bias=bias_none, columns=columns_all
 // flops: 8 * rows * n * k4
 // grid: ceil_div(n, 4 * LANES), ceil_div(rows, ROWS)
 const ROWS: u32 = 1u;
@@ -55,7 +55,7 @@ fn main(
   }
   for (var i = 0u; i < ROWS; i++) { // unroll
     if (row0 + i < rows) {
-      store(row0 + i, col0, sum[i]);
+      store(row0 + i, col0, sum[i] + bias_at((params.lora_row + col0) / 4u));
     }
   }
 }

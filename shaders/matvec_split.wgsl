@@ -1,9 +1,9 @@
-// y (rows, N) = scale * (x (rows, K) W^T + s z B^T) [+ y] as matmul_nt, for few rows, on GPUs and where N is small:
+// y (rows, N) = scale * (x (rows, K) W^T + s z B^T + b) [+ y] as matmul_nt, for few rows, on GPUs and where N is small:
 // W is read once for ROWS rows, by neighbours along K.
 // One workgroup makes 4 COLS columns of ROWS rows: SPLIT lanes for each four columns take every SPLIT-th pack along K,
 // and their sums are added up in a fixed order. Rows and columns past the end repeat the last one and are not stored;
 // columns past N are stored as zero.
-// use: step, product_nt, weight=weight_f32, lora=lora_none, columns=columns_all
+// use: step, product_nt, weight=weight_f32, lora=lora_none, bias=bias_none, columns=columns_all
 // flops: 8 * rows * n * k4
 // grid: ceil_div(n, 4 * COLS), ceil_div(rows, ROWS)
 const ROWS: u32 = 1u;
@@ -75,7 +75,8 @@ fn main(
   }
   for (var i = place; i < ROWS; i += SPLIT) {
     if (row0 + i < rows) {
-      store(row0 + i, col0, partial[i * LANES + lane - place]);
+      let all = partial[i * LANES + lane - place];
+      store(row0 + i, col0, all + bias_at((params.lora_row + col0) / 4u));
     }
   }
 }

@@ -1,8 +1,8 @@
-// y (rows, N) = scale * (x (rows, K) W^T + s z B^T) [+ y] as matvec, for small subgroups: lanes load neighbouring vec4s
+// y (rows, N) = scale * (x (rows, K) W^T + s z B^T + b) [+ y] as matvec, for small subgroups: lanes load neighbouring vec4s
 // of x and hand them round, because a load costs a software adapter tens of instructions a lane, whatever it loads.
 // One invocation makes four columns of ROWS rows, a workgroup is one subgroup, whose true size SUBGROUP must be, a power
 // of two. Rows and columns past the end repeat the last one and are not stored; columns past N are stored as zero.
-// use: step, product_nt, weight=weight_f32, lora=lora_none, columns=columns_all
+// use: step, product_nt, weight=weight_f32, lora=lora_none, bias=bias_none, columns=columns_all
 // flops: 8 * rows * n * k4
 // grid: ceil_div(n, 4 * SUBGROUP), ceil_div(rows, ROWS)
 const ROWS: u32 = 1u;
@@ -71,7 +71,7 @@ fn main(
   }
   for (var i = 0u; i < ROWS; i++) { // unroll
     if (row0 + i < rows) {
-      store(row0 + i, col0, sum[i]);
+      store(row0 + i, col0, sum[i] + bias_at((params.lora_row + col0) / 4u));
     }
   }
 }

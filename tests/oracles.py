@@ -415,6 +415,7 @@ def matmul_nt(
     lora_scale: float = 0.0,
     lora_list: np.ndarray | None = None,
     lora_first: int = 0,
+    bias: np.ndarray | None = None,
 ) -> Outputs:
     """y_column and y_stride in vec4s. Of y, the window's columns past n become zero."""
     whole = np.full((len(x), 4 * y_stride), np.nan) if y is None else y.copy()
@@ -425,6 +426,8 @@ def matmul_nt(
         product += scale * added[:, lora_row : lora_row + n]
     elif lora is not None and lora_matrix is not None:
         product += scale * lora_scale * lora @ lora_matrix[lora_row : lora_row + n].T
+    if bias is not None:
+        product += scale * bias[lora_row : lora_row + n]
     window[:, :n] = product + window[:, :n] if add else product
     window[:, n:] = 0.0
     return {"y": whole}

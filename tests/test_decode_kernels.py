@@ -82,6 +82,23 @@ def test_matvec_with_an_adapter(checkers: tuple[Checker, Checker], kernel: str, 
         check_matvec(checkers, kernel, SHAPES[2], type_, rank=rank)
 
 
+@pytest.mark.parametrize("kernel", MATVEC)
+def test_matvec_with_a_bias(checkers: tuple[Checker, Checker], kernel: str) -> None:
+    """Alone, and beside an adapter; a part of the outputs that begins at a vec4."""
+    checker, constants = fit(checkers, kernel, {**MATVEC[kernel], "ROWS": ROWS})
+    for rows, n, k in SHAPES:
+        params = {"rows": "T", "n": n, "k4": padded(k) // 4, "scale": 0.5, "weight_row": 0}
+        params |= {"y_stride": padded(n) // 4, "y_column": 0, "add": 0, "lora_row": 8}
+        arrays = {"x": normal(rows, k), "weight": pack_weight(normal(n, k), "F32")}
+        arrays["bias"] = normal(n + 8)
+        libraries = {"bias": "bias"}
+        how = {"rows": rows, "constants": constants}
+        checker.check(kernel, arrays, params, libraries=libraries, **how)
+        arrays |= {"lora": normal(rows, 3), "lora_matrix": normal(n + 8, 3)}
+        params |= {"lora_rank": 3, "lora_scale": 0.25}
+        checker.check(kernel, arrays, params, libraries={**libraries, "lora": "lora"}, **how)
+
+
 @pytest.mark.parametrize("steps", [0, 1, 7])
 @pytest.mark.parametrize("kernel", MATVEC)
 def test_matvec_with_loaded_adapters(

@@ -1,4 +1,4 @@
-// A bias that a norm adds.
+// A bias that a norm, or a product, adds.
 @group(0) @binding(4) var<storage, read> bias: array<vec4<f32>>;
 
 fn bias_at(i: u32) -> vec4<f32> {

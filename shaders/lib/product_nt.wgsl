@@ -11,7 +11,7 @@ struct Params {
   scale: f32,
   add: u32,           // 1 = onto what is there
   lora_rank: u32,     // columns of z and of B; 0 = no adapter
-  lora_row: u32,      // first row of B that is used
+  lora_row: u32,      // first row of B, and of the bias, that is used
   lora_scale: f32,    // s
   lora_first: u32,    // of several linears in z: first vec4 of this one in a row,
   lora_stride: u32,   // vec4s in a row (of z itself: of each linear),

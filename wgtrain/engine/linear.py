@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from wgtrain.engine.graph import Graph, Tensor, Window, padded
+from wgtrain.engine.graph import Graph, Tensor, Window
 from wgtrain.engine.products import Fused, Rows, fuses, product, product_backward
 from wgtrain.engine.weight import Weight
 
@@ -93,10 +93,7 @@ class Applied:
         """y (T, count) = the outputs `rows`."""
         weight, bias = self.linear.weight, self.linear.bias
         taken, fused = self._taken(g, [adapter.fused() for adapter in self.adapters])
-        product(g, self.x, weight, rows, y, fused)
-        if bias is not None:
-            params = {"rows": self.x.rows, "d4": padded(rows.count) // 4, "first": rows.first // 4}
-            g.launch("add_bias", {"bias": bias, "y": y}, params)
+        product(g, self.x, weight, rows, y, fused, bias)
         for number, adapter in enumerate(self.adapters):
             adapter.add(g, y, rows, number == taken)
 

@@ -59,10 +59,16 @@ def fuses(weight: Weight, few: int = 0) -> bool:
 
 
 def product(
-    g: Graph, x: Tensor, weight: Weight, rows: Rows, y: Tensor | Window, fused: Fused | None = None
+    g: Graph,
+    x: Tensor,
+    weight: Weight,
+    rows: Rows,
+    y: Tensor | Window,
+    fused: Fused | None = None,
+    bias: Window | None = None,
 ) -> None:
-    """y (T, count) = x W^T over rows of W, segment by segment, in the weight's precision; of few
-    rows always in f32, because memory is what they wait for.
+    """y (T, count) = x W^T + b over rows of W, segment by segment, in the weight's precision; of
+    few rows always in f32, because memory is what they wait for.
     """
     for segment, row, count in rows.within(weight):
         family, libraries = _family("nt", weight)
@@ -80,7 +86,13 @@ def product(
         if fused:
             operands, params, libraries = _with(fused, operands, params, libraries)
             params["lora_row"] = at
+        if bias is not None and g.few:
+            operands, libraries = {**operands, "bias": bias}, {**libraries, "bias": "bias"}
+            params["lora_row"] = at
         g.launch_tuned(family, operands, params, _few(g), libraries)
+    if bias is not None and not g.few:
+        sizes = {"rows": x.rows, "d4": padded(rows.count) // 4, "first": rows.first // 4}
+        g.launch("add_bias", {"bias": bias, "y": y}, sizes)
 
 
 def product_backward(
