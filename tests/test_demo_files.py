@@ -1,12 +1,14 @@
 """The embedded default: its files are small, disjoint and reproducible; its scoring is strict."""
 
 import importlib
+import io
 import json
 import sys
 from pathlib import Path
 
 import needs
 import pytest
+from rich.console import Console
 
 from wgtrain.cli.demo import MAX_ANSWER, is_right, run_demo
 from wgtrain.files.gguf import read_gguf
@@ -121,8 +123,9 @@ def test_true_is_not_one() -> None:
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of a whole demo."""
-    out = tmp_path_factory.mktemp("demo") / "run"
-    assert run_demo(str(out))
+    out, said = tmp_path_factory.mktemp("demo") / "run", io.StringIO()
+    assert run_demo(str(out), console=Console(file=said))
+    assert said.getvalue().endswith(f"\nTalk to it: wgtrain chat --adapter {out}\n")
     return out
 
 
