@@ -116,7 +116,7 @@ class Comparison:
             "  ".join(f"{c:<{w}}" if i == 0 else f"{c:>{w}}" for i, (c, w) in enumerate(cells))
             for cells in (list(zip(row, widths, strict=True)) for row in rows)
         ]
-        return "\n".join([f"{self.model} on {self.data.name}", *lines, *self.notes])
+        return printable("\n".join([f"{self.model} on {self.data.name}", *lines, *self.notes]))
 
     __repr__ = __str__
 
