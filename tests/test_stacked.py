@@ -369,6 +369,53 @@ def test_what_lies_in_a_place_that_is_not_in_use_has_no_effect(model: Any) -> No
     same(model, [(ATTENTION, 1.0)], [(ATTENTION, 1.0)])
 
 
+@pytest.mark.parametrize("what", ["load", "use"])
+def test_a_change_that_was_cut_short_is_made_again(
+    model: Any, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Its writes are on their way, and nobody heard of it."""
+    first = model.logits(TOKENS, [(ALL, 1.0)])
+    real = getattr(Stacked, what)
+
+    def cut_short(self: Stacked, *given: Any) -> None:
+        real(self, *given)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Stacked, what, cut_short)
+    with pytest.raises(KeyboardInterrupt):
+        model.logits(TOKENS, [(FFN, 1.0)] if what == "load" else [(ALL, 0.5)])
+    monkeypatch.undo()
+    np.testing.assert_array_equal(model.logits(TOKENS, [(ALL, 1.0)]), first)
+    same(model, [(ATTENTION, 1.0)], [(ATTENTION, 1.0)])
+
+
+def test_a_load_that_was_cut_short_leaves_no_numbers(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They lie beside linears that the next adapter in their place does not target."""
+    model.logits(TOKENS, [(adapter(4, 1), 1.0), (adapter(8, 2), 1.0)])
+    slots, write, count = model._slots, model.device.write, 0
+    for key in [*slots._slots][1:]:
+        slots.drop(key)
+    stacked = slots.stacked
+    stacked.load([1, 2], {})
+
+    def some(*given: Any) -> None:
+        nonlocal count
+        write(*given)
+        count += 1
+        if count == 4:  # A and B of the second linear
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(model.device, "write", some)
+    with pytest.raises(KeyboardInterrupt):
+        model.logits(TOKENS, [(adapter(8, 3), 1.0)])
+    monkeypatch.undo()
+    found = model.logits(TOKENS, [(FFN, 1.0)])
+    assert slots.stacked is stacked
+    np.testing.assert_array_equal(found, fresh([(FFN, 1.0)]))
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("which", [0, 1])
 def test_numbers_that_are_none_are_refused(model: Any, value: float, which: int) -> None:

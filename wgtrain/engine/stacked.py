@@ -107,17 +107,17 @@ class Stacked:
         """
         for group in self._groups:
             for number, name in enumerate(group):
-                pair = pairs.get(name)
+                pair, there = pairs.get(name), {(name, quad) for quad in quads}
                 if pair is not None:
+                    self._filled |= there  # before the writes, which may be cut short
                     self._write(group, number, name, quads, *_in_quads(*pair, len(quads)))
-                elif any((name, quad) in self._filled for quad in quads):
+                elif self._filled & there:
                     (rows, inputs), n = group[name], len(quads)
                     zeros = np.zeros((n * QUAD, padded(inputs)), np.float32)
                     self._write(
                         group, number, name, quads, zeros, np.zeros((n, rows, QUAD), np.float32)
                     )
-                for quad in quads:
-                    (self._filled.discard if pair is None else self._filled.add)((name, quad))
+                    self._filled -= there
 
     def _write(
         self,

@@ -32,7 +32,7 @@ class Slots:
     def __init__(self, device: Device, base: Base):
         self._device, self._base = device, base
         self._slots: OrderedDict[bytes, _Slot] = OrderedDict()  # least recently used first
-        self._uses: list[Use] = []
+        self._uses: list[Use] | None = []  # None: nobody knows, a write was cut short
         self.stacked: Stacked | None = None  # another one: sessions have to be made anew
 
     @property
@@ -61,6 +61,7 @@ class Slots:
             self._slots.move_to_end(key)
             uses += [Use(quad, strengths[key]) for quad in self._slots[key].quads]
         if self.stacked is not None and uses != self._uses:
+            self._uses = None
             self.stacked.use(uses)
             self._uses = uses
 
