@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import oracles
@@ -103,6 +105,29 @@ def test_layers_without_positions_and_lists_by_length(model: Model) -> None:
             assert rm.difference(found, expected) < 2e-6, lengths
     finally:
         session.close()
+
+
+@pytest.mark.parametrize("length", [5, 9])
+def test_tables_whose_change_was_cut_short_are_written_again(length: int) -> None:
+    lists = LongRope((1.0, 1.5, 2.0), (2.0, 4.0, 8.0), 8)
+    tables = RopeTables([Layer(Rope(1e4, 6, interleaved=False, scaling=lists))], 20)
+    memory: Any = "memory"
+    tables.storage.buffer = memory
+    written: list[Any] = []
+
+    def write(buffer: Any, at: int, content: np.ndarray) -> None:
+        written.append(content)
+        if len(written) == 2:
+            raise KeyboardInterrupt
+
+    device: Any = SimpleNamespace(write=write)
+    tables.write(device, 5)
+    with pytest.raises(KeyboardInterrupt):
+        tables.follow(device, 9)
+    tables.follow(device, length)
+    tables.follow(device, length)
+    assert len(written) == 3
+    assert (written[2] == written[length > 8]).all() and (written[0] != written[1]).any()
 
 
 @pytest.mark.parametrize("window", [0, 1, 2, 5, 11, 100])

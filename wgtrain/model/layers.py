@@ -54,7 +54,7 @@ class RopeTables:
         self.windows: Mapping[Rope | QueryScale, Window] = {
             kind: self.storage.window(*place) for kind, place in self._places.items()
         }
-        self._long: tuple[bool, ...] = ()
+        self._long: tuple[bool, ...] | None = None  # None: nobody knows
 
     def write(self, device: Device, length: int = 0) -> None:
         """Queues the tables, once their buffer is there; for rows of up to `length` tokens,
@@ -67,8 +67,9 @@ class RopeTables:
             else:
                 table = kind.table(self._positions)
             content[start : start + size] = table.ravel().view(np.uint8)
-        self._long = self.kind(length)
+        self._long = None
         device.write(self.storage.live, 0, content)
+        self._long = self.kind(length)
 
     def follow(self, device: Device, length: int) -> None:
         """Queues the tables again where rows of up to `length` tokens take others."""
