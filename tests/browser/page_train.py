@@ -60,15 +60,22 @@ def batches(trainer: Trainer) -> str:
 
 
 async def outcome(source: Any, rows: bytes) -> dict[str, Any]:
-    """Losses, gradient norms, batches and adapter of a run of `STEPS` steps."""
+    """Losses, gradient norms, batches and adapter of a run of `STEPS` steps, and of all rows the
+    losses without the adapter and with it.
+    """
     trainer = await make(source, rows)
     results = [result async for result in trainer.aio.run()]
+    adapter = await trainer.aio.adapter_gguf()
+    stacks: dict[str, Any] = {"base": [], "tuned": [(adapter, 1.0)]}
+    compared = await wgtrain.compare.aio(trainer.model, trainer.rows, stacks, 1, 30)
+    assert "<svg" in compared.html
     found = {
         "losses": [result.loss for result in results],
         "norms": [result.grad_norm for result in results],
         "counts": [result.trained_tokens for result in results],
         "batches": batches(trainer),
-        "adapter": b64encode(await trainer.aio.adapter_gguf()).decode(),
+        "adapter": b64encode(adapter).decode(),
+        "evaluated": [one.result.loss for one in compared.contenders],
         "device": trainer.model.device.info.name,
     }
     trainer.close()

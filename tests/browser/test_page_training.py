@@ -104,6 +104,8 @@ def test_losses_are_those_of_a_native_run(page_runs: Any, files: Any, name: str)
     np.testing.assert_allclose(found["losses"], expected["losses"], rtol=1e-4)
     np.testing.assert_allclose(found["norms"], expected["norms"], rtol=1e-3)
     assert found["losses"][-1] < found["losses"][0]
+    np.testing.assert_allclose(found["evaluated"], expected["evaluated"], rtol=1e-4)
+    assert found["evaluated"][1] < 0.9 * found["evaluated"][0]
 
 
 @pytest.mark.oracle
