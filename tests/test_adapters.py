@@ -24,6 +24,7 @@ from wgtrain.files import (
     write_gguf,
     write_safetensors,
 )
+from wgtrain.files.adapter_form import well_formed
 from wgtrain.files.adapters import fitted
 
 HEADS = {"n_head": 2, "n_head_kv": 1}
@@ -461,3 +462,56 @@ def test_gate_and_up_in_one() -> None:
     twice = plain | {"adapter_model.safetensors": write_safetensors(tensors, {"format": "pt"})}
     with pytest.raises(FileError, match="they are there twice"):
         read_adapter_peft(twice, architecture="granite", **HEADS)
+
+
+# ---- adapters that a program made --------------------------------------------------------------
+
+
+def made(**changes: Any) -> Adapter:
+    a, b = np.ones((3, 8), np.float32), np.ones((5, 3), np.float32)
+    return replace(Adapter("llama", 3, 6.0, {"x.weight": (a, b)}), **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        *(({"rank": rank}, "rank = ") for rank in (0, -1, 3.0, True, None)),
+        *(({"alpha": alpha}, "alpha = ") for alpha in (np.nan, np.inf, None, "6")),
+        *(({"tensors": tensors}, "tensors = ") for tensors in ({}, None, [])),
+        *(
+            ({"tensors": {"x.weight": pair}}, "'x.weight': .*numbers and rank 3 are needed")
+            for pair in (
+                None,
+                (np.ones((3, 8)),),
+                (np.ones((3, 8)), np.ones((5, 3)), np.ones(1)),
+                (np.ones((5, 3)), np.ones((3, 8))),
+                (np.ones(3), np.ones(3)),
+                (np.ones((3, 8), complex), np.ones((5, 3))),
+                (np.full((3, 8), 1e39), np.ones((5, 3))),
+                (np.ones((3, 0)), np.ones((5, 3))),
+                ("A", "B"),
+            )
+        ),
+        ({"tensors": {7: (np.ones((3, 8)), np.ones((5, 3)))}}, "7: A "),
+    ],
+)
+def test_what_a_program_made_and_no_adapter_is(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(FileError, match=f"(?s)^adapter: {message}"):
+        well_formed(made(**changes))
+
+
+def test_what_a_program_made_is_taken_as_float32() -> None:
+    given = made()
+    assert well_formed(given) is given
+    a, b = (matrix.tolist() for matrix in given.tensors["x.weight"])
+    found = well_formed(made(tensors={"x.weight": [a, np.array(b, np.float64)]}))
+    for new, old in zip(found.tensors["x.weight"], given.tensors["x.weight"], strict=True):
+        assert new.dtype == np.float32
+        np.testing.assert_array_equal(new, old)
+
+
+def test_an_adapter_of_the_embedding_does_not_go_unheard() -> None:
+    pair = np.ones((3, 8), np.float32), np.ones((5, 3), np.float32)
+    tensors = {"token_embd.weight": TensorInfo("token_embd.weight", (5, 8), "F32", 0, 160)}
+    with pytest.raises(FileError, match="of the token embedding are not supported"):
+        adapter_fits(made(tensors={"token_embd.weight": pair}), tensors, "llama")

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import tiny
 import vocabs
+from interrupting import Lines
 from needs import ROOT
 
 import wgtrain
 from wgtrain.data import Tokenizer, load_tokenizer
+from wgtrain.engine.plan import Plan
 from wgtrain.errors import NonFiniteError, OptionError, OutOfMemoryError
 from wgtrain.infer.decode import Places
 from wgtrain.infer.generation import MAX_TOKENS, Piece, Request, Row, generate
@@ -266,6 +268,7 @@ def test_what_the_context_has_no_room_for(prompt: int, most: int | None, said: s
         *(("max_tokens", value) for value in (-1, 1.0, "3", True)),
         *(("logprobs", value) for value in (-1, True, "x")),
         *(("stop", value) for value in ("END", [""], [3], None, b"x", 5)),
+        *(("sampling", value) for value in (None, {}, 0.7)),
     ],
 )
 def test_requests_that_cannot_be(setting: str, value: Any) -> None:
@@ -425,6 +428,26 @@ def test_an_interrupt_while_reading_forgets_what_was_read() -> None:
     assert machine.fake.reads[0] == {0: 3}
 
 
+def test_an_interrupt_at_any_line_leaves_no_wrong_rows() -> None:
+    says = hashed(9)
+
+    def read(places: Places, ids: list[int]) -> np.ndarray:
+        return asyncio.run(places.read({0: ids}))[0]
+
+    at, interrupted = 0, 0
+    while interrupted == at:
+        at += 1
+        places = Places(b"", Fake(says, 1, 64))
+        read(places, [1, 2, 7])
+        try:
+            with Lines(at).watched():
+                read(places, [1, 2, 3, 4])
+        except KeyboardInterrupt:
+            interrupted += 1
+        np.testing.assert_array_equal(read(places, [1, 2, 3]), says([1, 2, 3]), f"line {at}")
+    assert interrupted > 15
+
+
 # ---- a model -----------------------------------------------------------------------------------
 
 
@@ -461,6 +484,12 @@ def test_generate_takes_every_setting(model: Any) -> None:
             next(model.generate("ab", **wrong))
     with pytest.raises(OptionError, match=r"prompt has 200 tokens, .* context is 128 tokens"):
         next(model.answers([Request([5] * 200)]))
+    for stop in (None, 5, b"x", {"x": 1}):
+        with pytest.raises(OptionError, match=r"stop = .*: allowed are texts"):
+            next(model.generate("ab", stop=stop))
+    for requests in (Request([5]), None, [5], [{"prompt": [5]}]):
+        with pytest.raises(OptionError, match=r"requests = .*: a list of them is needed"):
+            next(model.answers(requests))
 
 
 @pytest.mark.gpu
@@ -487,6 +516,32 @@ def test_a_loop_that_is_left_frees_the_model(model: Any) -> None:
     assert np.array_equal(before, model.logits([5, 6]))
     rest = "".join(answers)
     assert rest == "".join(list(model.generate("ab", 30))[1:])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("way", ["answer", "logits"])
+def test_what_an_interrupt_kept_from_closing_is_not_used_again(
+    model: Any, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    def ask(n: int) -> Any:
+        if way == "logits":
+            return model.logits([5] * n).tolist()
+        return text_of(model.answers([Request([5] * n, 5)]))
+
+    def interrupted(self: Plan) -> None:
+        close(self)
+        raise KeyboardInterrupt
+
+    close = Plan.close
+    model._drop_places()
+    model._drop_session()
+    expected, before = ask(3), model.device.allocated
+    monkeypatch.setattr(Plan, "close", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ask(100)  # which needs more room
+    monkeypatch.undo()
+    assert ask(3) == expected
+    assert model.device.allocated == before
 
 
 @pytest.mark.gpu

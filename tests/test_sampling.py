@@ -282,6 +282,7 @@ def test_logits_that_are_no_numbers(wrong: float, how: Sampling) -> None:
     ("name", "value"),
     [
         *(("temperature", value) for value in (-0.1, float("nan"), float("inf"), "1", True, None)),
+        *(("temperature", 10**400), ("repeat_penalty", 1e-300), ("repeat_penalty", 1e300)),
         *(("top_k", value) for value in (-1, 1.5, "3", True)),
         *(("top_p", value) for value in (-0.1, 1.1, "1")),
         *(("min_p", value) for value in (-0.1, 1.1, float("nan"))),
@@ -292,6 +293,15 @@ def test_logits_that_are_no_numbers(wrong: float, how: Sampling) -> None:
 def test_settings_out_of_range(name: str, value: Any) -> None:
     with pytest.raises(OptionError, match=f"{name} = .*: allowed is "):
         Sampling(**{name: value})
+
+
+@pytest.mark.parametrize("temperature", [0.0, 5e-324, 1e308])
+@pytest.mark.parametrize("penalty", [1e-200, 1e200])
+def test_settings_at_their_ends(temperature: float, penalty: float) -> None:
+    values = np.array([-3e38, 3e38, 1.0, -1.0], np.float32)  # of which the first two stand there
+    drawn = Sampler(Sampling(temperature, repeat_penalty=penalty), [0, 1]).draw(values)
+    if temperature < 1:
+        assert drawn == (1 if penalty < 1 else 2)
 
 
 def test_log_probabilities_are_of_the_raw_logits() -> None:

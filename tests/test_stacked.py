@@ -422,7 +422,9 @@ def test_numbers_that_are_none_are_refused(model: Any, value: float, which: int)
     pairs = {name: (a.copy(), b.copy()) for name, (a, b) in ALL.tensors.items()}
     pairs["blk.1.ffn_up.weight"][which][1, 1] = value
     for scale in (1.0, 0.0):
-        with pytest.raises(FileError, match="adapter: 'blk.1.ffn_up.weight': A .* finite numbers"):
+        with pytest.raises(
+            FileError, match="adapter: 'blk.1.ffn_up.weight': A .* of finite numbers"
+        ):
             model.logits(TOKENS, [(Adapter("llama", 3, 6.0, pairs), scale)])
 
 

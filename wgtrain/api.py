@@ -16,6 +16,7 @@ from wgtrain.data.preview import Preview
 from wgtrain.data.templates import Templating
 from wgtrain.dual import dual_function
 from wgtrain.errors import FileError, OptionError, printable
+from wgtrain.files.adapter_form import well_formed
 from wgtrain.files.adapters import (
     CONFIG_FILE,
     TENSOR_FILE,
@@ -252,7 +253,7 @@ def load_adapter(source: AnyPath | AnyBytes | Adapter, model: Model) -> Adapter:
 
 def _read_adapter(source: AnyPath | AnyBytes | Adapter, config: ModelConfig) -> Adapter:
     if isinstance(source, Adapter):
-        return source
+        return well_formed(source)
     if isinstance(source, bytes | bytearray | memoryview):
         return read_adapter_gguf(source, "adapter")
     if not isinstance(source, str | os.PathLike):

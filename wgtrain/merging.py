@@ -131,7 +131,7 @@ def read_adapters(adapters: Sequence[tuple[Any, float]], gguf: GGUF) -> list[Sca
         found = fitted(HOST.read_adapter(adapter, config), gguf.tensors)
         return check_adapter(found, gguf, config.architecture, _name(adapter, whole=True))
 
-    if isinstance(adapters, str | os.PathLike | Mapping) or not len(adapters):
+    if not isinstance(adapters, list | tuple) or not adapters:
         raise OptionError(
             f"adapters = {shown(adapters)}: a list of one or more (adapter, strength) is needed"
         )

@@ -27,6 +27,7 @@ MAX_CONFIG = 1 << 20  # bytes of adapter_config.json
 MIN_ALPHA, MAX_ALPHA = 1e-30, 1e30  # of a new adapter; in files, all that f32 holds
 
 _ALPHAS = "a number other than 0 that f32 holds"
+_NO_EMBEDDING = "adapters of the token embedding are not supported"
 _PREFIX = "wgtrain."
 _HF_PREFIX = "base_model.model."
 _HF_KEY = re.compile(r"base_model\.model\.(.{1,200})\.lora_([AB])\.weight")
@@ -131,7 +132,7 @@ def _pairs(
     for base in sorted(parts, key=names.tensor_order):
         part, where = parts[base], label(base)
         if base == "token_embd.weight":
-            problems.append(f"{where}: adapters of the token embedding are not supported")
+            problems.append(f"{where}: {_NO_EMBEDDING}")
             continue
         if len(part) == 1:
             have, lacks = ("a", "b") if "a" in part else ("b", "a")
@@ -203,7 +204,9 @@ def adapter_fits(
         problems.append(f"made for {adapter.architecture!r} models, this one is {architecture!r}")
     for base, (a, b) in _ordered(adapter):
         shape = (b.shape[0], a.shape[1])
-        if base in tensors:
+        if base == "token_embd.weight":
+            problems.append(f"{base!r}: {_NO_EMBEDDING}")
+        elif base in tensors:
             if tensors[base].shape != shape:
                 problems.append(f"{base!r}: made for {shape}, the model has {tensors[base].shape}")
         elif base == "output.weight" and "token_embd.weight" in tensors:
@@ -351,7 +354,7 @@ def _why_not(key: str, row: Architecture) -> str:
     if "lora_magnitude_vector" in key:
         return "DoRA is not supported"
     if "lora_embedding" in key:
-        return "adapters of the token embedding are not supported"
+        return _NO_EMBEDDING
     known = ", ".join([*row.linears.values(), "lm_head"])
     return f"not a lora_A.weight or lora_B.weight of a known module ({known})"
 

@@ -87,7 +87,7 @@ class Adapters:
         return adapters if isinstance(adapters, Stack) else read_stack(adapters, self.read)
 
     def _found(self, name: str) -> tuple[Checked, float]:
-        if name not in self._loaded:
+        if not isinstance(name, str) or name not in self._loaded:
             there = ", ".join(map(repr, self._loaded)) or "none"
             raise OptionError(f"adapter {shown(name)} is not loaded; loaded: {there}")
         return self._loaded[name]
@@ -107,7 +107,7 @@ class Adapters:
         return len(self._loaded)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._loaded
+        return isinstance(name, str) and name in self._loaded
 
     def __repr__(self) -> str:
         inside = ", ".join(f"{name}:{scale:g}" for name, scale in self)

@@ -318,7 +318,8 @@ class CachedSession:
         return "; fewer rows at once may fit" if self.places > 1 else ""
 
     def close(self) -> None:
-        """Frees its buffers."""
+        """Frees its buffers; there is no room from here on, also if an interrupt cuts this."""
+        self.room = 0
         self.plan.close()
 
 

@@ -73,7 +73,7 @@ class Places:
                 self._keys[place] = self.key
             held = self._held[place]
             known = min(common(held, ids), len(ids) - 1)  # the logits after the last are wanted
-            if known < len(held):
+            if known < self.sequences.length(place):  # more than `held` after an interrupt
                 self._cut(place, known)
             new[place] = ids[known:]
         try:

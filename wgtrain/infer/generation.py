@@ -46,10 +46,29 @@ class Request:
                 raise OptionError(
                     f"{name} = {shown(value)}: allowed is a whole number, at least 0, or None"
                 )
+        if not isinstance(self.sampling, Sampling):
+            raise OptionError(f"sampling = {shown(self.sampling)}: allowed is a Sampling")
         if not isinstance(self.stop, tuple | list) or not all(map(_is_text, self.stop)):
             raise OptionError(
                 f"stop = {shown(self.stop)}: allowed are texts of one character or more"
             )
+
+
+def as_texts(stop: Any) -> Any:
+    """One text or several as a tuple; what is neither, `Request` refuses."""
+    if isinstance(stop, str):
+        return (stop,)
+    return tuple(stop) if isinstance(stop, set | frozenset) else stop
+
+
+def checked_requests(requests: Any) -> list[Request]:
+    """Requests as a list; OptionError for what are none."""
+    found = list(requests) if isinstance(requests, Iterable) else [requests]
+    if not isinstance(requests, Iterable) or not all(isinstance(one, Request) for one in found):
+        raise OptionError(
+            f"requests = {shown(requests)}: a list of them is needed, as in [Request(ids)]"
+        )
+    return found
 
 
 def _is_text(value: Any) -> bool:

@@ -30,7 +30,14 @@ from wgtrain.infer.evaluation import (
     evaluate_rows,
     evaluator_for,
 )
-from wgtrain.infer.generation import Piece, Request, Row, generate
+from wgtrain.infer.generation import (
+    Piece,
+    Request,
+    Row,
+    as_texts,
+    checked_requests,
+    generate,
+)
 from wgtrain.infer.prompting import Prompter
 from wgtrain.infer.samples import Samples, plan_samples, sample_prompts
 from wgtrain.infer.sampling import Sampling
@@ -185,9 +192,8 @@ class Model:
         strength) pairs for this answer; None = the model's own stack, [] = the bare base.
         """
         sampling = Sampling(temperature, top_k, top_p, min_p, repeat_penalty, seed)
-        stops = (stop,) if isinstance(stop, str) else tuple(stop)
         ids = self._ids(prompt, template_args, system)
-        request = Request(ids, max_tokens, sampling, stops)
+        request = Request(ids, max_tokens, sampling, as_texts(stop))
         async with aclosing(self._answers([request], adapters)) as pieces:
             async for piece in pieces:
                 if piece.text and not piece.thought:
@@ -278,7 +284,7 @@ class Model:
         stack, tokenizer, context = self.stack(adapters), self.tokenizer, self.config.context
         rows = [
             Row(i, request, self.check_tokens(request.prompt), tokenizer, context)
-            for i, request in enumerate(requests)
+            for i, request in enumerate(checked_requests(requests))
         ]
         return generate(partial(self._places, stack), self._turn, rows)
 

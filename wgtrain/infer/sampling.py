@@ -7,6 +7,7 @@ alike.)
 """
 
 import math
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
@@ -18,11 +19,12 @@ from wgtrain.random import key, stream
 
 # What each setting may be: least and most, both allowed, and in words.
 _RANGES: dict[str, tuple[float, float, str]] = {
-    "temperature": (0.0, math.inf, "a number from 0 on; 0 = greedy"),
+    "temperature": (0.0, sys.float_info.max, "a number from 0 on; 0 = greedy"),
     "top_k": (0, math.inf, "a whole number from 0 on; 0 = off"),
     "top_p": (0.0, 1.0, "a number from 0 to 1; 1 = off"),
     "min_p": (0.0, 1.0, "a number from 0 to 1; 0 = off"),
-    "repeat_penalty": (5e-324, math.inf, "a number above 0; 1 = off"),
+    # Beyond these a logit may become one that float64 does not hold.
+    "repeat_penalty": (1e-200, 1e200, "a number above 0, from 1e-200 to 1e+200; 1 = off"),
     "seed": (-(1 << 63), (1 << 64) - 1, "a whole number of 64 bits"),
 }
 
@@ -54,7 +56,7 @@ class Sampling:
             least, most, allowed = _RANGES[field.name]
             kind = int if field.type in (int, "int") else int | float
             fine = isinstance(value, kind) and not isinstance(value, bool)
-            if not fine or not least <= value <= most or value == math.inf:
+            if not fine or not least <= value <= most:
                 raise OptionError(f"{field.name} = {shown(value)}: allowed is {allowed}")
 
 

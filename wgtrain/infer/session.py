@@ -97,5 +97,6 @@ class Session:
         return np.concatenate(parts)
 
     def close(self) -> None:
-        """Frees its buffers."""
+        """Frees its buffers; no tokens are served from here on, also if an interrupt cuts this."""
+        self.max_tokens = 0
         self.plan.close()

@@ -2,13 +2,14 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from wgtrain.errors import FileError, OptionError
+from wgtrain.errors import OptionError
 from wgtrain.files import GGUF, Adapter, adapter_fits
 from wgtrain.files.source import shown
 
@@ -38,16 +39,10 @@ class Stack:
 
 
 def check_adapter(adapter: Adapter, gguf: GGUF, arch: str, what: str) -> Checked:
-    """An adapter for a model; FileError for one of another model, or one that spoils all numbers
-    of those beside it. `what` it is called in messages.
+    """An adapter for a model, whose form was checked as it was read; FileError for one of another
+    model. `what` it is called in messages.
     """
     adapter_fits(adapter, gguf.tensors, arch, what)
-    for name, pair in adapter.tensors.items():
-        if len(pair[0]) != adapter.rank or not all(np.isfinite(array).all() for array in pair):
-            raise FileError(
-                f"{what}: {name!r}: A {pair[0].shape}, B {pair[1].shape}; finite numbers and rank "
-                f"{adapter.rank} are needed"
-            )
     return Checked(adapter, _digest(adapter))
 
 
@@ -65,6 +60,13 @@ def read_stack(pairs: Sequence[tuple[Any, float]], check: Callable[[Any], Checke
 
 def _pairs(adapters: Sequence[tuple[Any, float]]) -> list[tuple[Any, float]]:
     """The (adapter, strength) pairs; OptionError for what is none."""
+    if isinstance(adapters, str | bytes | os.PathLike | Mapping) or not isinstance(
+        adapters, Iterable
+    ):
+        raise OptionError(
+            f"adapters = {shown(adapters)}: a list of (adapter, strength) is needed, as in "
+            "[('adapter.gguf', 1.0)]"
+        )
     pairs = []
     for number, pair in enumerate(adapters):
         try:

@@ -9,6 +9,7 @@ from wgtrain.engine.plan import Plan
 from wgtrain.engine.tuning import Tuning, default_tuning
 from wgtrain.errors import OptionError
 from wgtrain.files import Adapter, read_adapter_gguf
+from wgtrain.files.adapter_form import well_formed
 from wgtrain.gpu import Device
 from wgtrain.model.config import ModelConfig
 
@@ -19,7 +20,7 @@ Loaded = Callable[[int, int], None]  # called with bytes of weights: on their wa
 def adapter_from_bytes(adapter: Any, config: ModelConfig | None = None) -> Adapter:
     """An Adapter as it is, or read from the bytes of an adapter GGUF."""
     if isinstance(adapter, Adapter):
-        return adapter
+        return well_formed(adapter)
     if isinstance(adapter, bytes | bytearray | memoryview):
         return read_adapter_gguf(adapter)
     raise OptionError(
