@@ -468,7 +468,7 @@ def test_threads_change_the_stack_while_others_ask(model: Any) -> None:
 
 
 def test_beside_weights_in_f16(full_device: Any) -> None:
-    """Their tiles take no adapter along: it is added in f32, and changes are bit by bit the same."""
+    """Their tiles take no adapter along: it is added in f32; changes are bit by bit the same."""
     if "f16" not in full_device.features:
         pytest.skip(f"{full_device.info.name} has no shader-f16")
     pairs = [(ALL, 1.0), (FFN, -0.5)]

@@ -16,7 +16,7 @@ from wgtrain.files.source import shown
 def well_formed(adapter: Adapter) -> Adapter:
     """The adapter with its matrices as float32; FileError where its parts are no adapter's."""
     rank, alpha, tensors = _fields(adapter)
-    if not isinstance(rank, numbers.Integral) or isinstance(rank, bool) or rank < 1:
+    if isinstance(rank, bool) or not isinstance(rank, int | np.integer) or rank < 1:
         raise FileError(f"adapter: rank = {shown(rank)}: allowed is a whole number, at least 1")
     if not isinstance(alpha, numbers.Real) or not math.isfinite(alpha):
         raise FileError(f"adapter: alpha = {shown(alpha)}: allowed is a finite number")
@@ -25,7 +25,7 @@ def well_formed(adapter: Adapter) -> Adapter:
             f"adapter: tensors = {shown(tensors)}: allowed are pairs (A, B) of matrices by the "
             "name of the base's tensor, at least one"
         )
-    pairs = {name: _pair(name, pair, rank) for name, pair in tensors.items()}
+    pairs = {name: _pair(name, pair, int(rank)) for name, pair in tensors.items()}
     same = all(
         new is old for name in pairs for new, old in zip(pairs[name], tensors[name], strict=True)
     )
