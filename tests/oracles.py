@@ -416,8 +416,12 @@ def matmul_nt(
     lora_list: np.ndarray | None = None,
     lora_first: int = 0,
     bias: np.ndarray | None = None,
+    lora_stride: int = 0,
+    columns: str = "",
 ) -> Outputs:
-    """y_column and y_stride in vec4s. Of y, the window's columns past n become zero."""
+    """y_column and y_stride in vec4s. Of y, the window's columns past n become zero; with
+    `columns_used` those that are not stay as they are.
+    """
     whole = np.full((len(x), 4 * y_stride), np.nan) if y is None else y.copy()
     window = whole[:, 4 * y_column : 4 * (y_column + -(-n // 4))]
     product = scale * x @ weight[weight_row : weight_row + n].T
@@ -428,6 +432,10 @@ def matmul_nt(
         product += scale * lora_scale * lora @ lora_matrix[lora_row : lora_row + n].T
     if bias is not None:
         product += scale * bias[lora_row : lora_row + n]
+    if columns == "columns_used":
+        assert lora_list is not None
+        used = lora_list[1 + lora_stride + np.arange(n) // 4 % lora_stride, 0] != 0
+        product[:, ~used] = window[:, :n][:, ~used]
     window[:, :n] = product + window[:, :n] if add else product
     window[:, n:] = 0.0
     return {"y": whole}

@@ -184,6 +184,26 @@ def test_nt_with_loaded_adapters(
             checker.check(kernel, arrays, {**params, **place}, rows=rows, scale=1.0, **how)
 
 
+@pytest.mark.parametrize("used", [range(0), range(24, 48), range(48)], ids=len)
+@pytest.mark.parametrize("kernel", ["matmul_nt", *sorted(NT), *FEW])
+def test_columns_that_loaded_adapters_do_not_use(
+    checkers: tuple[Checker, Checker], kernel: str, used: range
+) -> None:
+    """What whole workgroups would make of them is left alone: 96 columns are so many of each."""
+    few = {**FEW[kernel], "ROWS": 2} if kernel in FEW else SMALL_NT
+    checker, constants = fit(checkers, kernel, NT.get(kernel, few))
+    rows, quads, k = 5, 48, 33
+    listed = np.zeros((2 * quads + 1, 2), np.uint32)
+    listed[[1 + quads + quad for quad in used], 0] = 1
+    for linears in (1, 2):
+        n = 4 * quads * linears
+        params = {"rows": "T", "n": n, "k4": padded(k) // 4, "scale": 1.0, "weight_row": 0}
+        params |= {"y_stride": n // 4, "y_column": 0, "add": 0, "lora_stride": quads}
+        arrays = {"x": normal(rows, k), "weight": pack_weight(normal(n, k)), "lora_list": listed}
+        how = {"constants": constants, "libraries": {"columns": "columns_used"}}
+        checker.check(kernel, arrays, params, rows=rows, **how)
+
+
 @pytest.mark.parametrize("steps", [0, 1, 4])
 def test_loaded_adapters_alone(checker: Checker, steps: int) -> None:
     for rows, n in [(1, 1), (3, 7), (65, 64), (2, 66)]:

@@ -1,7 +1,6 @@
 """Adapters at run time: one product for all that are loaded, and what it takes to change them."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from threading import Thread
 from typing import Any
@@ -16,7 +15,6 @@ from test_linear import Stage, T
 import wgtrain
 from wgtrain.engine.graph import Graph
 from wgtrain.engine.linear import Linear
-from wgtrain.engine.products import Rows, small_nt
 from wgtrain.engine.stacked import Stacked, Use
 from wgtrain.engine.structs import step_bytes
 from wgtrain.engine.tuning import DEFAULT_CPU, Choice, Tuning
@@ -152,63 +150,6 @@ def test_the_product_beside_every_type_of_weight(device: Any, type_: str) -> Non
                 assert (other > 0.01 * np.linalg.norm(want)) == any(
                     beside in BESIDE[n] for n, _ in use
                 )
-
-
-def few_columns(choice: Choice) -> Tuning:
-    families = dict.fromkeys(("nt small", "nt small 8", "nt small 16", "nt small 128", "nv small"))
-    return Tuning({**DEFAULT_CPU.table, **dict.fromkeys(families, choice)}, "made by a test")
-
-
-@pytest.mark.parametrize(
-    "choice",
-    [
-        Choice("matmul_nt", _TILES),
-        Choice("matmul_nt_split", (("TILE_ROWS", 2), ("TILE_COLS4", 1), ("LANES", 4))),
-        Choice("matmul_nt_tiled", (("TILE_COLS4", 1), ("LANE_ROWS", 2), ("LANE_COLS", 2))),
-        Choice("matmul_nt_subgroup", (("TILE_ROWS", 1), ("TILE_COLS", 12))),
-        Choice("matvec", (("LANES", 2),)),
-        Choice("matvec_split", (("COLS", 2), ("SPLIT", 4))),
-    ],
-    ids=lambda choice: choice.kernel,
-)
-def test_columns_of_ranks_that_are_not_in_use_are_not_made(
-    device: Any, full_device: Any, choice: Choice
-) -> None:
-    """Those in use are; of the others none whose workgroup has none in use."""
-    few = int(choice.kernel.startswith("matvec"))
-    if "subgroup" in choice.kernel:
-        if not full_device.subgroup_size:
-            pytest.skip("the adapter has no subgroups")
-        device = full_device
-        choice = replace(choice, constants=(*choice.constants, ("SUBGROUP", device.subgroup_size)))
-    quads, linears, seed = 9, 2, np.random.default_rng(3)
-    stacked = Stacked([dict.fromkeys("ab", (8, K))], quads, device.limits)
-    stacked.open(device)
-    a = {name: seed.standard_normal((4 * quads, K), np.float32) for name in "ab"}
-    stacked.load(range(quads), {n: (a[n], np.ones((8, 4 * quads), np.float32)) for n in "ab"})
-    x = seed.standard_normal((T, K), np.float32)
-    stage = Stage(device)
-    stage.g = Graph(training=False, tuning=few_columns(choice), few=few)
-    source, kept = stage.tensor("x", x), stage.storage("z", 4 * quads * linears)
-    beside = stacked.beside["a"][0]
-    used = beside.uses, quads
-    rows = Rows(0, 4 * quads * linears)
-    small_nt(stage.g, source, beside.a, kept.window(), rows, add=False, used=used)
-    stage.run([], step_bytes(T, T))
-    untouched = np.float32(-7)
-    want = x.astype(np.float64) @ np.concatenate([a["a"], a["b"]]).T.astype(np.float64)
-    for uses in ([], [2], [8, 0], list(range(quads))):
-        stacked.use([Use(quad, 1.0) for quad in uses])
-        device.write(kept.live, 0, np.full(kept.size // 4, untouched, np.float32))
-        stage.plan.run("all", step_bytes(T, T), T, T)
-        got = stage.read(kept, 4 * quads * linears)
-        columns = [4 * (quads * n + q) + i for n in range(linears) for q in uses for i in range(4)]
-        np.testing.assert_allclose(got[:, columns], want[:, columns], rtol=1e-4, atol=1e-4)
-        made = (got != untouched).any(0)
-        assert made.sum() <= min(len(columns) * 4, got.shape[1]), uses
-        assert made.any() == bool(uses)
-    stage.plan.close()
-    stacked.close()
 
 
 # --- changes between requests ---------------------------------------------------------------------
