@@ -17,7 +17,7 @@ def test_kernels(tab: Any) -> None:
 
 def test_kernels_of_decoding(tab: Any) -> None:
     """With one weight type of whole rows and one of blocks: readers of the others are the same."""
-    chosen = "F32 or Q8_0 or store or norms or loaded or (attention and not 256)"
+    chosen = "F32 or Q8_0 or store or norms or loaded or decode[12] or decode[64]"
     arguments = f"'/tests/test_decode_kernels.py', '-k', '{chosen}'"
     found = tab.python(f"import page_pytest; page_pytest.run({arguments})")
     assert found["failed"] == [] and found["code"] == 0
