@@ -32,7 +32,7 @@ LONG_ROPE = "phi3-long"  # whose rows turn otherwise from 21 tokens on
 
 
 def opened(model: Any, places: int, room: int, base: Any = None) -> CachedSession:
-    session = CachedSession(model.device, base or model.base, {}, [], places, room)
+    session = CachedSession(model.device, base or model.base, {}, places, room)
     wgtrain.run(session.open())
     return session
 
@@ -315,14 +315,14 @@ def test_what_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
         assert model.device.allocated == before
         for places, room in ((0, 8), (1, 0)):
             with pytest.raises(OptionError, match="= 0: allowed is a whole number, at least 1"):
-                CachedSession(model.device, model.base, {}, [], places, room)
+                CachedSession(model.device, model.base, {}, places, room)
 
 
 def test_memory_is_planned_and_what_fits_is_proposed(monkeypatch: pytest.MonkeyPatch) -> None:
     with wgtrain.load_model(tiny.tiny("llama").gguf, limits="default") as model:
         before = model.device.allocated
         monkeypatch.setattr(model.device, "budget", before + (4 << 20))
-        large = CachedSession(model.device, model.base, {}, [], 2, 1 << 14)
+        large = CachedSession(model.device, model.base, {}, 2, 1 << 14)
         with pytest.raises(OutOfMemoryError, match="rows of 16,384 tokens") as caught:
             wgtrain.run(large.open())
         assert model.device.allocated == before

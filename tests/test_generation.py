@@ -533,8 +533,8 @@ def test_what_an_interrupt_kept_from_closing_is_not_used_again(
         raise KeyboardInterrupt
 
     close = Plan.close
-    model._drop_places()
-    model._drop_session()
+    model._kept.drop_places()
+    model._kept.drop_session()
     expected, before = ask(3), model.device.allocated
     monkeypatch.setattr(Plan, "close", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -563,19 +563,19 @@ def test_memory_decides_how_many_run_at_once_and_how_far(model: Any) -> None:
     rng = np.random.default_rng(1)
     asked = [Request(rng.integers(3, 90, 30).tolist(), 20, Sampling(1.0, seed=i)) for i in range(6)]
     expected = list(model.answers(asked))
-    many = model._kept.sequences
+    many = model._kept.places.sequences
     assert many.places == 6 and many.room == 64
-    model._drop_places()
-    wgtrain.run(model._places(model.stack([]), 2, 64, 64))
+    model._kept.drop_places()
+    wgtrain.run(model._kept.places_for(model.host, model.stack([]), 2, 64, 64))
     two = model.device.allocated
-    model._drop_places()
+    model._kept.drop_places()
     kept, model.device.budget = model.device.budget, two
     try:
         found = list(model.answers(asked))
-        assert model._kept.sequences.places < 6
+        assert model._kept.places.sequences.places < 6
         for i in range(6):
             assert text_of(found, i) == text_of(expected, i)
-        model._drop_places()
+        model._kept.drop_places()
         model.device.budget = model.device.allocated + 1000
         with pytest.raises(OutOfMemoryError, match="no room for more than the 30 tokens of the"):
             list(model.answers(asked))

@@ -77,23 +77,23 @@ def test_a_learner_takes_what_its_plan_says(
 def test_a_session_takes_what_its_plan_says(model: Model) -> None:
     before = model.device.allocated
     first = model.logits(list(range(20)))
-    assert model._session is not None
-    plain = model._session.plan.nbytes
+    assert model._kept.session is not None
+    plain = model._kept.session.plan.nbytes
     assert model.device.allocated == before + plain
     np.testing.assert_array_equal(model.logits(list(range(20))), first)
     assert model.device.allocated == before + plain, "the session is kept"
     # A longer text and an adapter each replace it.
     model.logits([1] * 300)
-    longer = model._session.plan.nbytes
+    longer = model._kept.session.plan.nbytes
     assert longer > plain and model.device.allocated == before + longer
     rng = np.random.default_rng(0)
     pair = (rng.random((4, 64), np.float32), rng.random((96, 4), np.float32))
     adapter = Adapter("llama", 4, 8.0, {"blk.1.ffn_up.weight": pair}, {})
     changed = model.logits(list(range(20)), adapters=[(adapter, 1.0)])
     assert not np.array_equal(changed, first)
-    stacked = model._slots.stacked
+    stacked = model._kept.slots.stacked
     assert stacked is not None and stacked.nbytes > 4 * (96 + 64) * 4
-    assert model.device.allocated == before + model._session.plan.nbytes + stacked.nbytes
+    assert model.device.allocated == before + model._kept.session.plan.nbytes + stacked.nbytes
     device = model.device
     model.close()
     assert device.allocated == 0
@@ -103,8 +103,8 @@ def test_learners_and_sessions_stand_side_by_side(model: Model) -> None:
     before = model.device.allocated
     one, two = rm.learner(model), rm.learner(model, LoraConfig(rank=2))
     model.logits([1, 2, 3])
-    assert model._session is not None
-    session = model._session.plan.nbytes
+    assert model._kept.session is not None
+    session = model._kept.session.plan.nbytes
     assert model.device.allocated == before + one.nbytes + two.nbytes + session
     one.close()
     assert model.device.allocated == before + two.nbytes + session

@@ -84,7 +84,7 @@ def test_samples_are_the_models_answers(model, rows):
 @pytest.mark.gpu
 def test_their_memory_is_planned(model, rows):
     lent = model.device
-    model._drop_places()
+    model._kept.drop_places()
     before = lent.allocated
     trainer = train(model, rows, sample_every=0)
     trainer.build()

@@ -13,6 +13,7 @@ from kernel_check import Packed, pack_weight
 from test_linear import Stage, T
 
 import wgtrain
+from wgtrain.data import Dataset, Row
 from wgtrain.engine.graph import Graph
 from wgtrain.engine.linear import Linear
 from wgtrain.engine.stacked import Stacked, Use
@@ -203,7 +204,7 @@ def test_answers_under_different_stacks_take_turns(model: Any) -> None:
 
     wanted = [[next(made) for _ in range(6)] for made in map(greedy, stacks)]
     assert len({tuple(tokens) for tokens in wanted}) == 3
-    places = [partial(model._places, model.stack(pairs)) for pairs in stacks]
+    places = [partial(model._kept.places_for, model.host, model.stack(pairs)) for pairs in stacks]
     for rounds in range(2):  # the second finds places that hold rows of other stacks
         rows = [[5, 9, 2] for _ in stacks]
         for _ in range(6):
@@ -220,7 +221,7 @@ def test_rows_under_different_stacks_keep_their_places(
     """Of each only the new token is read, though another one was read under another stack."""
     stacks = [model.stack([(ALL, 1.0)]), model.stack([]), model.stack([(FFN, 0.5)])]
     model.logits(TOKENS, [(ALL, 1.0), (FFN, 0.5)])
-    kept = wgtrain.run(model._places(stacks[0], 3, 8, 64))
+    kept = wgtrain.run(model._kept.places_for(model.host, stacks[0], 3, 8, 64))
     extend, counts = kept.sequences.extend, []
 
     async def counted(rows: Any) -> Any:
@@ -230,13 +231,13 @@ def test_rows_under_different_stacks_keep_their_places(
     monkeypatch.setattr(kept.sequences, "extend", counted)
     for length in (5, 6, 7):
         for place, stack in enumerate(stacks):
-            assert wgtrain.run(model._places(stack, 3, 8, 64)) is kept
+            assert wgtrain.run(model._kept.places_for(model.host, stack, 3, 8, 64)) is kept
             ids = TOKENS[:length]
             logits = wgtrain.run(kept.read({place: ids}))[place]
             wanted = model.logits(ids, stack)[-1]
             assert np.abs(logits - wanted).max() < 1e-5 * np.ptp(wanted)
     assert counts == [[5]] * 3 + [[1]] * 6
-    wgtrain.run(model._places(stacks[2], 3, 8, 64))
+    wgtrain.run(model._kept.places_for(model.host, stacks[2], 3, 8, 64))
     wgtrain.run(kept.read({0: TOKENS[:7]}))
     assert counts[-1] == [7], "what was read under another stack is of no use"
 
@@ -245,7 +246,7 @@ def test_no_new_plan_while_there_is_room(model: Any) -> None:
     model.adapters.load(WIDE[0], name="0")
     model.adapters.load(WIDE[1], name="1")
     model.logits(TOKENS)
-    session, stacked = model._session, model._slots.stacked
+    session, stacked = model._kept.session, model._kept.slots.stacked
     assert stacked.quads == 4 + 4
     model.adapters.rescale("1", 0.5)
     model.adapters.remove("0")
@@ -254,25 +255,25 @@ def test_no_new_plan_while_there_is_room(model: Any) -> None:
     model.logits(TOKENS)
     model.logits(TOKENS, [])
     model.logits(TOKENS, [(WIDE[1], 1.0), (adapter(4, 5, "attn"), 1.0)])
-    assert (model._session, model._slots.stacked) == (session, stacked)
+    assert (model._kept.session, model._kept.slots.stacked) == (session, stacked)
     model.adapters.load(WIDE[2])
     model.logits(TOKENS)
-    assert (model._session, model._slots.stacked) == (session, stacked)
+    assert (model._kept.session, model._kept.slots.stacked) == (session, stacked)
     model.adapters.load(WIDE[3])
     model.adapters.load(WIDE[4])
     model.logits(TOKENS)
-    assert model._session is not session and model._slots.stacked.quads > 8
+    assert model._kept.session is not session and model._kept.slots.stacked.quads > 8
 
 
 def test_a_linear_that_none_targeted_takes_a_new_plan(model: Any) -> None:
     model.logits(TOKENS, [(FFN, 1.0)])
-    before = model._slots.stacked
+    before = model._kept.slots.stacked
     assert {name.split(".")[-2][:3] for name in before.beside} == {"ffn", "out"}
     same(model, [(ATTENTION, 1.0)], [(ATTENTION, 1.0)])
-    after = model._slots.stacked
+    after = model._kept.slots.stacked
     assert after is not before and before.beside.keys() < after.beside.keys()
     same(model, [(FFN, 1.0)], [(FFN, 1.0)])
-    assert model._slots.stacked is after, "it was brought along"
+    assert model._kept.slots.stacked is after, "it was brought along"
 
 
 def test_the_least_recently_used_one_gives_way(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,9 +289,9 @@ def test_the_least_recently_used_one_gives_way(model: Any, monkeypatch: pytest.M
         assert len(writes) - before == loads, which
         np.testing.assert_array_equal(same_as, fresh([(WIDE[which], 1.0)]))
         writes[before:] = [1] * loads
-    assert model._slots.stacked.quads == 4
+    assert model._kept.slots.stacked.quads == 4
     same(model, [(one, 0.5) for one in WIDE], [(one, 0.5) for one in WIDE])
-    assert model._slots.stacked.quads == 12 + 4
+    assert model._kept.slots.stacked.quads == 12 + 4
 
 
 def test_what_lies_in_a_place_that_is_not_in_use_has_no_effect(model: Any) -> None:
@@ -335,7 +336,7 @@ def test_a_load_that_was_cut_short_leaves_no_numbers(
 ) -> None:
     """They lie beside linears that the next adapter in their place does not target."""
     model.logits(TOKENS, [(adapter(4, 1), 1.0), (adapter(8, 2), 1.0)])
-    slots, write, count = model._slots, model.device.write, 0
+    slots, write, count = model._kept.slots, model.device.write, 0
     for key in [*slots._slots][1:]:
         slots.drop(key)
     stacked = slots.stacked
@@ -418,7 +419,7 @@ def test_beside_weights_in_f16(full_device: Any) -> None:
         with wgtrain.load_model(tiny.tiny("llama").gguf, precision=precision) as opened:
             base = opened.logits(TOKENS)
             plain[precision] = opened.logits(TOKENS, pairs) - base
-            launches = opened._session.plan.launches["body"]
+            launches = opened._kept.session.plan.launches["body"]
             added = [launch.kernel.name for launch in launches].count("add_adapters")
             assert bool(added) == (precision == "f16")
             opened.logits(TOKENS, [(FFN, 1.0)])
@@ -479,10 +480,10 @@ def test_memory_is_given_back(model: Any) -> None:
     for _ in range(3):
         model.adapters.load(ALL)
         model.logits(TOKENS)
-        assert model.device.allocated > before + model._session.plan.nbytes
+        assert model.device.allocated > before + model._kept.session.plan.nbytes
         model.adapters.clear()
         model.logits(TOKENS)
-        assert model.device.allocated == before + model._session.plan.nbytes
+        assert model.device.allocated == before + model._kept.session.plan.nbytes
     device = model.device
     model.adapters.load(ALL)
     model.logits(TOKENS)
@@ -493,15 +494,43 @@ def test_memory_is_given_back(model: Any) -> None:
 
 
 def test_adapters_that_do_not_fit(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = model.logits(TOKENS)
     before = model.device.allocated
+    plain = model.logits(TOKENS)
     monkeypatch.setattr(model.device, "budget", before + 1000)
     with pytest.raises(OutOfMemoryError, match="adapters of 4 ranks need .* bytes beside"):
         model.logits(TOKENS, [(ALL, 1.0)])
     assert model.device.allocated == before
+    monkeypatch.setattr(model.device, "budget", None)
     np.testing.assert_array_equal(model.logits(TOKENS), plain)
     monkeypatch.setattr(model.device, "budget", None)
     same(model, [(ALL, 1.0)], [(ALL, 1.0)])
+
+
+def test_what_can_be_made_again_gives_way(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To adapters, to an evaluation, and to each other: none is refused for what is only kept."""
+    ids = np.arange(9, dtype=np.int32)
+    rows = Dataset([Row(ids.astype(np.uint32), ids, 1)], "rows", 97)
+    changed, before = fresh([(ALL, 1.0)]), model.device.allocated
+    losses = model.evaluate(rows, [(ALL, 1.0)]).rows
+    answer = [*model.generate("ab", 20, adapters=[(ALL, 1.0)])]
+    model.adapters.clear()
+    for kept in ("session", "places"):
+        for asked in ("logits", "evaluation", "answer"):
+            model._kept.close()
+            monkeypatch.setattr(model.device, "budget", None)
+            if kept == "session":
+                model.logits([1] * 300)
+            else:
+                wgtrain.run(model._kept.places_for(model.host, model.stack([]), 8, 500, 500))
+            assert model.device.allocated > before + (1 << 20)
+            monkeypatch.setattr(model.device, "budget", model.device.allocated + 1000)
+            if asked == "logits":
+                np.testing.assert_array_equal(model.logits(TOKENS, [(ALL, 1.0)]), changed)
+            elif asked == "evaluation":
+                assert model.evaluate(rows, [(ALL, 1.0)]).rows == losses
+            else:
+                assert [*model.generate("ab", 20, adapters=[(ALL, 1.0)])] == answer
+            assert (model._kept.session is None) == (asked != "logits")
 
 
 # --- llama.cpp ------------------------------------------------------------------------------------

@@ -207,7 +207,7 @@ def test_products_with_loaded_adapters_are_measured_as_if_all_were_in_use(model:
         stage.close()
         made, before = made.reshape(64, -1), before.view(np.float32).reshape(64, -1)
         assert (made != before).any(0).all(), "every column is made"
-    model._drop_session()
+    model._kept.drop_session()
 
 
 def test_what_was_measured_is_read_back(cache: Path) -> None:

@@ -3,9 +3,9 @@
 A family is what is tuned as one: "nt/weight_q8_0" (x W^T over that weight library), "nv/..." (the
 same of few rows), "nn/..." (dy W), the adapter products "nt small 8", "nv small", "nn small 8", "tn
 8x16" by the class of their shape, the four of attention, and what walks along rows (norms,
-cross-entropy). A variant of a kernel has the
-same slots, parameters and result, so an operation only asks `Graph.tuning` for a `Choice`. The
-numbers were measured: docs/optimisation-log.md. What else is tried is in `candidates`.
+cross-entropy). A variant of a kernel has the same slots, parameters and result, so an operation
+only asks `Graph.tuning` for a `Choice`. The numbers were measured: docs/optimisation-log.md. What
+else is tried is in `candidates`.
 """
 
 from collections.abc import Mapping

@@ -22,6 +22,7 @@ from wgtrain.engine.structs import step_bytes
 from wgtrain.engine.tuning import Tuning
 from wgtrain.errors import OptionError, OutOfMemoryError
 from wgtrain.gpu import Device, format_size
+from wgtrain.infer.plans import build, record_head, tuned
 from wgtrain.model.base import Base
 from wgtrain.model.forward import Network, forward
 from wgtrain.model.host import Host
@@ -70,8 +71,7 @@ class _Part:
 
 class CachedSession:
     """`Sequences` of `places` rows of up to `room` tokens. `beside`: what stands beside the
-    linears, by tensor; `storages`: what of it this session has to allocate, zeroed, and whose
-    content the caller writes once it is open. `tuning`: a table in place of the base's. Without a
+    linears, by tensor, and is on the device. `tuning`: a table in place of the base's. Without a
     `device` it is only planned.
 
     Where rotations go by the length of rows (LongRoPE), each row takes those of its own length, and
@@ -83,7 +83,6 @@ class CachedSession:
         device: Device | None,
         base: Base,
         beside: Mapping[str, tuple[Adapter, ...]],
-        storages: Sequence[Storage],
         places: int,
         room: int,
         tuning: Tuning | None = None,
@@ -93,7 +92,7 @@ class CachedSession:
                 raise OptionError(f"{name} = {count}: allowed is a whole number, at least 1")
         self.places, self.room = places, room
         self._opened_on, self._given = device, base
-        self._beside, self._storages = beside, storages
+        self._beside = beside
         self._tokens: list[list[int]] = [[] for _ in range(places)]
         base = base.tuned(tuning, device)
         config, self.tuning, self._vocabulary = base.config, base.tuning, base.config.vocabulary
@@ -123,18 +122,14 @@ class CachedSession:
         prefill = Graph(training=False, tuning=self.tuning)
         forward(prefill, nets[0], self._many.inputs, into=hidden.window())
         head = Graph(training=False, tuning=self.tuning, few=places)
-        picked = head.tensor("picked", "C", config.width)
-        params = {"rows": "C", "d4": padded(config.width) // 4}
         index = self._many.inputs.trained
-        head.launch("gather_rows", {"x": hidden.window(), "index": index, "y": picked}, params)
-        head_logits(head, picked, nets[0].head, self._logits.window(), config.softcap)
+        record_head(head, config, nets[0], hidden.window(), index, self._logits.window())
         decode = Graph(training=False, tuning=self.tuning, few=places)
         last = forward(decode, nets[1], self._few.inputs)
         head_logits(decode, last, nets[1].head, self._logits.window(), config.softcap)
         storages = [
             *(self._many.storage, self._few.storage, self._ropes.storage, hidden, self._logits),
             *(storage for pair in kept for storage in pair),
-            *storages,
         ]
         for graph in (prefill, decode):
             graph.launches = merged(graph.launches)
@@ -159,12 +154,7 @@ class CachedSession:
                 f"{self.places:,} rows of {self.room:,} tokens with their keys and values: {error}"
                 f"{self._proposal()}"
             ) from None
-        try:
-            await self.plan.build(self._device)
-            self._ropes.write(self._device)
-        except BaseException:
-            self.close()
-            raise
+        await build(self.plan, self._ropes, self._device)
 
     def length(self, place: int) -> int:
         """Tokens that a row holds."""
@@ -307,7 +297,7 @@ class CachedSession:
         room = min(most, self.room - 1) // _SHORTEST * _SHORTEST
         if room >= _SHORTEST:
             smaller = CachedSession(
-                *(device, self._given, self._beside, self._storages, self.places, room, self.tuning)
+                device, self._given, self._beside, self.places, room, self.tuning
             )
             try:
                 smaller.plan.check(device)
@@ -334,10 +324,6 @@ async def open_sequences(
     """A session with what stands beside the linears and is on the device, with the kernels that the
     host knows for it, open.
     """
-    make = partial(CachedSession, device, base, beside, (), places, room)
-    session = make()
-    tuning = host.choose_tuning(device, session.plan, room, 0, "auto")
-    if tuning.table != session.tuning.table:
-        session = make(tuning)
+    session = tuned(partial(CachedSession, device, base, beside, places, room), device, host, room)
     await session.open()
     return session

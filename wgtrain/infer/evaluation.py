@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from wgtrain.engine.tuning import Tuning
 from wgtrain.errors import NonFiniteError, OptionError, OutOfMemoryError
 from wgtrain.files.source import shown
 from wgtrain.gpu import Device
+from wgtrain.infer.plans import build, tuned
 from wgtrain.model.base import Base
 from wgtrain.model.forward import Network, forward
 from wgtrain.model.host import Host
@@ -103,22 +105,12 @@ class Evaluator:
             config.softcap,
             self._running.window(),
         )
-        storages = [
-            self._inputs.storage,
-            self._ropes.storage,
-            self._totals,
-            self._running,
-        ]
+        storages = [self._inputs.storage, self._ropes.storage, self._totals, self._running]
         self.plan = Plan({"evaluate": graph}, storages, max_tokens)
 
     async def open(self) -> None:
         """Allocates and compiles; OutOfMemoryError where it does not fit."""
-        try:
-            await self.plan.build(self._device)
-            self._ropes.write(self._device)
-        except BaseException:
-            self.close()
-            raise
+        await build(self.plan, self._ropes, self._device)
 
     async def losses(self, batch: Batch) -> tuple[float, np.ndarray]:
         """The summed loss of a batch, as training sums it, and of each trained token its loss,
@@ -159,17 +151,14 @@ async def evaluator_for(
     def planned(size: int, tuning: Tuning | None = None) -> Evaluator:
         return Evaluator(device, base, beside, *bounds(rows, size), tuning)
 
-    made = planned(batch_size)
     replays = -(-len(rows) // batch_size)
-    tuning = host.choose_tuning(device, made.plan, bounds(rows, 1)[1], replays, "auto")
-    if tuning.table != made.tuning.table:
-        made = planned(batch_size, tuning)
+    made = tuned(partial(planned, batch_size), device, host, bounds(rows, 1)[1], replays)
     try:
         made.plan.check(device)
     except OutOfMemoryError as error:
         for size in (batch_size >> i for i in range(1, batch_size.bit_length())):
             try:
-                planned(size, tuning).plan.check(device)
+                planned(size, made.tuning).plan.check(device)
             except OutOfMemoryError:
                 continue
             raise OutOfMemoryError(f"{error}\nbatch_size = {size} fits") from None

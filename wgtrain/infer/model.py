@@ -15,14 +15,13 @@ from wgtrain.data.templates import Templating
 from wgtrain.data.tokenizer import Tokenizer, load_tokenizer
 from wgtrain.dual import aio_view, dual, dual_iterator
 from wgtrain.engine.linear import Adapter as Beside
-from wgtrain.errors import FileError, OptionError, OutOfMemoryError
+from wgtrain.errors import FileError, OptionError
 from wgtrain.files import GGUF, Adapter
 from wgtrain.files.adapters import fitted
 from wgtrain.files.source import shown
 from wgtrain.gpu import Device
 from wgtrain.infer.adapters import Adapters
-from wgtrain.infer.cached import Sequences, open_sequences
-from wgtrain.infer.decode import Places
+from wgtrain.infer.cached import Sequences
 from wgtrain.infer.evaluation import (
     EvalResult,
     Evaluated,
@@ -38,11 +37,11 @@ from wgtrain.infer.generation import (
     checked_requests,
     generate,
 )
+from wgtrain.infer.kept import Kept
 from wgtrain.infer.prompting import Prompter
 from wgtrain.infer.samples import Samples, plan_samples, sample_prompts
 from wgtrain.infer.sampling import Sampling
 from wgtrain.infer.session import Session
-from wgtrain.infer.slots import Slots
 from wgtrain.infer.stack import Checked, Stack, check_adapter
 from wgtrain.model.base import Base, base_name
 from wgtrain.model.host import NOWHERE, Host, unseen
@@ -80,13 +79,11 @@ class Model:
         self.host = host
         self._no_tokenizer = no_tokenizer
         self._tokenizer: Tokenizer | None = None
-        self._session: Session | None = None
-        self._kept: Places | None = None
-        self._kept_beside: object = None  # what these places stand beside
         self._templating: Templating | None = None
         self._prompter: Prompter | None = None
         self._turn = Turn("this model")
-        self._slots = slots = Slots(device, base)
+        self._kept = Kept(device, base)
+        slots = self._kept.slots
         self.adapters = Adapters(self._check_adapter, slots.drop, slots.close, self._turn)
 
     def __repr__(self) -> str:
@@ -156,9 +153,11 @@ class Model:
         check_rows(rows, batch_size, self.config.vocabulary)
         stack = self.stack(adapters)
         with self._turn(wait=True):
-            await self._slots.use(stack)
-            evaluator = await evaluator_for(
-                self.device, self.base, self._slots.beside, rows.rows, batch_size, self.host
+            beside = await self._kept.under(stack)
+            evaluator = await self._kept.made(
+                lambda: evaluator_for(
+                    self.device, self.base, beside, rows.rows, batch_size, self.host
+                )
             )
             try:
                 return await evaluate_rows(evaluator, rows.rows, batch_size, progress, rows.name)
@@ -286,7 +285,7 @@ class Model:
             Row(i, request, self.check_tokens(request.prompt), tokenizer, context)
             for i, request in enumerate(checked_requests(requests))
         ]
-        return generate(partial(self._places, stack), self._turn, rows)
+        return generate(partial(self._kept.places_for, self.host, stack), self._turn, rows)
 
     def check_tokens(self, tokens: Sequence[int]) -> list[int]:
         """The ids as plain integers; OptionError for none at all or one outside the vocabulary."""
@@ -312,66 +311,13 @@ class Model:
         """A session for at least `max_tokens` tokens, with the kernels that the host knows for it,
         that runs under this stack until the next call; the last one is kept and reused.
         """
-        await self._slots.use(stack)
-        kept, beside = self._session, self._slots.beside
-        if kept and kept.beside is beside and kept.max_tokens >= max_tokens:
-            return kept
-        self._drop_session()
-        size = max(64, 1 << (max_tokens - 1).bit_length())
-        make = partial(Session, self.device, self.base, beside, size)
-        session = make()
-        tuning = self.host.choose_tuning(self.device, session.plan, size, 0, "auto")
-        if tuning.table != session.tuning.table:
-            session = make(tuning)
-        try:
-            await session.open()
-        except OutOfMemoryError:
-            if self._kept is None:
-                raise
-            self._drop_places()  # they are read again when an answer goes on
-            session = make(session.tuning)
-            await session.open()
-        self._session = session
-        return session
+        return await self._kept.session_for(stack, max_tokens, self.host)
 
     async def sequences(self, stack: Stack, places: int, room: int) -> Sequences:
         """`places` rows of up to `room` tokens, which are read under this stack until the next call
         of this or of `session`; whoever opens them closes them.
         """
-        await self._slots.use(stack)
-        beside = self._slots.beside
-        return await open_sequences(self.device, self.base, beside, places, room, self.host)
-
-    async def _places(self, stack: Stack, places: int, least: int, wanted: int) -> Places:
-        """The sequences for rows of at least `least` tokens, better `wanted`, under a stack; the
-        last ones are kept and reused.
-        """
-        await self._slots.use(stack)
-        kept, beside = self._kept, self._slots.beside
-        if kept and self._kept_beside is beside and kept.allow(places, least):
-            kept.under(stack.key)
-            return kept
-        self._drop_places()
-        room = min(max(64, 1 << (wanted - 1).bit_length()), max(self.config.context, wanted))
-        try:
-            opened = await self.sequences(stack, places, room)
-        except OutOfMemoryError:
-            if self._session is None and room == wanted:
-                raise
-            self._drop_session()  # it is made again when it is asked for
-            opened = await self.sequences(stack, places, wanted)
-        self._kept, self._kept_beside = Places(stack.key, opened), beside
-        return self._kept
-
-    def _drop_places(self) -> None:
-        if self._kept:
-            self._kept.sequences.close()
-            self._kept = None
-
-    def _drop_session(self) -> None:
-        if self._session:
-            self._session.close()
-            self._session = None
+        return await self._kept.sequences(stack, places, room, self.host)
 
     def close(self) -> None:
         """Gives all GPU memory back; the model cannot be used afterwards. What another thread asks
@@ -379,10 +325,8 @@ class Model:
         """
         if not self._turn.close("the model was closed"):
             return
-        self._drop_places()
-        self._drop_session()
         self._drop_prompter()
-        self._slots.close()
+        self._kept.close()
         for storage in self.weights.storages:  # a handle keeps the platform's device alive
             storage.buffer = None
         self.device.close()

@@ -62,7 +62,7 @@ def _session(
     beside: Mapping[str, tuple[Adapter, ...]],
     lengths: Sequence[int],
 ) -> CachedSession:
-    return CachedSession(device, base, beside, (), len(lengths), max(lengths) + MAX_TOKENS)
+    return CachedSession(device, base, beside, len(lengths), max(lengths) + MAX_TOKENS)
 
 
 class Samples:

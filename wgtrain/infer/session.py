@@ -7,11 +7,11 @@ import numpy as np
 from wgtrain.engine.graph import Graph, Storage, padded
 from wgtrain.engine.inputs import InputBuffer
 from wgtrain.engine.linear import Adapter
-from wgtrain.engine.loss import head_logits
 from wgtrain.engine.plan import Plan
 from wgtrain.engine.structs import step_bytes
 from wgtrain.engine.tuning import Tuning
 from wgtrain.gpu import Device
+from wgtrain.infer.plans import build, record_head
 from wgtrain.model.base import Base
 from wgtrain.model.forward import Network, forward
 from wgtrain.model.layers import RopeTables
@@ -46,27 +46,14 @@ class Session:
         body = Graph(training=False, tuning=self.tuning)
         forward(body, net, self._inputs.inputs, into=hidden.window())
         head = Graph(training=False, tuning=self.tuning)
-        picked = head.tensor("picked", "C", config.width)
-        params = {"rows": "C", "d4": padded(config.width) // 4}
-        operands = {"x": hidden.window(), "index": self._inputs.inputs.trained, "y": picked}
-        head.launch("gather_rows", operands, params)
-        head_logits(head, picked, net.head, self._logits.window(), config.softcap)
-        storages = [
-            self._inputs.storage,
-            hidden,
-            self._ropes.storage,
-            self._logits,
-        ]
+        index = self._inputs.inputs.trained
+        record_head(head, config, net, hidden.window(), index, self._logits.window())
+        storages = [self._inputs.storage, hidden, self._ropes.storage, self._logits]
         self.plan = Plan({"body": body, "head": head}, storages, max_tokens)
 
     async def open(self) -> None:
         """Allocates and compiles."""
-        try:
-            await self.plan.build(self._device)
-            self._ropes.write(self._device)
-        except BaseException:
-            self.close()
-            raise
+        await build(self.plan, self._ropes, self._device)
 
     async def logits(
         self, rows: Sequence[Sequence[int]], positions: Sequence[int] | None = None
