@@ -21,5 +21,5 @@ def borrow(lender: NativeDevice) -> Any:
     """A device on the same GPUDevice as `lender`, which has to outlive it."""
     made = copy.copy(lender)
     made.__class__ = Borrowed
-    made._buffers, made._after, made.allocated = {}, [], 0
+    made._buffers, made._after = {}, []
     return made

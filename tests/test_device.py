@@ -12,6 +12,7 @@ from typing import Any
 
 import device_contract as contract
 import pytest
+from interrupting import Lines
 
 from wgtrain import gpu
 from wgtrain.errors import DeviceError, DeviceLostError, OptionError, OutOfMemoryError
@@ -517,3 +518,18 @@ def test_opening_and_closing_keeps_memory_flat(times: int) -> None:
     gc.collect()
     growth = resident() - before
     assert growth < 20 << 20, f"{growth >> 20} MiB after {times} devices"
+
+
+def test_interrupts_do_not_change_what_is_counted(device: Any) -> None:
+    before, at, interrupted = device.allocated, 0, 0
+    while interrupted == at:
+        at += 1
+        buffer = device.create_buffer(100, "counted")
+        try:
+            with Lines(at).watched():
+                device.free(buffer)
+        except KeyboardInterrupt:
+            interrupted += 1
+        device.free(buffer)
+        assert device.allocated == before, f"line {at}"
+    assert interrupted > 3

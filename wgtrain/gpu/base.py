@@ -51,11 +51,15 @@ class DeviceBase(ABC):
         self._budget_origin = "" if budget is None else GIVEN
         self.features = frozenset(features)
         self.subgroup_size = 0
-        self.allocated = 0
         self._buffers: dict[int, Buffer] = {}
         self._pipelines: dict[tuple[str, tuple[Slot, ...]], Any] = {}
         self._frees = 0
         self._gone = ""  # why nothing can be done any more
+
+    @property
+    def allocated(self) -> int:
+        """Bytes of all live buffers; counted, so that no interrupt makes the number a wrong one."""
+        return sum(buffer.size for buffer in [*self._buffers.values()])
 
     def find_budget(self) -> str:
         if not self._budget_origin:
@@ -106,12 +110,10 @@ class DeviceBase(ABC):
             handle = self._allocate(size, label, uniform)
             buffer = Buffer(handle, size, label)
             self._buffers[id(handle)] = buffer
-            self.allocated += size
         return buffer
 
     def free(self, buffer: Buffer) -> None:
         if self._buffers.pop(id(buffer.handle), None) is not None:
-            self.allocated -= buffer.size
             self._frees += 1
             self._destroy(buffer.handle)
 

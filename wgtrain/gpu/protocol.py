@@ -95,8 +95,11 @@ class Room(Protocol):
     """What memory there is: all that a plan asks of a device before it is built."""
 
     limits: Limits
-    allocated: int
     budget: int | None
+
+    @property
+    def allocated(self) -> int:
+        """Bytes of all live buffers."""
 
 
 class Device(Protocol):
@@ -106,8 +109,11 @@ class Device(Protocol):
     limits: Limits
     features: frozenset[str]  # of FEATURES
     subgroup_size: int  # invocations of a subgroup as measured; 0 = no subgroups
-    allocated: int  # bytes of all live buffers
     budget: int | None  # bytes that may be allocated, None = no limit of ours
+
+    @property
+    def allocated(self) -> int:
+        """Bytes of all live buffers."""
 
     def find_budget(self) -> str:
         """Sets `budget` where it is None and something says how much there is; who, in words."""

@@ -88,9 +88,12 @@ class Slots:
 
     def _open(self, targets: Collection[str], quads: int) -> None:
         groups = linear_groups(self._base.config, targets)
-        stacked = Stacked(groups, quads, self._base.limits)
-        stacked.open(self._device)
-        self.stacked = stacked
+        self.stacked = Stacked(groups, quads, self._base.limits)  # an interrupt may follow `open`
+        try:
+            self.stacked.open(self._device)
+        except BaseException:
+            self.stacked = None
+            raise
 
     @property
     def _taken(self) -> int:
