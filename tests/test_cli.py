@@ -411,7 +411,8 @@ def test_no_escape_of_a_file_reaches_the_screen(toy, capsys, monkeypatch):
         ("{ok} --lr 1", ["No such option --lr; did you mean --learning-rate?"]),
         ("{ok} --lora-rank=1", ["No such option --lora-rank; did you mean --rank?"]),
         ("{ok} --resume-from x", ["No such option --resume-from; did you mean --resume?"]),
-        ("{ok} -q", ["No such option -q"]),
+        ("{ok} -q", ["No such option -q; wgtrain train --help lists them"]),
+        ("{ok} -m x", ["No such option -m; did you mean --model?"]),
         ("base.gguf rows.jsonl", ["(base.gguf rows.jsonl); files are named by --model "]),
         ("{ok} --rank 1_6", ["--rank 1_6: allowed is a whole number, at least 1"]),
         ("{ok} --data=~/no.jsonl", [f"{Path('~/no.jsonl').expanduser()}: No such file"]),
@@ -717,6 +718,34 @@ def test_a_model_that_cannot_be_trained_is_refused_before_its_vocabulary(
     Path("m.gguf").write_bytes(write_gguf(metadata, {"a": np.ones(4, np.float32)}))
     code, _, error = wgtrain(capsys, command, "--model", "m.gguf", "--data", "rows.jsonl")
     assert code == 2 and "m.gguf: general.architecture 'qwen3moe' is not" in error
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("run base.gguf", "No such command 'run'; did you mean wgtrain chat?"),
+        ("finetun", "No such command 'finetun'; did you mean wgtrain train?"),
+        ("fuse --model m", "No such command 'fuse'; did you mean wgtrain merge?"),
+        ("evl", "No such command 'evl'; did you mean wgtrain eval?"),
+        ("qqq", "No such command 'qqq'; wgtrain --help tells what there is"),
+        ("--qqq", "No such option --qqq; wgtrain --help lists them"),
+        ("generate -p Hello", "No such option -p; did you mean --prompt?"),
+        ("generate -n 3", "No such option -n; did you mean --max-tokens?"),
+        ("chat -p Hello", "No such option -p; wgtrain chat --help lists them"),
+        ("merge runs/a", "--out FILE.gguf|FOLDER: needed; what to write: a GGUF where the name "),
+        ("eval runs/a", "(runs/a); files are named by --model FILE --adapter A --data FILE"),
+        (
+            "generate Hello",
+            "(Hello); files are named by --model FILE --adapter A; texts by --message TEXT or "
+            "--prompt TEXT",
+        ),
+        ("serve --port x", "'x' is not a valid integer; wgtrain serve --help tells what there is"),
+    ],
+)
+def test_what_other_programs_have_is_told_as_ours(capsys, line, said):
+    code, out, error = wgtrain(capsys, *line.split())
+    assert (code, out) == (2, "") and error.startswith("error: ") and error.count("\n") == 1
+    assert said in error
 
 
 def test_a_number_of_steps_in_words():

@@ -11,12 +11,12 @@ import click
 
 from wgtrain import __version__
 from wgtrain.cli import streams
-from wgtrain.cli.options import as_options, dashes, options_of
+from wgtrain.cli.options import as_options, options_of
+from wgtrain.cli.refused import no_such_command, refusal
 from wgtrain.errors import DeviceError, OptionError, WgtrainError
 from wgtrain.files.file_types import TARGETS
 from wgtrain.train.config import CONFIGS, RunConfig
 from wgtrain.train.settings import build, canonical, merge
-from wgtrain.train.spellings import nearest
 
 # Settings that decide what training sees of rows.
 PREVIEWED = ("model", "kind", "chat_template", "template_args", "system", "seq_len", "train_on")
@@ -35,6 +35,13 @@ class _Commands(click.Group):
             return super().get_command(ctx, name)
         command: click.Command = import_module(f"wgtrain.cli.{name}").command
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in (known := self.list_commands(ctx)) and not args[0].startswith("-"):
+            raise click.UsageError(no_such_command(args[0], known), ctx)
+        return super().resolve_command(ctx, args)
 
 
 @click.group(
@@ -247,11 +254,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             signal.signal(number, signal.default_int_handler)
     try:
         status = cli.main(arguments, prog_name="wgtrain", standalone_mode=False)
-    except click.NoSuchOption as error:
-        click.echo(f"error: {_no_such(error)}", err=True)
-        status = UNUSABLE
     except click.ClickException as error:
-        _explained(error).show()
+        streams.complain(f"error: {refusal(error)}")
         status = UNUSABLE
     except (click.Abort, KeyboardInterrupt):
         streams.complain("interrupted")
@@ -265,34 +269,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     finally:
         streams.settle()
     sys.exit(status or DONE)
-
-
-def _explained(error: click.ClickException) -> click.ClickException:
-    """The error, of files that stand without an option with those that name them."""
-    if not isinstance(error, click.UsageError) or error.ctx is None:
-        return error
-    known = {name for parameter in error.ctx.command.params for name in parameter.opts}
-    named = [f"{name} FILE" for name in ("--model", "--data") if name in known]
-    if not named or not error.message.startswith("Got unexpected extra argument"):
-        return error
-    return click.UsageError(f"{error.message}; files are named by {' '.join(named)}", error.ctx)
-
-
-def _no_such(error: click.NoSuchOption) -> str:
-    """Which option is meant by one that a command does not have."""
-    command = error.ctx.command if error.ctx else cli
-    for argument in command.params:
-        if isinstance(argument, click.Argument) and error.option_name == f"--{argument.name}":
-            place = f"wgtrain {command.name} {str(argument.name).upper()}"
-            return f"No such option {error.option_name}; it stands by itself: {place}"
-    known = [name for option in command.params for name in option.opts if name.startswith("--")]
-    words = f"No such option {error.option_name}"
-    if not known or not error.option_name.startswith("--"):
-        return words
-    near = nearest(error.option_name, [name[2:].replace("-", "_") for name in known])
-    if near is None:
-        return f"{words}; wgtrain {command.name} --help lists them"
-    return f"{words}; did you mean {dashes(near)}?"
 
 
 def _say(line: str) -> None:

@@ -65,7 +65,9 @@ _ELSEWHERE = {
 }
 # The same for commands that ask a model, by what llama.cpp, Ollama, mlx-lm and Transformers say.
 _ASKING = {
-    "max_tokens": "max_new_tokens max_length n_predict num_predict predict max_completion_tokens",
+    "model": "m",
+    "prompt": "p",
+    "max_tokens": "n max_new_tokens max_length n_predict num_predict predict max_completion_tokens",
     "adapter": "lora lora_scaled lora_adapter adapters adapter_path lora_path lora_modules",
     "repeat_penalty": "repetition_penalty",
     "stop": "stop_sequences stop_strings stop_words reverse_prompt antiprompt",
@@ -83,14 +85,21 @@ for _table in (_ASKING, _ELSEWHERE):
             _NAMES.setdefault(_other, []).append(_name)
 
 
+def called(name: str, known: Collection[str]) -> str | None:
+    """The one of the `known` names that another program calls by this name."""
+    plain = name.strip("-").lower().replace("-", "_")
+    return next((meant for meant in _NAMES.get(plain, []) if meant in known), None)
+
+
 def nearest(name: str, known: Collection[str]) -> str | None:
     """The one of the `known` names that is meant: by another trainer's name for it, by how it
     begins, else the most similar; None where none is like it.
     """
+    if (meant := called(name, known)) is not None:
+        return meant
     plain = name.strip("-").lower().replace("-", "_")
-    for meant in (*_NAMES.get(plain, []), plain):
-        if meant in known:
-            return meant
+    if plain in known:
+        return plain
     begun = [other for other in known if other.startswith(plain)]
     cutoff = 0.0 if begun else 0.6
     return next(iter(difflib.get_close_matches(plain, begun or known, 1, cutoff)), None)
