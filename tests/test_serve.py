@@ -8,18 +8,23 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from serving import CONTEXT, FakeModel, chat, events, send, serving
 
 from wgtrain.data.templates import Templating
 from wgtrain.errors import DeviceLostError, FileError, NonFiniteError, OptionError, OutOfMemoryError
+from wgtrain.files import Adapter
+from wgtrain.files.adapters import write_adapter_gguf
 from wgtrain.infer.generation import Request
 from wgtrain.infer.sampling import Sampling
 from wgtrain.serve import server as serve_server
 from wgtrain.serve import worker
 from wgtrain.serve.app import MOST_BYTES
+from wgtrain.serve.choice import Choice
 from wgtrain.serve.server import Server, is_loopback
 from wgtrain.serve.shelf import Shelf
 from wgtrain.web import patience
@@ -287,6 +292,7 @@ def test_fields_that_ask_for_nothing_pass(server: Any) -> None:
         (CHAT, chat(parallel_tool_calls=False), "parallel_tool_calls"),
         (CHAT, chat(maxtokens=5), "maxtokens"),
         (CHAT, chat(prompt="x"), "prompt"),
+        (CHAT, chat(**{"\ud800": 1}), r"\ud800"),
         (CHAT, chat(temperature="hot"), "temperature"),
         (CHAT, chat(temperature=-1), "temperature"),
         (CHAT, chat(temperature=10**400), "temperature"),
@@ -294,6 +300,8 @@ def test_fields_that_ask_for_nothing_pass(server: Any) -> None:
         (CHAT, chat(top_k=1.5), "top_k"),
         (CHAT, chat(min_p=True), "min_p"),
         (CHAT, chat(repeat_penalty=0), "repeat_penalty"),
+        (CHAT, chat(repetition_penalty=0), "repetition_penalty"),
+        (CHAT, chat(repetition_penalty=2, repeat_penalty=1), "repetition_penalty"),
         (CHAT, chat(seed=1 << 64), "seed"),
         (CHAT, chat(seed="x"), "seed"),
         (CHAT, chat(max_tokens=0), "max_tokens"),
@@ -363,6 +371,7 @@ def test_what_cannot_be_done_is_refused_by_name(
     assert error.keys() == {"message", "type", "param", "code"}
     assert (error["type"], error["param"]) == ("invalid_request_error", param), error
     assert param.partition("[")[0] in error["message"]
+    assert f"{param}: {param}:" not in error["message"]
 
 
 @pytest.mark.parametrize(
@@ -823,3 +832,22 @@ def test_nothing_is_left_of_two_hundred_requests(server: Any, model: FakeModel) 
     until(lambda: len(server._line) == 0 and not server._server.server_state.tasks)
     until(lambda: counts() <= before)
     assert model.closed - closed <= 200 and len(model.asked) - model.closed == 0
+
+
+def test_an_adapter_that_is_written_while_it_is_read_is_read_again(tmp_path: Path) -> None:
+    file = tmp_path / "x.gguf"
+    read: list[Path] = []
+    pair = np.ones((1, 4), np.float32), np.ones((4, 1), np.float32)
+    file.write_bytes(write_adapter_gguf(Adapter("llama", 1, 1.0, {"blk.0.attn_q.weight": pair})))
+
+    def reading(path: Path) -> str:
+        read.append(path)
+        if len(read) == 1:
+            os.utime(file, ns=(1, 1))
+            shelf.look()  # as another request does
+        return f"reading {len(read)}"
+
+    shelf = Shelf("base", [], tmp_path, reading)
+    for wanted in ("reading 1", "reading 2", "reading 2"):
+        _, chosen = shelf.choose(Choice("base+x"))
+        assert shelf.load(chosen) == [(wanted, 1.0)]

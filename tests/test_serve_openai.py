@@ -184,7 +184,7 @@ def test_errors_are_those_that_the_client_knows(client: openai.OpenAI, model: An
     assert long.value.code == "context_length_exceeded"
     with pytest.raises(openai.BadRequestError) as outside:
         client.completions.create(model="demo", prompt=[1, model.config.vocabulary])
-    assert "ids from 0 to" in outside.value.message
+    assert "ids from 0 to" in outside.value.message and outside.value.param == "prompt"
     with pytest.raises(openai.BadRequestError) as unread:
         kwargs = {"chat_template_kwargs": {"unread": 1}}
         client.chat.completions.create(model="demo", messages=MESSAGES, extra_body=kwargs)
@@ -244,7 +244,8 @@ def test_adapters_of_a_folder_come_and_go(
     (folder / ".hidden.gguf").write_bytes(write_adapter_gguf(a))
     (tmp_path / "outside.gguf").write_bytes(write_adapter_gguf(a))
     warned: list[str] = []
-    shelf = Shelf("m", [("given", b, 1.0)], folder, model.adapters.read, warned.append)
+    given = [("given", model.adapters.read(b), 1.0)]
+    shelf = Shelf("m", given, folder, model.adapters.read, warned.append)
     assert len(warned) == 2 and "cut.gguf" in warned[0] and "given" in warned[1]
 
     with serving(model, shelf) as server:
@@ -272,6 +273,13 @@ def test_adapters_of_a_folder_come_and_go(
         listed = send(server, "/lora-adapters")[2]
         numbers = {one["name"]: (one["id"], one["scale"]) for one in listed}
         assert numbers == {"given": (0, 1.0), "bad": (1, 0.0), "peft": (3, 0.0), "new": (4, 0.0)}
+        for number, name in ((0, "given"), (4, "new")):  # stronger than logits stand
+            answer = send(server, "/lora-adapters", [{"id": number, "scale": 1e39}])
+            assert answer[0] == 400 and f"the adapter {name}: strength" in str(answer[2])
+            body = {"prompt": PROMPT, "lora_adapters": [{"id": number, "scale": 1e39}]}
+            answer = send(server, "/v1/completions", body)
+            assert answer[0] == 400 and f"the adapter {name}: strength" in str(answer[2])
+        assert text("m") == said(model, PROMPT, [(b, 1.0)])
         scales = [{"id": 4, "scale": 0.5}]
         assert send(server, "/lora-adapters", scales)[0] == 200
         assert text("m") == said(model, PROMPT, [(a, 0.5)])

@@ -21,7 +21,7 @@ from wgtrain.serve.fields import (
     text,
     whole,
 )
-from wgtrain.serve.refusals import by_field, wrong_field
+from wgtrain.serve.refusals import Refused, by_field, wrong_field
 
 MOST_STOPS, MOST_PROMPTS, MOST_TOP = 16, 32, 20
 # Of an answer where nothing is said, as OpenAI's API has it; a chat goes on to the context's end.
@@ -111,13 +111,16 @@ def _common(
     stop = fields.take("stop", _stops, ())
     stream = fields.take("stream", flag, False)
     usage = fields.take("stream_options", _include_usage(stream), False)
-    penalty = fields.take("repetition_penalty", number, 1.0)
+    theirs = fields.take("repetition_penalty", _penalty, None)
+    penalty = fields.take("repeat_penalty", _penalty, theirs)
+    if theirs not in (None, penalty):
+        raise wrong_field("repeat_penalty says something else", "repetition_penalty")
     settings: dict[str, Any] = {
         "temperature": fields.take("temperature", number, temperature),
         "top_p": fields.take("top_p", number, 1.0),
         "top_k": max(0, fields.take("top_k", whole(-1), 0)),
         "min_p": fields.take("min_p", number, 0.0),
-        "repeat_penalty": fields.take("repeat_penalty", number, penalty),
+        "repeat_penalty": 1.0 if penalty is None else penalty,
         "seed": fields.take("seed", whole(-(1 << 63), (1 << 64) - 1), secrets.randbits(63)),
     }
     fields.end()
@@ -142,6 +145,13 @@ def _tokens(value: Any, name: str) -> int | None:
     if found == 0:
         raise wrong_field("0; a whole number from 1 on is allowed", name)
     return None if found < 0 else found
+
+
+def _penalty(value: Any, name: str) -> float:
+    found = number(value, name)
+    if found <= 0:
+        raise wrong_field(f"{shown(value)}; a number above 0 is allowed, 1 = off", name)
+    return found
 
 
 def _stops(value: Any, name: str) -> tuple[str, ...]:
@@ -190,7 +200,7 @@ def _arguments(value: Any, name: str) -> dict[str, Any]:
     try:
         check_arguments(found, name)
     except OptionError as error:
-        raise wrong_field(str(error), name) from None
+        raise Refused(str(error), param=name) from None
     return found
 
 

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from wgtrain.data import messages
 from wgtrain.data.records import RowError
+from wgtrain.errors import printable
 from wgtrain.files.source import shown
 from wgtrain.serve.refusals import Refused, by_field, wrong_field
 
@@ -75,10 +76,10 @@ class Fields:
     def end(self, neutral: Mapping[str, Any] = NEUTRAL) -> None:
         """Refused, naming it, for a field that asks for something that is not done."""
         for name, value in self._left.items():
-            where = f"{self._where}{name[:100]}"
+            where = printable(f"{self._where}{name[:100]}")
             if name not in neutral:
                 raise Refused(
-                    f"{shown(where)}: no such field here", param=where, code="unknown_parameter"
+                    f"'{where}': no such field here", param=where, code="unknown_parameter"
                 )
             if not any(one is _ANY or _same(one, value) for one in neutral[name]):
                 words = " or ".join(json.dumps(one) for one in neutral[name])

@@ -11,6 +11,7 @@ from wgtrain.files.adapters import TENSOR_FILE
 from wgtrain.files.gguf import read_gguf
 from wgtrain.files.source import shown
 from wgtrain.gpu import run
+from wgtrain.infer.stack import Checked, check_strength
 from wgtrain.runs.sources import as_source, is_adapter
 from wgtrain.serve.choice import Choice
 from wgtrain.serve.refusals import Refused, wrong_field
@@ -119,8 +120,8 @@ class Shelf:
         is not.
         """
         self.look()
-        for i in scales:
-            self._at(i, "id")
+        for i, scale in scales.items():
+            _check_scale(self._at(i, "id"), scale)
         self._default = {i: scale for i, scale in sorted(scales.items()) if scale != 0}
 
     def choose(self, choice: Choice) -> tuple[str, list[tuple[Entry, float]]]:
@@ -154,14 +155,18 @@ class Shelf:
         """The adapters themselves, read where they are not in memory; Refused where one cannot be
         used, in the words of its error without the place of its file.
         """
-        return [(self._loaded(entry), scale) for entry, scale in chosen]
+        loaded = [(entry, self._loaded(entry), scale) for entry, scale in chosen]
+        for entry, adapter, scale in loaded:
+            _check_scale(entry, scale, adapter)
+        return [(adapter, scale) for _, adapter, scale in loaded]
 
     def _loaded(self, entry: Entry) -> Any:
-        if entry.adapter is not None:
+        version, adapter = entry.version, entry.adapter
+        if adapter is not None:
             if entry in self._kept:
                 self._kept.remove(entry)
                 self._kept.append(entry)
-            return entry.adapter
+            return adapter
         assert entry.path is not None and self._read is not None
         try:
             adapter = self._read(entry.path)
@@ -170,8 +175,10 @@ class Shelf:
             self._say(f"error: {place}{error}")
             told = str(error).replace(str(entry.path), entry.name)
             raise wrong_field(f"the adapter {entry.name} cannot be used: {told}", "model") from None
+        if entry.version != version:  # written anew in the meantime
+            return adapter
         entry.adapter = adapter
-        self._kept.append(entry)
+        self._kept = [one for one in self._kept if one is not entry] + [entry]
         for old in self._kept[:-KEPT]:
             old.adapter = None
         del self._kept[:-KEPT]
@@ -222,6 +229,13 @@ class Shelf:
             found.append(names[name])
             rest = rest[1 + len(name) :]
         return found
+
+
+def _check_scale(entry: Entry, scale: float, adapter: Any = None) -> None:
+    """OptionError for a scale at which an adapter that is in memory leaves no logits."""
+    one = entry.adapter if adapter is None else adapter
+    if isinstance(one, Checked):
+        check_strength(one.adapter, scale, f"the adapter {entry.name}")
 
 
 def _version(path: Path) -> Version | None:

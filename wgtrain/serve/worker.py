@@ -4,12 +4,12 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from datetime import datetime
 
-from wgtrain.errors import FileError, WgtrainError
+from wgtrain.errors import FileError, OptionError, WgtrainError
 from wgtrain.infer.generation import Piece, Request
 from wgtrain.infer.model import Model
 from wgtrain.serve.asked import Asked, Chat, Completion
 from wgtrain.serve.line import Work
-from wgtrain.serve.refusals import Refused, wrong_field
+from wgtrain.serve.refusals import Refused, by_field, wrong_field
 from wgtrain.serve.shelf import Entry, Shelf
 
 Item = int | Piece  # the tokens of all prompts, then the pieces of the answers
@@ -43,7 +43,10 @@ class Worker:
 
     def _ids(self, prompt: str | list[int]) -> list[int]:
         if not isinstance(prompt, str):
-            return self._model.check_tokens(prompt)
+            try:
+                return self._model.check_tokens(prompt)
+            except OptionError as error:
+                raise by_field(error, "prompt") from None
         tokenizer = self._model.tokenizer
         return tokenizer.encode(prompt, bos=tokenizer.add_bos, special=True)
 
