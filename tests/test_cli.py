@@ -305,7 +305,7 @@ def test_init_adapter_as_gguf_and_as_peft_folder(toy, capsys):
         (["x", "y"], "--init-adapter", "no adapter_model.safetensors is in it; there is 'x', 'y'"),
         (["b.gguf", "a.gguf"], "--model", "a model is one file of it: 'a.gguf' or 'b.gguf'"),
         (["adapters.safetensors"], "--model", "an adapter of MLX, not a base model"),
-        (["adapter.gguf", "adapter_config.json"], "--model", "not a base model; --init-adapter"),
+        (["adapter.gguf", "adapter_config.json"], "--model", "not a base model; --adapter uses "),
     ],
 )
 def test_a_folder_of_something_else(tmp_path, monkeypatch, capsys, files, option, says):
@@ -394,6 +394,13 @@ def test_no_escape_of_a_file_reaches_the_screen(toy, capsys, monkeypatch):
         ("", ["--model: needed", "--data: needed"]),
         ("--model base.gguf --data nothing.jsonl", ["nothing.jsonl: No such file"]),
         ("--model nothing.gguf --data rows.jsonl", ["nothing.gguf: No such file"]),
+        (
+            "--data rows.jsonl --model google/gemma-3-270m",
+            ["such file or directory; of the Hugging Face Hub `hf download google/gemma-3-270m "],
+        ),
+        ("--data rows.jsonl --model gone/a.gguf", ["gone/a.gguf: No such file or directory\n"]),
+        ("--data rows.jsonl --model full/gone", ["full/gone: No such file or directory\n"]),
+        ("--data rows.jsonl --model https://a.b/c.gguf", ["to which it is downloaded first"]),
         ("{ok} --rank 0 --batch-size x", ["--rank 0: allowed is", "--batch-size x: allowed"]),
         ("{ok} --method dora", ["--method dora: allowed is only lora"]),
         ("{ok} --optimizer sgd", ["--optimizer sgd: allowed is only adamw"]),

@@ -335,6 +335,11 @@ def test_wrong_rows(capsys, content):
         ("--model {base} --prompt a --message b", "--prompt, --message, --prompts: one of"),
         ("--prompt a", "--model: needed; a GGUF file, or a Hugging Face folder\n"),
         ("--prompt a --adapter {base}", "of these adapters none is a run, which knows its own"),
+        ("--prompt a --adapter runs/gone", "error: runs/gone: No such file or directory\n"),
+        ("--model gone --prompt a --adapter runs/gone", "error: runs/gone: No such file"),
+        ("--prompt a --adapter .", "no adapter_model.safetensors is in it; there is 'p.jsonl'"),
+        ("--model {run} --prompt a", "an adapter, not a base model; --adapter uses it"),
+        ("--model {run}/adapter.gguf --prompt a", "an adapter, not a base model; --adapter uses"),
         ("--model {base} --prompt a --system b", "--system: it goes with --message"),
         ("--model {base} --prompt a --out b", "--out: only with --prompts"),
         ("--model {base} --prompt a --force", "--force: only with --prompts"),
@@ -368,9 +373,9 @@ def test_wrong_rows(capsys, content):
         ("{base}", "files are named by --model FILE"),
     ],
 )
-def test_unusable_input(capsys, arguments, message):
+def test_unusable_input(capsys, run, arguments, message):
     write(ROWS)
-    given = arguments.format(base=BASE).split()
+    given = arguments.format(base=BASE, run=run).split()
     code, out, error = wgtrain(capsys, "generate", *given)
     assert code in (2, 3) and out == "" and message in error, error
 

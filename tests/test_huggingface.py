@@ -400,7 +400,7 @@ def test_missing_files(tmp_path: Path) -> None:
 
     refused("config.json is missing; there is nothing")
     (tmp_path / "adapter_config.json").write_text("{}")
-    refused("an adapter, not a base model; --init-adapter starts from it")
+    refused("an adapter, not a base model; --adapter uses it")
     by_hand(tmp_path, "llama")
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
     refused(r"neither model.safetensors nor .* is there .*pytorch_model.bin")

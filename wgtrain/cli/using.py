@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import click
@@ -18,8 +19,9 @@ from wgtrain.data.templates import Templating
 from wgtrain.errors import FileError, OptionError, WgtrainError
 from wgtrain.infer.model import Model
 from wgtrain.runs.adapter_config import load_adapters, read_config
-from wgtrain.runs.adapters import NamedAdapter, model_of_run, parse_adapter
+from wgtrain.runs.adapters import NamedAdapter, adapter_path, model_of_run, parse_adapter
 from wgtrain.runs.chats import templating_of
+from wgtrain.runs.paths import check_path
 from wgtrain.train.config import RunConfig
 from wgtrain.train.settings import build, canonical, setting_of
 
@@ -156,8 +158,13 @@ def read_wanted(given: Mapping[str, Any], say: Say) -> Wanted:
         line = file.model | line
         if not adapters:
             adapters, skip = file.adapters, file.on_error == "skip"
+    if not skip:
+        for adapter in adapters:
+            check_path(Path(adapter.path))
     settings = _of_runs(adapters, line, skip, say) | line
     if "model" not in settings:
+        for adapter in adapters if not skip else ():
+            adapter_path(adapter.path)  # a folder that holds none says so
         none = "; of these adapters none is a run, which knows its own" if adapters else ""
         raise OptionError(f"model: needed; a GGUF file, or a Hugging Face folder{none}")
     (paths,) = build({"data": "-", **settings}, RunConfig)

@@ -62,6 +62,11 @@ def check_kind(gguf: GGUF) -> None:
             f"{gguf.name}: general.type is 'mmproj': this is the image projector of a model alone; "
             "open the model's own file, which lies beside it"
         )
+    if kind == "adapter":
+        raise FileError(
+            f"{gguf.name}: an adapter, not a base model; --adapter uses it, --init-adapter trains "
+            "on from it"
+        )
     if kind != "model":
         raise FileError(f"{gguf.name}: general.type is {shown(kind)}, not 'model'")
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import select
 import stat
 import time
@@ -11,6 +12,8 @@ from wgtrain.errors import FileError
 from wgtrain.files.source import shown
 
 _LONGEST_SHOWN = 1000  # characters of a path in a message
+_ADDRESS = re.compile(r"(https?|hf|ollama):|hf\.co/")
+_OF_THE_HUB = re.compile(r"[\w-]+/[\w.-]+(?<!\.gguf)")
 _WRITER_SECONDS = 2.0  # in which somebody must begin to write to a FIFO
 
 
@@ -53,9 +56,22 @@ def check_path(path: Path) -> None:
 
 def check_model(path: Path) -> None:
     """Raises FileError for what cannot be read more than once, too."""
-    check_path(path)
+    try:
+        check_path(path)
+    except FileError as error:
+        raise FileError(f"{error}{_elsewhere(path)}") from None
     if is_pipe(path):
         raise FileError(f"{path}: a FIFO; a model is read more than once")
+
+
+def _elsewhere(path: Path) -> str:
+    """How to fetch a model that is named by its place in the network, "" for a path."""
+    text = path.as_posix()
+    if _ADDRESS.match(text):
+        return "; a model is a file or folder of this machine, to which it is downloaded first"
+    if _OF_THE_HUB.fullmatch(text) and not path.parent.exists():
+        return f"; of the Hugging Face Hub `hf download {text} --local-dir {path.name}` fetches it"
+    return ""
 
 
 def read_input(path: Path) -> bytes:
@@ -95,8 +111,8 @@ def no_model_in(folder: Path) -> FileError | None:
         return None
     if "adapter_config.json" in names and "adapters.safetensors" not in names:
         return FileError(
-            f"{folder}: an adapter, not a base model; --init-adapter starts from it, --resume goes "
-            "on with a run"
+            f"{folder}: an adapter, not a base model; --adapter uses it, --init-adapter trains on "
+            "from it, --resume goes on with a run"
         )
     if ggufs:
         return FileError(
