@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import os
 import re
 import subprocess
 import sys
@@ -370,6 +371,8 @@ BAD_LAYERS: list[tuple[Any, str]] = [
     (lambda: Activation("swish"), "activation 'swish': allowed is relu, gelu"),
     (lambda: LinearModel([Activation("relu")]), "none is a Linear"),
     (lambda: LinearModel([ONE]), r"layers\[0\] is"),
+    (lambda: LinearModel(Linear("a", ONE)), "layers = Linear.*: a list of Linear and Activation"),
+    (lambda: LinearModel(None), "layers = None: a list"),
     (lambda: LinearModel([Linear("a", ONE), Linear("b", ONE)]), "'b' takes 3 values, 'a' .* 4"),
     (lambda: LinearModel([Linear("a", ONE), Linear("a", ONE)]), "two layers of name 'a'"),
     (lambda: LinearModel([Linear("a", ONE)], "nf5"), "quantize = 'nf5': allowed is nf4"),
@@ -407,6 +410,11 @@ BAD_CALLS: list[tuple[Any, str]] = [
     (lambda m: m.step(*batch("mse"), learning_rate=-1), "learning_rate = -1"),
     (lambda m: m.step(*batch("mse"), betas=(0.9, 1.0)), "betas = 1.0: .*below 1"),
     (lambda m: m.step(*batch("mse"), eps="x"), "eps = 'x'"),
+    (lambda m: m.set_parameters(None), "tensors = None: allowed are matrices of fc1.lora_a"),
+    (lambda m: m.set_parameters({"fc9.lora_a": ONE}), "allowed are matrices of fc1.lora_a"),
+    (lambda m: m.set_parameters({"fc1.lora_a": ONE}), r"fc1.lora_a has the shape \(4, 3\)"),
+    (lambda m: m.set_parameters({"fc1.lora_a": None}), "fc1.lora_a is None; an array"),
+    (lambda m: wgtrain.save_adapter(m, 5), "path = 5: a path is needed"),
 ]
 
 
@@ -416,6 +424,19 @@ def test_calls_that_cannot_be(lent: Any, act: Any, message: str) -> None:
     wgtrain.inject_lora(model, RANK, ALPHA, "fc1")
     with pytest.raises(OptionError, match=message):
         act(model)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
+def test_no_adapter_goes_in_the_place_of_what_is_no_file(lent: Any, tmp_path: Path) -> None:
+    model = make(lent)
+    wgtrain.inject_lora(model, RANK, ALPHA, "fc1")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FileError, match="pipe: a device, FIFO or socket"):
+        wgtrain.save_adapter(model, tmp_path / "pipe")
+    with pytest.raises(FileError, match="a folder; the name of a file is needed"):
+        wgtrain.save_adapter(model, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_what_needs_more_than_there_is(lent: Any) -> None:

@@ -18,6 +18,7 @@ from wgtrain.layers.description import A_NAME, B_NAME
 from wgtrain.layers.model import LinearModel, is_number
 from wgtrain.model.lora import initial_parameters
 from wgtrain.runs.disk import write_file
+from wgtrain.runs.output import check_output
 from wgtrain.runs.paths import read_input, unusable
 
 ALL = "all-linear"
@@ -46,7 +47,7 @@ def inject_lora(
     if not _is_whole(rank) or rank < 1:
         raise OptionError(f"rank = {shown(rank)}: a whole number, at least 1, is needed")
     if not is_number(alpha) or not 1e-30 <= alpha <= 1e30:
-        raise OptionError(f"alpha = {shown(alpha)}: a number above 0 is needed")
+        raise OptionError(f"alpha = {shown(alpha)}: a number from 1e-30 to 1e+30 is needed")
     if not _is_whole(seed) or not 0 <= seed < 1 << 64:
         raise OptionError(f"seed = {shown(seed)}: a whole number, at least 0, is needed")
     names = _targets(model, target_modules)
@@ -73,6 +74,8 @@ async def save_adapter(model: LinearModel, path: AnyFile | None = None) -> bytes
     `lora.<layer>.weight_a` (rank, inputs) and `.weight_b` (outputs, rank).
     """
     _check_model(model)
+    if path is not None and not isinstance(path, str | os.PathLike):
+        raise OptionError(f"path = {shown(path)}: a path is needed")
     found = await model.aio.parameters()
     tensors = {}
     for name in model.targets:
@@ -80,6 +83,7 @@ async def save_adapter(model: LinearModel, path: AnyFile | None = None) -> bytes
         tensors[B_NAME.format(name)] = found[f"{name}.lora_b"]
     data = write_gguf({**_KIND, _RANK: model.rank, _ALPHA: np.float32(model.alpha)}, tensors)
     if path is not None:
+        check_output(Path(path), True)
         try:
             write_file(Path(path), data)
         except (OSError, ValueError) as error:

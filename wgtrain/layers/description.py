@@ -83,6 +83,8 @@ Layer = Linear | Activation
 
 def check_layers(layers: Sequence[Any]) -> tuple[Layer, ...]:
     """The layers; OptionError where they are none, share a name or do not fit each other."""
+    if not isinstance(layers, Sequence):
+        raise OptionError(f"layers = {shown(layers)}: a list of Linear and Activation is needed")
     found: list[Layer] = []
     linears: list[Linear] = []
     for number, layer in enumerate(layers):

@@ -88,8 +88,16 @@ class LinearModel:
 
     def set_parameters(self, tensors: Mapping[str, np.ndarray]) -> None:
         """Sets matrices of the adapter, f32 by name, `<layer>.lora_a` and `.lora_b`."""
+        shapes = self.trainables.layout.shapes
+        if not isinstance(tensors, Mapping) or not tensors.keys() <= shapes.keys():
+            there = ", ".join(shapes) or "none"
+            raise OptionError(f"tensors = {shown(tensors)}: allowed are matrices of {there}")
+        found = {name: floats(name, values, 2) for name, values in tensors.items()}
+        for name, values in found.items():
+            if values.shape != shapes[name]:
+                raise OptionError(f"{name} has the shape {values.shape}; {shapes[name]} is needed")
         with self._turn():
-            self.trainables.values.set(tensors)
+            self.trainables.values.set(found)
 
     @dual
     async def parameters(self) -> dict[str, np.ndarray]:
