@@ -388,6 +388,46 @@ def test_nothing_is_left_of_a_folder(folder: Path, tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["base"]
 
 
+@pytest.mark.parametrize("how", ["new", "empty", "here", "link"])
+def test_a_folder_that_is_empty_is_filled(
+    how: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one where somebody stands. What is no file is named, since it is not copied."""
+    out = tmp_path / "out"
+    if how != "new":
+        out.mkdir()
+    (tmp_path / "link").symlink_to(out)
+    named = {"here": Path(), "link": tmp_path / "link"}.get(how, out)
+    if how == "here":
+        monkeypatch.chdir(out)
+    (folder / "sub").mkdir()
+    (folder / "sub" / "x.txt").write_text("x")
+    (folder / "gone.txt").symlink_to("nowhere")
+    adapter = adapter_for("llama-tied", 4, 1)
+    made = package.merge(folder, [(adapter, 1.0)], named)
+    assert made.notes == ["not copied: gone.txt, sub"]
+    names = {p.name for p in folder.iterdir()} - {"sub", "gone.txt"}
+    assert {p.name for p in out.iterdir()} == names
+    assert made.nbytes == sum(p.stat().st_size for p in out.iterdir())
+
+
+def test_nothing_is_left_of_a_folder_that_was_empty(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, rename = tmp_path / "out", Path.rename
+    out.mkdir()
+
+    def full(self: Path, target: Path) -> Path:
+        if self.name == "model.safetensors":
+            raise OSError(28, "No space left on device")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", full)
+    with pytest.raises(FileError, match=r"out: No space left on device"):
+        package.merge(folder, [(adapter_for("llama-tied", 4, 1), 1.0)], out)
+    assert list(out.iterdir()) == []
+
+
 @pytest.mark.gpu
 def test_command(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It says what it wrote and what that changed, which is what `model.logits` says."""

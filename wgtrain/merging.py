@@ -179,13 +179,15 @@ def _write_folder(path: Path, base: Path, made: MergedFolder, template: str | No
     if template is not None:
         file = small_file(CHAT_TEMPLATE, template.encode())
         files[file.name] = file.nbytes, file.chunks
-    there = [file for file in sorted(base.iterdir()) if file.is_file()]
+    inside = sorted(base.iterdir())
+    there = [file for file in inside if file.is_file()]
     there += sorted((base / MORE_TEMPLATES).glob("*.jinja"))
     names = {file.relative_to(base).as_posix(): file for file in there}
+    others = {file.name for file in inside if not file.is_file()} - {MORE_TEMPLATES}
     copies = {
         name: file for name, file in names.items() if name not in files and _copied(name, files)
     }
-    left = sorted(names.keys() - copies.keys() - files.keys())
+    left = sorted((names.keys() | others) - copies.keys() - files.keys())
     notes = [f"not copied: {', '.join(left)}"] if left else []
     nbytes = write_folder(path, files, copies)
     return Merged(path, nbytes, made.types, not made.lossy, notes)

@@ -101,9 +101,13 @@ def check_folder(path: Path) -> None:
     try:
         if not path.absolute().parent.is_dir():
             raise FileError(f"{path}: there is no folder {path.absolute().parent}")
-        if os.path.lexists(path) and not path.is_dir():
+        try:
+            os.lstat(path)
+        except FileNotFoundError:
+            return
+        if not path.is_dir():
             raise FileError(f"{path}: a file; the name of a folder is needed")
-        if path.is_dir() and any(path.iterdir()):
+        if any(path.iterdir()):
             raise FileError(f"{path}: exists already, and a folder is not replaced; name another")
     except (OSError, ValueError) as error:
         raise unusable(path, error) from None
@@ -115,10 +119,13 @@ def write_folder(
     copies: Mapping[str, Path],
 ) -> int:
     """Writes a folder of files made, given as bytes to come and their chunks, and of copies;
-    returns its bytes. Whatever goes wrong, nothing is left.
+    returns its bytes. Whatever goes wrong, nothing is left. An empty folder that is there is
+    filled: it may be where somebody stands, a link or the root of a disk.
     """
     check_folder(path)
-    new = path.with_name(f".new-{os.getpid()}-{path.name}")
+    fills = path.is_dir()
+    name = f".new-{os.getpid()}"
+    new = path / name if fills else path.with_name(f"{name}-{path.name}")
     written = 0
 
     async def write(file: Path, chunks: AsyncIterator[Data], moved: Callable[[int], None]) -> None:
@@ -140,11 +147,25 @@ def write_folder(
             (new / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(source, new / name)
             written += (new / name).stat().st_size
-        if path.is_dir():
-            path.rmdir()
-        new.rename(path)
+        if fills:
+            _move_up(new)
+        else:
+            new.rename(path)
     except OSError as error:
-        raise FileError(f"{path}: {error.strerror or error}") from None
+        copied = [source for source in copies.values() if os.fspath(source) == error.filename]
+        raise FileError(f"{[*copied, path][0]}: {error.strerror or error}") from None
     finally:
         disk.remove(new)
     return written
+
+
+def _move_up(folder: Path) -> None:
+    """Moves all that is in a folder into the one it is in, or nothing."""
+    names = os.listdir(folder)
+    try:
+        for name in names:
+            (folder / name).rename(folder.parent / name)
+    except BaseException:
+        for name in names:
+            disk.remove(folder.parent / name)
+        raise
