@@ -370,6 +370,7 @@ def test_what_stays(files: Path, folder: Path, capsys: pytest.CaptureFixture[str
         ([base, "--adapter", files / "no.gguf", "--out", out], "no.gguf: No such file"),
         ([base, "--adapter", f"{a}:x", "--out", out], "PATH:SCALE"),
         ([base, "--adapter", a, "--adapter", f"{a}:2", "--out", out], "is named twice"),
+        ([base, "--adapter", f"{a}:1e9", "--out", out], "a1.gguf: strength 1e+09"),
         ([base, "--adapter", a, "--out", out, "--quantize-base", "nf4"], "is quantised already"),
         ([base, "--adapter", a, "--out", out, "--no-check", "--data", a], "--no-check reads no"),
         ([base, "--adapter", a, "--out", files / "new", "--modelfile"], "is no GGUF"),

@@ -459,6 +459,10 @@ def test_names(model: Any, tmp_path: Any) -> None:
             adapters.rescale("style", scale)
         with pytest.raises(OptionError, match="^scale"):
             adapters.load(ALL, scale)
+    with pytest.raises(OptionError, match=r"style\.gguf: strength"):
+        adapters.load(tmp_path / "style.gguf", 1e300)
+    with pytest.raises(OptionError, match="^scale of style: strength"):
+        adapters.rescale("style", 1e300)
     assert dict(adapters)["style"] == 0.5 and len(adapters) == 4
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from wgtrain.errors import OptionError
 from wgtrain.files.source import shown
-from wgtrain.infer.stack import Checked, Stack, check_strength, read_stack
+from wgtrain.infer.stack import Checked, Stack, called, check_strength, read_stack
 from wgtrain.turn import Turn
 
 
@@ -47,7 +47,7 @@ class Adapters:
         if name is not None and (not isinstance(name, str) or not name):
             raise OptionError(f"name = {shown(name)}: a text is needed")
         one = self.read(adapter)
-        strength = _strength(one, scale)
+        strength = _strength(one, scale, called(adapter, name or "scale"))
         with self._turn(wait=True):
             if name is not None and name in self._loaded:
                 raise OptionError(f"name = {name}: an adapter of this name is loaded already")
@@ -59,7 +59,7 @@ class Adapters:
         """Another scale for an adapter; OptionError for an unknown name or no finite number."""
         with self._turn(wait=True):
             one, _ = self._found(name)
-            self._loaded = {**self._loaded, name: (one, _strength(one, scale))}
+            self._loaded = {**self._loaded, name: (one, _strength(one, scale, f"scale of {name}"))}
 
     def remove(self, name: str) -> None:
         """Takes an adapter from the stack; its place on the GPU is free for the next one."""
@@ -114,14 +114,14 @@ class Adapters:
         return f"<Adapters {inside or 'none'}>"
 
 
-def _strength(adapter: Checked, scale: float) -> float:
+def _strength(adapter: Checked, scale: float, what: str) -> float:
     """A scale, checked."""
     try:
         if not math.isfinite(scale):
             raise ValueError
     except (TypeError, ValueError, OverflowError):
         raise OptionError(f"scale = {shown(scale)}: allowed is a finite number") from None
-    check_strength(adapter.adapter, float(scale), "scale")
+    check_strength(adapter.adapter, float(scale), what)
     return float(scale)
 
 

@@ -53,7 +53,7 @@ def read_stack(pairs: Sequence[tuple[Any, float]], check: Callable[[Any], Checke
     stack = []
     for number, (adapter, strength) in enumerate(_pairs(pairs)):
         one = adapter if isinstance(adapter, Checked) else check(adapter)
-        check_strength(one.adapter, strength, f"adapters[{number}]")
+        check_strength(one.adapter, strength, called(adapter, f"adapters[{number}]"))
         stack.append((one, strength))
     return Stack(tuple(stack))
 
@@ -80,6 +80,11 @@ def _pairs(adapters: Sequence[tuple[Any, float]]) -> list[tuple[Any, float]]:
             ) from None
         pairs.append((adapter, float(strength)))
     return pairs
+
+
+def called(adapter: Any, otherwise: str) -> str:
+    """What an adapter is called in messages: its path, where it has one."""
+    return str(adapter) if isinstance(adapter, str | os.PathLike) else otherwise
 
 
 def check_strength(adapter: Adapter, strength: float, what: str) -> None:
