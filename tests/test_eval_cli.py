@@ -232,6 +232,8 @@ def test_side_by_side(evaluate: Eval, tmp_path: Path) -> None:
     compared = found["compared"]
     base, *single, whole = [one["loss"] for one in compared]
     assert [one["scales"] for one in compared] == [[], [1.0], [0.5], [1.0, 0.5]]
+    names = ["base", "+ part", "+ run:0.5", "+ part + run:0.5"]
+    assert [one["name"] for one in compared] == names and "× 0.5" not in page.read_text("utf-8")
     assert found["loss"] == whole and len({base, *single, whole}) == 4
     one = ["--model", str(BASE), "--data", "data/test.jsonl", "--limit", "2", "--json"]
     assert json.loads(evaluate(*one)[1])["loss"] == base

@@ -136,6 +136,7 @@ def test_what_it_says(small: Comparison) -> None:
         "2 of 4 got better, 1 worse; the median changed by -1.250",
     ):
         assert words in text, words
+    assert small.html.count('<th scope="row" class="short">tuned') == 4
     assert "folder/" not in small.html
     kinds = [a["data-kind"] for _, a in page.elements if "data-kind" in a]
     assert kinds == ["kept", "won", "lost", "lost"]

@@ -606,6 +606,7 @@ def test_other_paths_and_methods_are_errors_in_the_same_form(server: Any) -> Non
     ):
         answer = send(server, path, {} if method == "POST" else None, method)
         assert answer[0] == status and answer[2]["error"]["code"] == "unknown_url"
+        assert f"; there are POST {CHAT}, POST {TEXT}, GET /v1/m" in answer[2]["error"]["message"]
 
 
 def test_bodies_are_bounded(server: Any) -> None:

@@ -196,7 +196,8 @@ def _check_questions(data: Dataset, using: Using, max_tokens: int) -> None:
 def _stacks(using: Using, side_by_side: bool) -> dict[str, list[tuple[Any, float]]]:
     """What is evaluated, by name: the stack, or the base, each adapter and the stack."""
     loaded = using.model.adapters
-    named = [(name, pair) for (name, _), pair in zip(loaded, loaded.stack.adapters, strict=True)]
+    names = [name if scale == 1 else f"{name}:{scale:g}" for name, scale in loaded]
+    named = list(zip(names, loaded.stack.adapters, strict=True))
     whole = " + ".join(name for name, _ in named) or "base"
     if not side_by_side:
         return {whole: [pair for _, pair in named]}

@@ -83,9 +83,10 @@ def _card(one: Contender, contenders: Sequence[Contender], asked: int) -> dict[s
     """A contender in numbers."""
     first = contenders[0]
     worst = max(other.result.loss for other in contenders)
+    scales = [scale for scale in one.scales if scale != 1 and f":{scale:g}" not in one.name]
     return {
         "name": _text(one.name),
-        "scales": ", ".join(f"× {scale:g}" for scale in one.scales if scale != 1),
+        "scales": ", ".join(f"× {scale:g}" for scale in scales),
         "loss": one.result.loss,
         "share": 100 * one.result.loss / worst if worst > 0 else 0,
         "perplexity": one.result.perplexity,

@@ -54,7 +54,7 @@ class Effect:
 
     def __str__(self) -> str:
         before, after = (
-            "beyond all floats" if value is None else f"{value:.4f}"
+            "beyond all floats" if value is None else f"{value:,.5g}"
             for value in (self.before, self.after)
         )
         return (

@@ -133,13 +133,20 @@ class Endpoints:
 
     async def _no_such_path(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        what = f"{request.method} {request.url.path}: {error.detail}"
+        what = f"{request.method} {request.url.path}: {error.detail}; there are {_listed(request)}"
         refused = Refused(what, error.status_code, code="unknown_url")
         refused.headers |= dict(error.headers or {})
         return error_response(refused)
 
     async def _gone(self, request: Request, error: Exception) -> Response:
         return Response(status_code=499)  # nobody reads it; the log does
+
+
+def _listed(request: Request) -> str:
+    """The paths that there are, with their methods."""
+    routes = [route for route in request.app.routes if isinstance(route, Route)]
+    pairs = [(way, route.path) for route in routes for way in sorted(route.methods or ())]
+    return ", ".join(f"{way} {path}" for way, path in pairs if way != "HEAD")
 
 
 async def _object(request: Request) -> dict[str, Any]:
@@ -154,7 +161,7 @@ async def _value(request: Request) -> Any:
     kinds = request.headers.getlist("content-type")
     kind = kinds[0].partition(";")[0].strip().lower() if len(kinds) == 1 else ""
     if kind != "application/json" or "content-encoding" in request.headers:
-        raise Refused("Content-Type: application/json is needed, as it is", 415)
+        raise Refused("Content-Type: application/json is needed, and no Content-Encoding", 415)
     length = request.headers.get("content-length", "0")
     if not length.isdecimal() or int(length) > MOST_BYTES:
         raise _too_large()
