@@ -3,11 +3,13 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import weakref
+from importlib import import_module
 from pathlib import Path
 
 import click
@@ -753,6 +755,19 @@ def test_what_other_programs_have_is_told_as_ours(capsys, line, said):
     code, out, error = wgtrain(capsys, *line.split())
     assert (code, out) == (2, "") and error.startswith("error: ") and error.count("\n") == 1
     assert said in error
+
+
+@pytest.mark.parametrize("command", ["generate", "chat", "eval", "serve", "merge"])
+def test_help_begins_with_what_everybody_needs(capsys, command):
+    code, said, _ = wgtrain(capsys, command, "--help")
+    about, options, *sections = re.split(r"\n(?=\S)", said.partition("\n")[2])
+    assert code == 0 and f"  wgtrain {command} --adapter runs/mine" in about
+    assert re.match(r"Options:\n  --model FILE .*?\n  --adapter A", options, re.DOTALL)
+    assert "  -h, --help " in options and sections[-1].startswith("Model and GPU:\n  --config FILE")
+    given = import_module(f"wgtrain.cli.{command}").command.params
+    listed = re.findall(r"^  (--[\w-]+)", "\n".join([options, *sections]), re.MULTILINE)
+    assert sorted(listed) == sorted(one.opts[0] for one in given if not one.hidden)
+    assert max(map(len, said.splitlines())) <= 80
 
 
 def test_a_number_of_steps_in_words():

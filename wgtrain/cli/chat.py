@@ -13,7 +13,7 @@ from wgtrain.cli.answering import Answer, How, Screen, answer_options, read_how
 from wgtrain.cli.conversation import Conversation
 from wgtrain.cli.lines import Lines
 from wgtrain.cli.streams import complain
-from wgtrain.cli.using import Using, opened, using_options
+from wgtrain.cli.using import Sectioned, Using, opened, using_options
 from wgtrain.errors import DeviceError, OptionError, WgtrainError
 from wgtrain.infer.generation import MAX_TOKENS, Request, room_for
 from wgtrain.runs.adapter_config import load_adapters
@@ -40,13 +40,16 @@ _MORE = "/more goes on"
 _SHOWN = 60  # characters of a message that is named
 
 
-@click.command("chat", short_help="Talk with a model and adapters.")
+@click.command("chat", cls=Sectioned, short_help="Talk with a model and adapters.")
 @click.option("--system", metavar="TEXT", help="System message of the conversation.")
 @answer_options
 @click.option("--stats", is_flag=True, help="Tell tokens, speed and end of each answer.")
 @using_options
 def command(**given: Any) -> int:
     """Talk with a model, through its chat template; /help lists what can be done meanwhile.
+
+    \b
+      wgtrain chat --adapter runs/mine
 
     Through a pipe each line is a message, and each answer, without its thoughts, is followed by a
     line end; errors end the conversation there.

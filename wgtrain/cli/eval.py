@@ -11,7 +11,7 @@ import click
 from wgtrain.cli.evaluated import as_json, told
 from wgtrain.cli.options import options_of
 from wgtrain.cli.streams import complain
-from wgtrain.cli.using import Using, opened, read_wanted, using_options
+from wgtrain.cli.using import Sectioned, Using, opened, read_wanted, using_options
 from wgtrain.data import Dataset
 from wgtrain.data.examples import in_rows
 from wgtrain.data.questions import questions
@@ -30,7 +30,7 @@ ASKED = 50  # rows, where nothing else is said
 SAMPLES = 3
 
 
-@click.command("eval", short_help="Tell the loss of rows, and what adapters change.")
+@click.command("eval", cls=Sectioned, short_help="Tell the loss of rows, and what adapters change.")
 @using_options
 @click.option(
     "--data",
@@ -74,6 +74,9 @@ SAMPLES = 3
 def command(**given: Any) -> int:
     """Tell the mean loss, perplexity and number of the trained tokens of rows, under a model and
     adapters.
+
+    \b
+      wgtrain eval --adapter runs/mine --data rows.jsonl --compare
 
     Rows are read as for training, by default as the run of the adapter read them.
     """

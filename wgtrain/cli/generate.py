@@ -12,7 +12,7 @@ import click
 from wgtrain.cli.answering import Answer, How, Screen, answer_options, as_json, read_how
 from wgtrain.cli.asked import STDIN, Asked, read_asked
 from wgtrain.cli.streams import complain
-from wgtrain.cli.using import Using, opened, using_options
+from wgtrain.cli.using import Sectioned, Using, opened, using_options
 from wgtrain.errors import DeviceError, FileError, OptionError, WgtrainError
 from wgtrain.infer.generation import room_for
 from wgtrain.runs import disk
@@ -21,7 +21,7 @@ from wgtrain.runs.output import check_output
 DONE = 0
 
 
-@click.command("generate", short_help="Continue a text, or answer a message.")
+@click.command("generate", cls=Sectioned, short_help="Continue a text, or answer a message.")
 @click.option(
     "--prompt",
     metavar="TEXT",
@@ -48,6 +48,9 @@ DONE = 0
 @using_options
 def command(**given: Any) -> int:
     """Continue a text, or answer a message with the model's chat template.
+
+    \b
+      wgtrain generate --adapter runs/mine --message "Hello"
 
     The text alone goes to standard output as it comes, all else to standard error. Thoughts before
     an answer are dimmed in a terminal, and left out elsewhere; --json and --prompts have them as

@@ -9,7 +9,7 @@ import click
 from wgtrain.api import opened_base
 from wgtrain.cli.options import as_options
 from wgtrain.cli.streams import complain
-from wgtrain.cli.using import Wanted, read_wanted, using_some
+from wgtrain.cli.using import Sectioned, Wanted, read_wanted, using_some
 from wgtrain.errors import OptionError, WgtrainError
 from wgtrain.files.file_types import TARGETS
 from wgtrain.gpu import format_size, run
@@ -33,7 +33,7 @@ from wgtrain.runs.output import check_output
 OPTIONS = ("model", "quantize_base", "chat_template", "template_args", "adapter_index")
 
 
-@click.command()
+@click.command(cls=Sectioned)
 @using_some((*OPTIONS, "gpu_memory"))
 @click.option(
     "--out",
@@ -71,6 +71,9 @@ def command(
     **given: Any,
 ) -> None:
     """Fold adapters into a model, a GGUF or a folder.
+
+    \b
+      wgtrain merge --adapter runs/mine --out mine.gguf
 
     A GGUF has the types of the base or another. Of a base that was quantised for training
     (--quantize-base) the full-precision weights are taken; the comparison is with the quantised

@@ -8,7 +8,7 @@ import click
 from wgtrain.api import opened_base
 from wgtrain.cli.options import as_options
 from wgtrain.cli.streams import complain
-from wgtrain.cli.using import Wanted, read_wanted, using_some
+from wgtrain.cli.using import Sectioned, Wanted, read_wanted, using_some
 from wgtrain.errors import FileError, OptionError
 from wgtrain.merging import files_of, read_adapters
 from wgtrain.modelfiles import NAME, write_modelfile
@@ -16,7 +16,7 @@ from wgtrain.runs.adapters import adapter_path
 from wgtrain.runs.output import check_output
 
 
-@click.command()
+@click.command(cls=Sectioned)
 @using_some(("model", "chat_template", "template_args"))
 @click.option("--out", metavar="FILE", default=NAME, help=f"What to write.  [default: {NAME}]")
 @click.option("--force", is_flag=True, help="Replace a file that is there.")

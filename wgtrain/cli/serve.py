@@ -6,13 +6,13 @@ from typing import Any
 import click
 
 from wgtrain.cli.streams import complain
-from wgtrain.cli.using import opened, using_options
+from wgtrain.cli.using import Sectioned, opened, using_options
 from wgtrain.errors import FileError, OptionError
 from wgtrain.files.source import shown
 from wgtrain.infer.sampling import Sampling
 
 
-@click.command("serve", short_help="Answer over HTTP, as OpenAI's API does.")
+@click.command("serve", cls=Sectioned, short_help="Answer over HTTP, as OpenAI's API does.")
 @using_options
 @click.option(
     "--adapter-dir",
@@ -56,6 +56,9 @@ from wgtrain.infer.sampling import Sampling
 )
 def command(**given: Any) -> int:
     """Answer chats and completions over HTTP, as OpenAI's API does, until interrupted.
+
+    \b
+      wgtrain serve --adapter runs/mine
 
     Adapters are models of their own, called MODEL+ADAPTER. The first line on standard output is the
     address; standard error has a line for each request.

@@ -30,6 +30,30 @@ CHAT = ("chat_template", "template_args", "system")
 USED = (*BASE, "chat_template", "template_args", "adapter_index", "gpu_memory")
 _NAMES = {n for f in fields(RunConfig) if f.name in USED for n in (f.name, *setting_of(f).aliases)}
 Say = Callable[[str], None]
+# Parts of --help with a head of their own, by the names of parameters; what is in none comes first.
+_FIRST = ("model", "adapter")
+_SECTIONS = {
+    "Sampling": ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed", "stop"),
+    "Reading rows": ("kind", "batch_size", "seq_len", "train_on", "mask_prompt"),
+    "Model and GPU": ("config_file", *USED[1:]),
+}
+
+
+class Sectioned(click.Command):
+    """A command whose help begins with what everybody needs."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the options, by section."""
+        heads = {name: head for head, names in _SECTIONS.items() for name in names}
+        sections: dict[str, list[tuple[str, str]]] = {head: [] for head in ("Options", *_SECTIONS)}
+        params = sorted(self.get_params(ctx), key=lambda one: one.name not in _FIRST)
+        for param in params:
+            if (record := param.get_help_record(ctx)) is not None:
+                sections[heads.get(param.name or "", "Options")].append(record)
+        for head, records in sections.items():
+            if records:
+                with formatter.section(head):
+                    formatter.write_dl(records)
 
 
 def using_options(command: Any) -> Any:
