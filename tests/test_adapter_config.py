@@ -166,7 +166,7 @@ UNUSABLE = [
     ("unreadable.gguf", "the header, byte 4: GGUF version"),
     ("architecture.gguf", "does not fit the model: made for 'qwen2' models, this one is 'llama'"),
     ("shape.gguf", "does not fit the model: 'blk.0.ffn_up.weight': made for"),
-    ("./a.gguf", "an adapter is named twice; `scale` makes it stronger"),
+    ("./a.gguf", "an adapter is named twice; a scale makes it stronger"),
     (".", "no adapter_model.safetensors is in it"),
 ]
 

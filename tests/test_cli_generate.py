@@ -144,6 +144,8 @@ def test_adapters(capsys, model, run):
         assert generate(capsys, *given) == (wanted, "")
     twice = generate(capsys, *alone, f"{run}:0.5", "--adapter", f"{checkpoint}:0.5")[0]
     assert twice == tuned
+    code, _, error = wgtrain(capsys, "generate", *alone, run, "--adapter", run / "adapter.gguf")
+    assert code == 2 and f"{run / 'adapter.gguf'}: an adapter is named twice" in error
 
 
 def test_runs_of_other_bases(capsys, tmp_path, run):

@@ -228,10 +228,12 @@ def test_a_base_with_an_adapter(files: Path, capsys: pytest.CaptureFixture[str])
     for name, data in write_adapter_peft(adapter, base_name=None, **heads).items():
         (files / "peft" / name).write_bytes(data)
     (files / "other.gguf").write_bytes(write_adapter_gguf(adapter_for("llama", 4, 1)))
+    (files / "b.gguf").write_bytes(write_adapter_gguf(adapter_for("qwen2", 4, 2)))
     for more, words in (
         (["--adapter", a], "exists already; --force"),
         (["--adapter", f"{a}:0.5", "--force"], "a scale of 0.5: Ollama takes one adapter"),
-        (["--adapter", a, "--adapter", a, "--force"], "2 adapters: Ollama takes one"),
+        (["--adapter", a, "--adapter", a, "--force"], "an adapter is named twice"),
+        (["--adapter", a, "--adapter", files / "b.gguf", "--force"], "2 adapters: Ollama takes"),
         (["--adapter", files / "peft", "--force"], "no GGUF, which Ollama needs; wgtrain convert"),
         (["--adapter", files / "other.gguf", "--force"], "does not fit the model"),
         (["--model", files / "peft", "--force"], "makes one GGUF, which Ollama needs"),
@@ -242,6 +244,16 @@ def test_a_base_with_an_adapter(files: Path, capsys: pytest.CaptureFixture[str])
         assert out.read_text() == before
     code, said = wgtrain(capsys, *arguments, "--force", "--chat-template", "chatml")
     assert code == 0 and "ADAPTER" not in out.read_text()
+    listed = [{"path": str(files / name)} for name in ("no.gguf", "a.gguf")]
+    config = {"model": {"path": str(base)}, "lora_adapters": listed}
+    (files / "c.json").write_text(json.dumps(config))
+    given = ("modelfile", "--config", files / "c.json", "--out", out, "--force")
+    code, said = wgtrain(capsys, *given)
+    assert code == 0 and f"warning: the adapter {files / 'no.gguf'} is skipped: No such" in said
+    assert f"\nADAPTER {a}\n" in out.read_text()
+    (files / "c.json").write_text(json.dumps({**config, "on_error": "error"}))
+    code, said = wgtrain(capsys, *given)
+    assert code == 2 and "no.gguf: No such file" in said
 
 
 def test_a_model_without_a_template(files: Path, capsys: pytest.CaptureFixture[str]) -> None:

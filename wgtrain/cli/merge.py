@@ -1,6 +1,5 @@
 """`wgtrain merge`: adapters folded into a model, what that changed, and a Modelfile beside it."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,8 @@ from wgtrain.model.folder import Folder
 from wgtrain.model.merge import Scaled
 from wgtrain.model.quantised import quantised_types
 from wgtrain.modelfiles import NAME, write_modelfile
-from wgtrain.runs.adapters import adapter_path
+from wgtrain.runs.adapter_config import each_usable
+from wgtrain.runs.adapters import NamedAdapter
 from wgtrain.runs.output import check_output
 
 OPTIONS = ("model", "quantize_base", "chat_template", "template_args", "adapter_index")
@@ -118,29 +118,17 @@ def _say(line: str) -> None:
 
 def _read(wanted: Wanted, base: Folder, given: dict[str, Any]) -> tuple[list[Scaled], list[Path]]:
     """The adapters that can be used, and the files they are in."""
-    found: list[Scaled] = []
-    inputs: list[Path] = []
-    for named in wanted.adapters:
-        try:
-            file = adapter_path(named.path)
-            added = read_adapters([(named.path, named.scale)], base.gguf)
-            if any(os.path.samefile(file, other) for other in inputs):
-                raise OptionError(
-                    f"{named.path}: an adapter is named twice; a scale makes it stronger"
-                )
-        except WgtrainError as error:
-            if not wanted.skip:
-                raise
-            reason = str(error).removeprefix(named.path).lstrip(": ")
-            complain(f"warning: the adapter {named.path} is skipped: {reason}")
-        else:
-            found += added
-            inputs.append(file)
+
+    def read(named: NamedAdapter, file: Path) -> tuple[Scaled, Path]:
+        (scaled,) = read_adapters([(named.path, named.scale)], base.gguf)
+        return scaled, file
+
+    found = each_usable(wanted.adapters, read, wanted.skip, complain)
     if not found:
         where = given.get("config_file")
         what = f"{where}: no adapter in it can be used" if wanted.adapters else "--adapter: needed"
         raise OptionError(f"{what}; there is nothing to merge")
-    return found, inputs
+    return [scaled for scaled, _ in found], [file for _, file in found]
 
 
 def _told(out: str, architecture: str, made: Merged, adapters: int) -> None:

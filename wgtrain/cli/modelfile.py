@@ -12,7 +12,8 @@ from wgtrain.cli.using import Sectioned, Wanted, read_wanted, using_some
 from wgtrain.errors import FileError, OptionError
 from wgtrain.merging import files_of, read_adapters
 from wgtrain.modelfiles import NAME, write_modelfile
-from wgtrain.runs.adapters import adapter_path
+from wgtrain.runs.adapter_config import each_usable
+from wgtrain.runs.adapters import NamedAdapter
 from wgtrain.runs.output import check_output
 
 
@@ -41,14 +42,18 @@ def command(out: str, force: bool, **given: Any) -> None:
 
 def _adapter(wanted: Wanted, gguf: Any) -> Path | None:
     """The file of the adapter; Ollama takes one, a GGUF, at the strength it was trained with."""
-    if not wanted.adapters:
+
+    def read(named: NamedAdapter, file: Path) -> tuple[NamedAdapter, Path]:
+        read_adapters([(named.path, named.scale)], gguf)
+        return named, file
+
+    found = each_usable(wanted.adapters, read, wanted.skip, complain)
+    if not found:
         return None
-    (named, *others) = wanted.adapters
+    ((named, file), *others) = found
     if others or named.scale != 1:
-        what = f"{len(others) + 1} adapters" if others else f"a scale of {named.scale:g}"
+        what = f"{len(found)} adapters" if others else f"a scale of {named.scale:g}"
         raise OptionError(f"--adapter: {what}: Ollama takes one adapter as trained; wgtrain merge")
-    file = adapter_path(named.path)
     if file.suffix != ".gguf":
         raise FileError(f"{named.path}: no GGUF, which Ollama needs; wgtrain convert makes one")
-    read_adapters([(file, 1.0)], gguf)
     return file

@@ -11,14 +11,14 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from wgtrain.data.templates import CHATML, looks_like_source
 from wgtrain.errors import DeviceError, FileError, OptionError, WgtrainError
 from wgtrain.files.safetensors import json_object
 from wgtrain.files.source import shown
 from wgtrain.infer.model import Model
-from wgtrain.runs.adapters import NamedAdapter
+from wgtrain.runs.adapters import NamedAdapter, adapter_path
 from wgtrain.runs.paths import native, read_input
 from wgtrain.train.config import RunConfig
 from wgtrain.train.settings import said, setting_of
@@ -33,6 +33,7 @@ SETTINGS = (
 )
 MOST_BYTES = 1 << 20
 Say = Callable[[str], None]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -150,23 +151,40 @@ def _settings(model: Mapping[str, Any], where: str, folder: Path) -> dict[str, A
 
 
 def load_adapters(model: Model, adapters: Iterable[NamedAdapter], skip: bool, say: Say) -> None:
-    """Puts adapters on a model's default stack, in order. One that cannot be read, does not fit the
-    model, or is there already, raises; with `skip` it is left out, and `say` hears which, and why.
+    """Puts adapters on a model's default stack, in order, as `each_usable` goes through them."""
+
+    def load(adapter: NamedAdapter, file: Path) -> None:
+        model.adapters.load(file, adapter.scale, adapter.name or None)
+
+    each_usable(adapters, load, skip, say)
+
+
+def each_usable(
+    adapters: Iterable[NamedAdapter],
+    use: Callable[[NamedAdapter, Path], T],
+    skip: bool,
+    say: Say,
+) -> list[T]:
+    """What `use` makes of adapters and the files they are in, in order. One that cannot be read, is
+    named twice, or is refused by `use`, raises; with `skip` it is left out, and `say` hears which,
+    and why.
     """
-    there: dict[str, str] = {}
+    found: dict[str, T] = {}
     for adapter in adapters:
+        file = Path(adapter.path)
         try:
-            place = os.path.realpath(adapter.path)
-            if place in there:
+            file = adapter_path(adapter.path, say)
+            place = os.path.realpath(file)
+            if place in found:
                 raise OptionError(
-                    f"{adapter.path}: an adapter is named twice; `scale` makes it stronger"
+                    f"{adapter.path}: an adapter is named twice; a scale makes it stronger"
                 )
-            model.adapters.load(adapter.path, adapter.scale, adapter.name or None)
-            there[place] = adapter.path
+            found[place] = use(adapter, file)
         except DeviceError:
             raise
         except WgtrainError as error:
             if not skip:
                 raise
-            reason = str(error).removeprefix(adapter.path).lstrip(": ")
+            reason = str(error).removeprefix(str(file)).removeprefix(adapter.path).lstrip(": ")
             say(f"warning: the adapter {adapter.path} is skipped: {reason}")
+    return list(found.values())
