@@ -15,6 +15,7 @@ from wgtrain.files import (
     Adapter,
     TensorInfo,
     adapter_fits,
+    adapter_form,
     parse_gguf,
     read_adapter_gguf,
     read_adapter_peft,
@@ -508,6 +509,12 @@ def test_what_a_program_made_is_taken_as_float32() -> None:
     for new, old in zip(found.tensors["x.weight"], given.tensors["x.weight"], strict=True):
         assert new.dtype == np.float32
         np.testing.assert_array_equal(new, old)
+
+
+def test_no_numbers_are_spelt_where_nothing_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It took a hundred times as long as all else."""
+    monkeypatch.setattr(adapter_form, "shown", None)
+    well_formed(made())
 
 
 def test_an_adapter_of_the_embedding_does_not_go_unheard() -> None:

@@ -38,7 +38,7 @@ def _fields(adapter: Any) -> tuple[Any, Any, Any]:
 
 def _pair(name: Any, pair: Any, rank: int) -> tuple[np.ndarray, np.ndarray]:
     """A (rank, n_in) and B (n_out, rank), float32."""
-    said = shown(pair)
+    said = ""
     try:
         a, b = (np.asarray(matrix) for matrix in pair)
         said = f"A {a.shape} of {a.dtype}, B {b.shape} of {b.dtype}"
@@ -55,7 +55,7 @@ def _pair(name: Any, pair: Any, rank: int) -> tuple[np.ndarray, np.ndarray]:
             raise ValueError
     except (TypeError, ValueError, IndexError):
         raise FileError(
-            f"adapter: {shown(name)}: {said}; A (r, n_in) and B (n_out, r) of finite numbers and "
+            f"adapter: {shown(name)}: {said or shown(pair)}; A (r, n_in) and B (n_out, r) of finite numbers and "
             f"rank {rank} are needed"
         ) from None
     return found
