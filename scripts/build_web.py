@@ -37,8 +37,8 @@ PURE = ("jinja2", "markupsafe")  # their Python files alone work in a page
 TEST_NUMPY = "numpy-2.2.5-cp313-cp313-pyodide_2025_0_wasm32.whl"
 # JavaScript that travels inside the wheel, so that the wheel alone is enough in anyone's page.
 INSIDE = {"wgtrain/data/tokenizers.cjs": "@huggingface/tokenizers/dist/tokenizers.min.cjs"}
-# Of the wheel a page of ours needs neither the faces of terminals, folders and servers nor the demo,
-# nor the JavaScript, which lies beside it as scripts.js.
+# Of the wheel a page of ours needs neither the faces of terminals, folders and servers nor the
+# demo, nor the JavaScript, which lies beside it as scripts.js.
 _FOLDERS = "held_out inputs session stopping telling".split()
 NOT_IN_PAGE = (
     *("bench/", "cli/", "demo_files/", "serve/", "web/", "__main__.py"),

@@ -466,6 +466,16 @@ def test_names(model: Any, tmp_path: Any) -> None:
     assert dict(adapters)["style"] == 0.5 and len(adapters) == 4
 
 
+def test_an_adapter_read_for_another_model_is_checked_again(model: Any) -> None:
+    one = model.adapters.read(ALL)
+    with wgtrain.load_model(tiny.tiny("qwen2").gguf, limits="default") as other:
+        for given in ([(one, 1.0)], model.stack([(one, 1.0)])):
+            with pytest.raises(FileError, match="made for 'llama' models, this one is 'qwen2'"):
+                other.logits(TOKENS, given)
+        with pytest.raises(FileError, match="made for 'llama' models"):
+            other.adapters.load(one)
+
+
 def test_an_adapter_that_was_read_is_not_read_again(
     model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -128,6 +128,7 @@ def read_adapters(adapters: Sequence[tuple[Any, float]], gguf: GGUF) -> list[Sca
     config = read_config(gguf)
 
     def read(adapter: Any) -> Checked:
+        adapter = adapter.adapter if isinstance(adapter, Checked) else adapter
         found = fitted(HOST.read_adapter(adapter, config), gguf.tensors)
         return check_adapter(found, gguf, config.architecture, _name(adapter, whole=True))
 

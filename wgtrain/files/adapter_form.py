@@ -55,7 +55,7 @@ def _pair(name: Any, pair: Any, rank: int) -> tuple[np.ndarray, np.ndarray]:
             raise ValueError
     except (TypeError, ValueError, IndexError):
         raise FileError(
-            f"adapter: {shown(name)}: {said or shown(pair)}; A (r, n_in) and B (n_out, r) of finite numbers and "
-            f"rank {rank} are needed"
+            f"adapter: {shown(name)}: {said or shown(pair)}; A (r, n_in) and B (n_out, r) of "
+            f"finite numbers and rank {rank} are needed"
         ) from None
     return found

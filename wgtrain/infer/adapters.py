@@ -34,7 +34,7 @@ class Adapters:
         """An adapter (what `load_adapter` takes) read once: given for it in requests, it is neither
         read nor checked again. FileError where it does not fit the model.
         """
-        return adapter if isinstance(adapter, Checked) else self._check(adapter)
+        return self._check(adapter)
 
     def load(self, adapter: Any, scale: float = 1.0, name: str | None = None) -> str:
         """Puts an adapter (a path, bytes, an `Adapter`, what `read` gave) on top of the stack, and
@@ -84,7 +84,8 @@ class Adapters:
         """The stack of a request: its own, or for None this one."""
         if adapters is None:
             return self.stack
-        return adapters if isinstance(adapters, Stack) else read_stack(adapters, self.read)
+        pairs = adapters.adapters if isinstance(adapters, Stack) else adapters
+        return read_stack(pairs, self.read)
 
     def _found(self, name: str) -> tuple[Checked, float]:
         if not isinstance(name, str) or name not in self._loaded:

@@ -109,9 +109,13 @@ class Model:
         return fitted(self.host.read_adapter(adapter, self.config), self.gguf.tensors)
 
     def _check_adapter(self, adapter: AdapterLike) -> Checked:
+        if isinstance(adapter, Checked):
+            if adapter.model == self.fingerprint:
+                return adapter
+            adapter = adapter.adapter
         name = str(adapter) if isinstance(adapter, str | os.PathLike) else "adapter"
         read, arch = self.read_adapter(adapter), self.config.architecture
-        return check_adapter(read, self.gguf, arch, name)
+        return check_adapter(read, self.gguf, arch, name, self.fingerprint)
 
     def sample_prompts(
         self, texts: Sequence[str], rows: Dataset, valid: Dataset | None

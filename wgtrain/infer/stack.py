@@ -18,12 +18,13 @@ MAX_SCALE = 1e6  # of an adapter: strength * alpha / rank
 
 @dataclass(frozen=True, eq=False)
 class Checked:
-    """An adapter that fits the model; equal `key`, equal numbers. It stands wherever an adapter
-    does, and is neither read nor hashed again.
+    """An adapter that fits the model of this fingerprint; equal `key`, equal numbers. It stands
+    wherever an adapter does, and for that model is neither read nor hashed again.
     """
 
     adapter: Adapter
     key: bytes = field(repr=False)
+    model: str = field(repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,12 +39,12 @@ class Stack:
         return b"".join(one.key + repr(strength).encode() for one, strength in self.adapters)
 
 
-def check_adapter(adapter: Adapter, gguf: GGUF, arch: str, what: str) -> Checked:
+def check_adapter(adapter: Adapter, gguf: GGUF, arch: str, what: str, model: str = "") -> Checked:
     """An adapter for a model, whose form was checked as it was read; FileError for one of another
-    model. `what` it is called in messages.
+    model. `what` it is called in messages; `model`: the fingerprint.
     """
     adapter_fits(adapter, gguf.tensors, arch, what)
-    return Checked(adapter, _digest(adapter))
+    return Checked(adapter, _digest(adapter), model)
 
 
 def read_stack(pairs: Sequence[tuple[Any, float]], check: Callable[[Any], Checked]) -> Stack:
@@ -52,7 +53,7 @@ def read_stack(pairs: Sequence[tuple[Any, float]], check: Callable[[Any], Checke
     """
     stack = []
     for number, (adapter, strength) in enumerate(_pairs(pairs)):
-        one = adapter if isinstance(adapter, Checked) else check(adapter)
+        one = check(adapter)
         check_strength(one.adapter, strength, called(adapter, f"adapters[{number}]"))
         stack.append((one, strength))
     return Stack(tuple(stack))
