@@ -19,8 +19,8 @@ import wgtrain
 from wgtrain.data import Tokenizer, load_tokenizer
 from wgtrain.engine.plan import Plan
 from wgtrain.errors import NonFiniteError, OptionError, OutOfMemoryError
-from wgtrain.infer.decode import Places
 from wgtrain.infer.generation import MAX_TOKENS, Piece, Request, Row, generate
+from wgtrain.infer.places import Places
 from wgtrain.infer.sampling import Sampling
 from wgtrain.infer.text import StopFinder
 from wgtrain.turn import Turn

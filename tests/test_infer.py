@@ -125,7 +125,7 @@ class Bytes:
 @pytest.mark.parametrize("text", ["plain", "é€🙂", "a🙂b"])
 def test_pieces_are_whole_characters(text: str) -> None:
     stream = TextStream(Bytes(), [65])  # type: ignore[arg-type]
-    pieces = [stream.add([byte]) for byte in text.encode()]
+    pieces = [stream.read(byte)[1] for byte in text.encode()]
     assert [piece for piece in pieces if piece] == list(text) and stream.end() == ""
     cut = TextStream(Bytes(), [])  # type: ignore[arg-type]
-    assert [cut.add([0xF0]), cut.add([0x9F]), cut.end()] == ["", "", "\ufffd"]
+    assert [cut.read(0xF0)[1], cut.read(0x9F)[1], cut.end()] == ["", "", "\ufffd"]

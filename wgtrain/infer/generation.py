@@ -9,7 +9,7 @@ from typing import Any
 from wgtrain.data.tokenizer import Tokenizer
 from wgtrain.errors import OptionError, OutOfMemoryError
 from wgtrain.files.source import shown
-from wgtrain.infer.decode import Places
+from wgtrain.infer.places import Places
 from wgtrain.infer.sampling import Sampler, Sampling, log_probability
 from wgtrain.infer.text import StopFinder, TextStream
 from wgtrain.infer.thoughts import ChatPrompt, Splitter

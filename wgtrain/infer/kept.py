@@ -10,7 +10,7 @@ from wgtrain.engine.stacked import StackedLora
 from wgtrain.errors import OutOfMemoryError
 from wgtrain.gpu import Device
 from wgtrain.infer.cached import CachedSession, open_sequences
-from wgtrain.infer.decode import Places
+from wgtrain.infer.places import Places
 from wgtrain.infer.plans import tuned
 from wgtrain.infer.session import Session
 from wgtrain.infer.slots import Slots

@@ -10,8 +10,8 @@ from wgtrain.engine.plan import Plan
 from wgtrain.errors import OptionError
 from wgtrain.gpu import Device
 from wgtrain.infer.cached import CachedSession
-from wgtrain.infer.decode import Places
 from wgtrain.infer.generation import Request, Row, generate
+from wgtrain.infer.places import Places
 from wgtrain.infer.prompting import Prompter
 from wgtrain.model.base import Base
 from wgtrain.turn import Turn

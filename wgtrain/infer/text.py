@@ -1,7 +1,7 @@
 """Tokens as they come, turned into pieces of text; and where a stop string ends them."""
 
 import codecs
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 
 from wgtrain.data.tokenizer import Tokenizer
 
@@ -16,10 +16,6 @@ class TextStream:
         self._last = list(prompt[-1:])  # it decides whether a space opens the answer
         self._shown = shown
         self._characters = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def add(self, tokens: Iterable[int]) -> str:
-        """What the next tokens add, maybe nothing yet."""
-        return "".join(self.read(token)[1] for token in tokens)
 
     def read(self, token: int) -> tuple[bytes, str]:
         """The bytes of the next token, and the characters that end with it."""
