@@ -1,6 +1,5 @@
 """Conversations of a data set become text, while the rows before them are tokenised."""
 
-import json
 import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
@@ -10,9 +9,9 @@ from typing import Any
 
 from wgtrain.chat.bounded import ChatTemplate, Conversation
 from wgtrain.data.examples import Chat, Example, Segment, in_rows
-from wgtrain.data.templates import Templating, last_token, no_tokens
+from wgtrain.data.templates import Templating, foreign_tokens, last_token
 from wgtrain.data.tokenizer import Tokenizer
-from wgtrain.errors import FileError, OptionError
+from wgtrain.errors import FileError
 
 _BATCH = 256  # rows
 LEFT_OUT = "such turns are not trained"
@@ -116,7 +115,11 @@ class Chats:
         except FileError as error:
             raise FileError(f"{name} line {example.line}: {error}") from error
         if self._templating.template is not None:
-            self._check_pieces(found.text, chat)
+            given = [chat.messages, chat.tools, chat.args]
+            if wrong := foreign_tokens(
+                found.text, self._templating, self._tokenizer, given, self._known
+            ):
+                raise wrong
         self.rows += 1
         self._added += found.added
         self._cut_turns += len({i for i, _ in cut})
@@ -133,21 +136,6 @@ class Chats:
             return part
         one = re.compile("|".join(map(re.escape, sorted(pieces, key=len, reverse=True))))
         return replace(part, typed=[found.span() for found in one.finditer(part.text)])
-
-    def _check_pieces(self, text: str, chat: Chat) -> None:
-        """OptionError where a template that replaces the model's writes what its vocabulary does
-        not have.
-        """
-        missing = no_tokens(text, self._tokenizer, self._known)
-        if missing:
-            typed = json.dumps([chat.messages, chat.tools, chat.args], ensure_ascii=False)
-            missing = [piece for piece in missing if piece not in typed]
-        if missing:
-            raise OptionError(
-                f"chat_template = {self._templating.name}: it writes {' '.join(missing)}, not "
-                f"single tokens of the vocabulary of {self._tokenizer.name}: a template for this "
-                "model is needed"
-            )
 
 
 def texts_in(value: Any) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """Which chat template the conversations of a run go through, with which variables, on which day."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -145,8 +145,11 @@ def unread(
     )
 
 
-def no_tokens(text: str, tokenizer: Tokenizer, known: dict[str, bool]) -> list[str]:
-    """What looks like a special token in a text and is none of the vocabulary's.
+def foreign_tokens(
+    text: str, templating: Templating, tokenizer: Tokenizer, given: Any, known: dict[str, bool]
+) -> OptionError | None:
+    """The error for a template in the place of the model's that wrote, in `text`, what looks like a
+    special token and is none of the vocabulary's, and did not stand in what it was `given`, JSON.
 
     `known` keeps what was looked at before.
     """
@@ -154,7 +157,29 @@ def no_tokens(text: str, tokenizer: Tokenizer, known: dict[str, bool]) -> list[s
     for piece in found:
         if piece not in known:
             known[piece] = len(tokenizer.encode(piece, special=True)) == 1
-    return [piece for piece in found if not known[piece]]
+    missing = [piece for piece in found if not known[piece]]
+    if missing:
+        texts = list(all_texts(given))
+        missing = [piece for piece in missing if not any(piece in one for one in texts)]
+    if not missing:
+        return None
+    return OptionError(
+        f"chat_template = {templating.name}: it writes {' '.join(missing)}, not single tokens of "
+        f"the vocabulary of {tokenizer.name}: a template for this model is needed"
+    )
+
+
+def all_texts(value: Any) -> Iterator[str]:
+    """All texts in a value of JSON, with the names of fields: whoever asks may choose these too."""
+    open_ = [value]
+    while open_:
+        item = open_.pop()
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, list | tuple):
+            open_ += item
+        elif isinstance(item, dict):
+            open_ += [*item, *item.values()]
 
 
 def _foreign(variables: list[str], tokenizer: Tokenizer) -> list[str]:

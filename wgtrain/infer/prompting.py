@@ -10,7 +10,14 @@ from wgtrain.data import ChatTemplate
 from wgtrain.data.examples import without_developer
 from wgtrain.data.messages import Conversation, free_form, read_conversation
 from wgtrain.data.records import RowError
-from wgtrain.data.templates import SYSTEM, Templating, check_arguments, no_tokens, unread
+from wgtrain.data.templates import (
+    SYSTEM,
+    Templating,
+    all_texts,
+    check_arguments,
+    foreign_tokens,
+    unread,
+)
 from wgtrain.data.tokenizer import Tokenizer
 from wgtrain.errors import FileError, OptionError
 from wgtrain.files.source import shown
@@ -73,14 +80,16 @@ class Prompter:
             raise wrong
         if not any("developer" in text for text in templating.sources(self._tokenizer).values()):
             chat = [without_developer(message) for message in chat]
-        given = list(_texts([chat, tools]))
+        given = list(all_texts([chat, tools]))
         guard = _guard(given)
         pieces = (self._tokenizer.pieces[i] for i in {*self._tokenizer.control_in(given)})
         typed = [piece for piece in pieces if len(piece) > 1]  # a guard fits into these
         chat, shielded = _shielded([chat, tools], typed, guard)
         text = self._template(templating).render(chat, shielded, True, args)
         if templating.template is not None:
-            self._check_pieces(text, templating, [*given, *_texts(args)])
+            asked = [given, args]
+            if wrong := foreign_tokens(text, templating, self._tokenizer, asked, self._known):
+                raise wrong
         ids = self._tokenizer.encode(text, bos=self._tokenizer.add_bos, special=True, guard=guard)
         return ChatPrompt(ids, self._thoughts(text, templating, tools, args))
 
@@ -130,30 +139,6 @@ class Prompter:
                 'or chatml (in Python model.templating = wgtrain.templating("chatml"))'
             )
         return self._open
-
-    def _check_pieces(self, text: str, templating: Templating, given: list[str]) -> None:
-        """OptionError where another model's template writes tokens that this one does not have."""
-        missing = no_tokens(text, self._tokenizer, self._known)
-        missing = [piece for piece in missing if not any(piece in one for one in given)]
-        if missing:
-            raise OptionError(
-                f"chat_template = {templating.name}: it writes {' '.join(missing)}, not single "
-                f"tokens of the vocabulary of {self._tokenizer.name}: a template for this model is "
-                "needed"
-            )
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """All texts in a value of JSON, with the names of fields: whoever asks may choose these too."""
-    open_ = [value]
-    while open_:
-        item = open_.pop()
-        if isinstance(item, str):
-            yield item
-        elif isinstance(item, list):
-            open_ += item
-        elif isinstance(item, dict):
-            open_ += [*item, *item.values()]
 
 
 def _guard(texts: list[str]) -> str:
