@@ -4,7 +4,6 @@ the next request takes; and what a new plan takes, where there is no room.
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any
 
 from wgtrain import gpu
@@ -12,7 +11,7 @@ from wgtrain.bench.measure import Record, record, spread, timed
 from wgtrain.bench.shapes import Shape
 from wgtrain.bench.tuned import AUTO
 from wgtrain.bench.weights import RandomWeights
-from wgtrain.files import Adapter, write_adapter_gguf
+from wgtrain.files import write_adapter_gguf
 from wgtrain.infer.cached import CachedSession, open_sequences
 from wgtrain.infer.model import Model
 from wgtrain.infer.opening import open_model
@@ -28,9 +27,7 @@ class Changer:
 
     def __init__(self, model: Model, shape: Shape):
         self.model = model
-        made = Adapter(shape.architecture, shape.rank, shape.alpha, shape.adapter())
-        # Equal ones would lie in one place.
-        each = [replace(made, alpha=made.alpha / (1 + i)) for i in range(COUNT + MORE)]
+        each = shape.adapters(COUNT + MORE)
         self.files = [write_adapter_gguf(adapter) for adapter in each]
         self.adapters = [model.adapters.read(adapter) for adapter in each]
         self.slots = Slots(model.device, model.base)

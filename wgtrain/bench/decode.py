@@ -25,7 +25,6 @@ from wgtrain.engine.tables import to_json
 from wgtrain.engine.tuning import Tuning
 from wgtrain.engine.weight import UNITS
 from wgtrain.errors import OptionError, WgtrainError
-from wgtrain.files import Adapter
 from wgtrain.gpu import Device
 from wgtrain.infer.cached import CachedSession, open_sequences
 from wgtrain.infer.model import Model
@@ -43,9 +42,7 @@ class Decoder:
 
     def __init__(self, model: Model, shape: Shape, adapters: int):
         self.shape, self.adapters = shape, adapters
-        made = Adapter(shape.architecture, shape.rank, shape.alpha, shape.adapter())
-        # Equal ones would lie in one place, and count as one.
-        pairs = [(replace(made, alpha=made.alpha / (1 + i)), 1.0) for i in range(adapters)]
+        pairs = [(adapter, 1.0) for adapter in shape.adapters(adapters)]
         room = shape.length + MOST_TOKENS + 1
         self._slots = Slots(model.device, model.base)
         gpu.run(self._slots.use(model.stack(pairs)))

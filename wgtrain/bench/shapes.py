@@ -13,7 +13,7 @@ from wgtrain.bench.random_model import RandomModel
 from wgtrain.data import Batch, Row, make_batch
 from wgtrain.engine.weight import MATRIX_TYPES
 from wgtrain.errors import OptionError
-from wgtrain.files import BLOCKS
+from wgtrain.files import BLOCKS, Adapter
 
 TYPES = MATRIX_TYPES  # that `weights.py` can make
 
@@ -53,6 +53,11 @@ class Shape(RandomModel):
             )
             for name, (outputs, inputs) in self.config.linears().items()
         }
+
+    def adapters(self, count: int) -> list[Adapter]:
+        """So many of them, each of another strength, as equal ones lie in one place."""
+        made = Adapter(self.architecture, self.rank, self.alpha, self.adapter())
+        return [replace(made, alpha=made.alpha / (1 + i)) for i in range(count)]
 
     def stream(self) -> np.ndarray:
         """Random tokens, (rows, length + 1): inputs are all but the last of a row, targets all but
