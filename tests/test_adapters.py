@@ -512,7 +512,7 @@ def test_what_a_program_made_is_taken_as_float32() -> None:
 
 
 def test_no_numbers_are_spelt_where_nothing_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It took a hundred times as long as all else."""
+    """That takes a hundred times as long as all else."""
     monkeypatch.setattr(adapter_form, "shown", None)
     well_formed(made())
 

@@ -265,25 +265,26 @@ def test_a_template_that_tells_the_day_tells_todays(
 ) -> None:
     from wgtrain.infer import prompting
 
-    tokenizer = letters("{{ strftime_now('%j') }}")
-    prompter = opened(tokenizer)
-    today = tokenizer.decode(prompter.prompt([user("a")]))
+    tokenizer, day = letters("{{ strftime_now('%j') }}"), datetime(2001, 2, 2)
     days: list[Any] = []
     real = Templating
 
-    class Tomorrow(datetime):
+    class Today(datetime):
         @classmethod
         def today(cls) -> Any:
-            return datetime(2001, 2, 3)
+            return day
 
     def make() -> Templating:
-        days.append(real(now=datetime(2001, 2, 3)))
+        days.append(real(now=day))
         return days[-1]
 
-    monkeypatch.setattr(prompting, "date", Tomorrow)
+    monkeypatch.setattr(prompting, "date", Today)
     monkeypatch.setattr(prompting, "Templating", make)
-    assert tokenizer.decode(prompter.prompt([user("a")])) == "034" != today
-    assert tokenizer.decode(prompter.prompt([user("b")])) == "034" and len(days) == 1
+    prompter = opened(tokenizer)
+    assert tokenizer.decode(prompter.prompt([user("a")])) == "033"
+    day = datetime(2001, 2, 3)
+    assert tokenizer.decode(prompter.prompt([user("a")])) == "034"
+    assert tokenizer.decode(prompter.prompt([user("b")])) == "034" and len(days) == 2
 
 
 def test_threads_share_a_template(opened: Any) -> None:
