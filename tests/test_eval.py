@@ -113,7 +113,7 @@ def test_it_is_the_loss_of_peft(name: str) -> None:
 
 def test_memory_is_planned_and_given_back(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     held = random_dataset(model, LENGTHS, 1)
-    model._kept.drop()  # or it would give way
+    model._kept.close()  # or it would give way
     device, before = model.device, model.device.allocated
     most = []
 

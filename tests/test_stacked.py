@@ -525,6 +525,30 @@ def test_adapters_that_do_not_fit(model: Any, monkeypatch: pytest.MonkeyPatch) -
     same(model, [(ALL, 1.0)], [(ALL, 1.0)])
 
 
+@pytest.mark.parametrize("asked", ["logits", "answer"])
+def test_adapters_of_other_requests_give_way(
+    model: Any, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    """With the room for more, where there is none for what a request needs itself."""
+
+    def ask(pairs: Pairs) -> Any:
+        if asked == "logits":
+            return model.logits(TOKENS, pairs).tolist()
+        return [*model.generate("ab", 20, 1.0, adapters=pairs)]
+
+    one, other = [(WIDE[0], 1.0)], [(WIDE[1], 0.5)]
+    expected = [ask(one), ask(other), ask([])]
+    model._kept.close()
+    stack = model.stack(one)
+    wgtrain.run(model._kept.under(stack))
+    assert model._kept.slots.shrink(stack) and not model._kept.slots.shrink(stack)
+    ask(one)
+    monkeypatch.setattr(model.device, "budget", model.device.allocated)
+    model._kept.close()
+    for _ in range(2):
+        assert [ask(one), ask(other), ask([])] == expected
+
+
 def test_what_can_be_made_again_gives_way(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """To adapters, to an evaluation, and to each other: none is refused for what is only kept."""
     ids = np.arange(9, dtype=np.int32)

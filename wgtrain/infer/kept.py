@@ -19,6 +19,7 @@ from wgtrain.model.base import Base
 from wgtrain.model.host import Host
 
 T = TypeVar("T")
+Beside = Mapping[str, tuple[StackedLora, ...]]
 _LEAST = 64  # tokens that there is room for; above it, as many as the next power of two
 
 
@@ -34,20 +35,27 @@ class Kept:
         self.places: Places | None = None
         self._beside: object = None  # what the places stand beside
 
-    async def under(self, stack: Stack) -> Mapping[str, tuple[StackedLora, ...]]:
+    async def under(self, stack: Stack) -> Beside:
         """Brings a stack to the device; what stands beside the linears, by tensor."""
-        await self.made(partial(self.slots.use, stack))
-        return self.slots.beside
 
-    async def made(self, make: Callable[[], Awaitable[T]]) -> T:
-        """What `make` makes; where memory has no room for it, without session and places."""
-        try:
-            return await make()
-        except OutOfMemoryError:
-            if self.session is None and self.places is None:
-                raise
-        self.drop()
-        return await make()
+        async def same(beside: Beside) -> Beside:
+            return beside
+
+        return await self.made(stack, same)
+
+    async def made(self, stack: Stack, make: Callable[[Beside], Awaitable[T]]) -> T:
+        """What `make` makes with what stands beside the linears, by tensor, under a stack. Where
+        memory has no room for it session and places give way, then adapters of other stacks.
+        """
+        while True:
+            try:
+                await self.slots.use(stack)
+                return await make(self.slots.beside)
+            except OutOfMemoryError:
+                if self.session is not None or self.places is not None:
+                    self.drop()
+                elif not self.slots.shrink(stack):
+                    raise
 
     async def session_for(self, stack: Stack, max_tokens: int, host: Host) -> Session:
         """A session for at least `max_tokens` tokens; the last one where it serves."""
@@ -57,13 +65,13 @@ class Kept:
         self.drop_session()
         size = max(_LEAST, 1 << (max_tokens - 1).bit_length())
 
-        async def make() -> Session:
+        async def make(beside: Beside) -> Session:
             plan = partial(Session, self._device, self._base, beside, size)
             session = tuned(plan, self._device, host, size)
             await session.open()
             return session
 
-        self.session = await self.made(make)
+        self.session = await self.made(stack, make)
         return self.session
 
     async def sequences(self, stack: Stack, places: int, room: int, host: Host) -> CachedSession:
@@ -84,14 +92,18 @@ class Kept:
         self.drop_places()
         context = self._base.config.context
         room = min(max(_LEAST, 1 << (wanted - 1).bit_length()), max(context, wanted))
-        try:
-            opened = await self.sequences(stack, places, room, host)
-        except OutOfMemoryError:
-            if self.session is None and room == wanted:
-                raise
-            self.drop_session()
-            opened = await self.sequences(stack, places, wanted, host)
-        self.places, self._beside = Places(stack.key, opened), beside
+        while True:
+            try:
+                opened = await self.sequences(stack, places, room, host)
+                break
+            except OutOfMemoryError:
+                if self.session is not None:
+                    self.drop_session()
+                elif room != wanted:
+                    room = wanted
+                elif places > 1 or not self.slots.shrink(stack):  # fewer rows are tried first
+                    raise
+        self.places, self._beside = Places(stack.key, opened), self.slots.beside
         return self.places
 
     def drop_session(self) -> None:

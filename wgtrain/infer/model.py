@@ -157,11 +157,11 @@ class Model:
         check_rows(rows, batch_size, self.config.vocabulary)
         stack = self.stack(adapters)
         with self._turn(wait=True):
-            beside = await self._kept.under(stack)
             evaluator = await self._kept.made(
-                lambda: evaluator_for(
+                stack,
+                lambda beside: evaluator_for(
                     self.device, self.base, beside, rows.rows, batch_size, self.host
-                )
+                ),
             )
             try:
                 return await evaluate_rows(evaluator, rows.rows, batch_size, progress, rows.name)

@@ -44,13 +44,7 @@ class Slots:
         """What sessions do from here on, they do under this stack; OutOfMemoryError where its
         adapters do not fit.
         """
-        adapters: dict[bytes, Adapter] = {}
-        strengths: dict[bytes, float] = {}
-        for one, strength in stack.adapters:
-            adapter = adapters[one.key] = one.adapter
-            own = strength * adapter.alpha / adapter.rank
-            strengths[one.key] = strengths.get(one.key, 0.0) + own
-        adapters = {key: adapter for key, adapter in adapters.items() if strengths[key]}
+        adapters, strengths = _in_use(stack)
         if not adapters.keys() <= self._slots.keys():
             self._make_room(adapters)
             for key, adapter in adapters.items():
@@ -64,6 +58,23 @@ class Slots:
             self._uses = None
             self.stacked.use(uses)
             self._uses = uses
+
+    def shrink(self, stack: Stack) -> bool:
+        """Leaves of what is here only what this stack needs, without room for more; whether that
+        was less than before. OutOfMemoryError, with nothing left here, where even so it does not
+        fit.
+        """
+        adapters, _ = _in_use(stack)
+        quads = sum(map(_quads, adapters.values()))
+        targets = {name for adapter in adapters.values() for name in adapter.tensors}
+        if self.stacked is None or (quads == self.stacked.quads and targets == self.beside.keys()):
+            return False
+        self.close()
+        if adapters:
+            self._open(targets, quads)
+        for key, adapter in adapters.items():
+            self._load(key, adapter)
+        return True
 
     def _make_room(self, wanted: Mapping[bytes, Adapter]) -> None:
         """So that there are free quads for those that are not there yet."""
@@ -121,6 +132,17 @@ class Slots:
         if self.stacked is not None:
             self.stacked.close()
             self.stacked = None
+
+
+def _in_use(stack: Stack) -> tuple[dict[bytes, Adapter], dict[bytes, float]]:
+    """The adapters of a stack that have an effect, and the strengths, by key."""
+    adapters: dict[bytes, Adapter] = {}
+    strengths: dict[bytes, float] = {}
+    for one, strength in stack.adapters:
+        adapter = adapters[one.key] = one.adapter
+        own = strength * adapter.alpha / adapter.rank
+        strengths[one.key] = strengths.get(one.key, 0.0) + own
+    return {key: adapter for key, adapter in adapters.items() if strengths[key]}, strengths
 
 
 def _quads(adapter: Adapter) -> int:
