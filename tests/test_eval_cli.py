@@ -252,6 +252,24 @@ def test_side_by_side(evaluate: Eval, tmp_path: Path) -> None:
     assert "  wanted " in text, "samples are shown"
 
 
+def test_rows_that_are_cut_or_left_out_are_told(evaluate: Eval, tmp_path: Path) -> None:
+    rows, page = tmp_path / "rows.jsonl", tmp_path / "page.html"
+    pairs = [("Hi", " there"), ("a b " * 300, " c"), ("a", " b" * 600)]
+    rows.write_text("".join(json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in pairs))
+    arguments = ["--model", str(BASE), "--data", str(rows), "--seq-len", "300"]
+    notes = [
+        "rows: 2 cut at 300 tokens",
+        "rows: 1 dropped, no token of them counts",
+        "rows of up to 300 tokens, but the model was made for 256",
+    ]
+    code, text, error = evaluate(*arguments, "--html", str(page))
+    assert code == 0 and set(notes) <= set(text.splitlines()), error
+    assert all(note in page.read_text("utf-8") for note in notes)
+    assert json.loads(evaluate(*arguments, "--json")[1])["notes"] == notes
+    code, text, _ = evaluate("--model", str(BASE), "--data", "data/test.jsonl")
+    assert code == 0 and "rows of" not in text and "rows: " not in text
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -477,6 +477,9 @@ def test_the_effect_is_what_logits_say(files: Path) -> None:
     assert found.largest == pytest.approx(apart(one, two), rel=1e-4)
     assert found.mean == pytest.approx(np.abs(one - two).mean() / np.ptp(one), rel=1e-4)
     assert found.positions == len(one) and found.tokens == sum(len(row.tokens) - 1 for row in rows)
+    long = b'{"text": "%s"}\n' % (b"hold " * 600)
+    assert found.notes == ()
+    assert effect(base, scaled, made.out, data + long).notes == ("data: 1 cut at 512 tokens",)
 
 
 def test_a_configuration(files: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -228,4 +228,5 @@ async def effect(
         before = await read_rows(opened, rows, pairs)
     gpu = {name: options[name] for name in ("adapter_index", "gpu_memory") if name in options}
     with await load_model.aio(merged, **gpu) as opened:
-        return compare(before, await read_rows(opened, rows))
+        found = compare(before, await read_rows(opened, rows))
+    return replace(found, notes=tuple(f"{rows.name}: {words}" for words in rows.shortened))

@@ -170,4 +170,6 @@ def _check(wanted: Wanted, adapters: list[Scaled], path: Path, data: str | None)
             raise
         _say(f"warning: what merging changed was not measured: {error}; --no-check leaves it out")
     else:
+        for note in found.notes:
+            _say(note)
         click.echo(f"{path}: {found}")

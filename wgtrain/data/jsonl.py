@@ -64,6 +64,16 @@ class Dataset:
     without: list[tuple[Row, str]] = field(default_factory=list)
     templating: Templating | None = None
 
+    @property
+    def shortened(self) -> list[str]:
+        """How many rows of the file are cut or left out, in words."""
+        said = []
+        if self.truncated:
+            said.append(f"{self.truncated} cut at {self.seq_len} tokens")
+        if self.dropped:
+            said.append(f"{self.dropped} dropped, no token of them counts")
+        return said
+
     def __repr__(self) -> str:
         return f"<Dataset {self.name}: {in_rows(len(self.rows))}>"
 

@@ -25,7 +25,8 @@ AT_ONCE = 16  # prompts answered together
 class Comparison:
     """What was found; the first contender is the one that others are compared with.
 
-    `notes` say which rows were not asked. In Jupyter it shows itself as its page does.
+    `notes` say which rows are cut, left out or not asked. In Jupyter it shows itself as its page
+    does.
     """
 
     model: str
@@ -155,10 +156,14 @@ async def compare(
                 f"{name} = {shown(value)}: allowed is a whole number, at least {least}"
             )
     asked: list[Question] = []
-    notes: list[str] = []
+    notes = [f"rows: {words}" for words in rows.shortened]
+    longest = max((len(row.tokens) for row in rows.rows), default=0)
+    if longest > model.config.context:
+        context = f"{model.config.context:,}"
+        notes.append(f"rows of up to {longest:,} tokens, but the model was made for {context}")
     if answers != 0:
-        asked, notes = questions(rows, model.tokenizer, max_tokens)
-        asked = asked[:answers]
+        asked, unasked = questions(rows, model.tokenizer, max_tokens)
+        asked, notes = asked[:answers], notes + unasked
     total = len(stacks) * (len(rows.rows) + len(asked))
     done = 0
 

@@ -42,7 +42,7 @@ class Reading:
 @dataclass(frozen=True)
 class Effect:
     """Differences of the logits in parts of their range, and the perplexities; one of them None
-    where no float is as large.
+    where no float is as large. `notes` say which rows are cut or left out.
     """
 
     largest: float
@@ -51,6 +51,7 @@ class Effect:
     before: float | None
     after: float | None
     tokens: int  # whose losses were
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         before, after = (

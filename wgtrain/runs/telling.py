@@ -105,12 +105,7 @@ def _held_out(rows: Dataset, held: Dataset | None) -> list[str]:
     """
     if held is None or held.name == rows.name:  # a part of the same file
         return []
-    said = []
-    if held.truncated:
-        said.append(f"{held.truncated} cut at {held.seq_len} tokens")
-    if held.dropped:
-        said.append(f"{held.dropped} dropped, no token of them counts")
-    said += [note for note in held.notes if note not in rows.notes]
+    said = [*held.shortened, *(note for note in held.notes if note not in rows.notes)]
     return [f"{held.name}: {words}" for words in said]
 
 
