@@ -216,9 +216,10 @@ def test_a_run_keeps_its_samples(toy):
         assert where.count("sample 1 after step") == where.count("sample 2 after step") == 2
         assert where.count("sample 1\n") == 1  # what the base answers, at the start
         assert "  base:   base" in where and f"tuned:  {found[0]['tuned'][:8]}" in where
+    assert text.index("the base answers 2 sample prompts\n") < text.index("sample 1\n")
     metrics = Path("out/metrics.jsonl").read_text()
     assert "samples" not in metrics and "Why?" not in metrics
-    start("none")
+    assert "sample" not in start("none")
     assert not Path("none/samples.jsonl").exists()
 
 

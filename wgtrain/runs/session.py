@@ -142,6 +142,9 @@ def _open(
         trainer = Trainer(model, rows, lora, config, valid, adapter, tuning=tuning, **more)
         if resumed:
             trainer.fixed_settings()
+        if samples:  # which may take as long as many steps
+            several = "s" if len(samples) > 1 else ""
+            voice.show(f"the base answers {len(samples)} sample prompt{several}")
         try:
             trainer.build()
             yield trainer
