@@ -748,6 +748,7 @@ def test_a_model_that_cannot_be_trained_is_refused_before_its_vocabulary(
             "(Hello); files are named by --model FILE --adapter A; texts by --message TEXT or "
             "--prompt TEXT",
         ),
+        ("train --adapter runs/a", "No such option --adapter; did you mean --init-adapter?"),
         ("serve --port x", "'x' is not a valid integer; wgtrain serve --help tells what there is"),
     ],
 )

@@ -154,6 +154,11 @@ def test_adapters(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert (found["rank"], found["parameters"]) == (3, parameters)
     assert sorted(found["targets"]) == ["down_proj", "q_proj"]
     other = tmp_path / "other.gguf"
+    for name, data in write_adapter_peft(adapter, base_name="", **heads).items():
+        (folder / name).write_bytes(data)
+    assert not facts(capsys, folder)["base"]
+    (folder / "config.yaml").write_text("model: m.gguf\ndata: rows.jsonl\n")
+    assert facts(capsys, folder)["base"] == "m.gguf", "that of the run"
     other.write_bytes(tiny("llama").gguf)
     for source in (path, folder, folder / "adapter_config.json"):
         assert facts(capsys, source, "--model", model)["fits"] is True

@@ -166,3 +166,4 @@ def test_what_cannot_work_is_said_before_a_model_is_loaded(options: list[str], w
         taken = str(other.getsockname()[1])
         result = CliRunner().invoke(cli.cli, ["serve", "--model", "/none", "--port", taken])
         assert f"port = {taken}: " in str(result.exception)
+        assert str(result.exception).endswith("; 0 takes any free one")

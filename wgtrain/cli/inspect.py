@@ -30,6 +30,7 @@ from wgtrain.gpu import run
 from wgtrain.model.base import plan_base
 from wgtrain.model.config import ModelConfig, read_config
 from wgtrain.model.folder import Folder
+from wgtrain.runs.adapters import run_of, run_settings
 from wgtrain.runs.paths import check_path, is_pipe, no_adapter_in, read_input
 from wgtrain.runs.sources import as_source, is_adapter
 
@@ -193,6 +194,8 @@ def _adapter(path: Path, model: str | None) -> Facts:
             "base": adapter.metadata.get("base.name"),
             "metadata": {key: _short(v) for key, v in adapter.metadata.items()},
         }
+    if not facts["base"] and (run := run_of(path)) is not None:
+        facts["base"] = run_settings(run)[0].model
     return facts | ({} if model is None else _fit(path, model))
 
 

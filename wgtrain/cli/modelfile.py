@@ -53,7 +53,10 @@ def _adapter(wanted: Wanted, gguf: Any) -> Path | None:
     ((named, file), *others) = found
     if others or named.scale != 1:
         what = f"{len(found)} adapters" if others else f"a scale of {named.scale:g}"
-        raise OptionError(f"--adapter: {what}: Ollama takes one adapter as trained; wgtrain merge")
+        raise OptionError(
+            f"--adapter: {what}: Ollama takes one adapter as trained; wgtrain merge makes a GGUF "
+            "of that, with its Modelfile"
+        )
     if file.suffix != ".gguf":
         raise FileError(f"{named.path}: no GGUF, which Ollama needs; wgtrain convert makes one")
     return file

@@ -16,7 +16,7 @@ _ELSEWHERE = {
     "template_args": "template_kwargs chat_template_args enable_thinking template_variables",
     "system": "system_message system_prompt system_role merge_system",
     "out": "output output_dir output_folder output_path save_dir adapter_path checkpoint_dir",
-    "init_adapter": "adapter_name_or_path lora_model_dir resume_adapter_file from_adapter",
+    "init_adapter": "adapter adapter_name_or_path lora_model_dir resume_adapter_file from_adapter",
     "adapter_index": "gpu gpu_id device device_id",
     "gpu_memory": "vram max_memory memory gpu_memory_limit memory_limit max_gpu_memory",
     "precision": "dtype torch_dtype fp16 bf16 mixed_precision",

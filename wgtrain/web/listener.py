@@ -1,6 +1,7 @@
 """What every server of this package does: a socket, names that it answers to, limits, an end."""
 
 import ipaddress
+import os
 import socket
 from collections.abc import Collection
 from typing import TYPE_CHECKING
@@ -134,5 +135,6 @@ def listen(host: str = LOOPBACK, port: int = 0) -> socket.socket:
         try:
             socket.create_server((address[0], 0), family=family).close()
         except OSError:
-            raise OptionError(f"host = {host}: {error}") from None
-        raise OptionError(f"port = {port}: {error}") from None
+            raise OptionError(f"host = {host}: {os.strerror(error.errno or 0)}") from None
+        why = os.strerror(error.errno or 0)
+        raise OptionError(f"port = {port}: {why}; 0 takes any free one") from None
