@@ -373,6 +373,8 @@ def test_what_stays(files: Path, folder: Path, capsys: pytest.CaptureFixture[str
         ([base, "--adapter", f"{a}:1e9", "--out", out], "a1.gguf: strength 1e+09"),
         ([base, "--adapter", a, "--out", out, "--quantize-base", "nf4"], "is quantised already"),
         ([base, "--adapter", a, "--out", out, "--no-check", "--data", a], "--no-check reads no"),
+        ([base, "--adapter", a, "--out", out, "--kind", "text"], "--kind: only with --data"),
+        ([base, "--adapter", a, "--out", out, "--data", files / "no"], "no: No such file"),
         ([base, "--adapter", a, "--out", files / "new", "--modelfile"], "is no GGUF"),
     ):
         code, said = wgtrain(capsys, "--model", *arguments)
@@ -458,10 +460,11 @@ def test_the_effect_is_what_logits_say(files: Path) -> None:
     data = b"".join(b'{"text": "%s"}\n' % text for text in (b"hello hold", b"the lord told her"))
     with package.load_model(base) as model:
         scaled = read_adapters([(adapter, 1.0)], model.gguf)
-        rows = package.load_dataset(data, model).rows
+        loaded = package.load_dataset(data, model)
+        rows = loaded.rows
         before = [model.logits(row.tokens, [(adapter, 1.0)]) for row in rows]
     assert made.out is not None
-    found = effect(base, scaled, made.out, data)
+    found = effect(base, scaled, made.out, loaded)
     with package.load_model(made.out) as model:
         after = [model.logits(row.tokens) for row in rows]
     perplexities = []
@@ -509,7 +512,17 @@ def test_a_base_quantised_for_training(tmp_path: Path, capsys: pytest.CaptureFix
     out = tmp_path / "out.gguf"
     arguments = ["--model", base, "--adapter", tmp_path / "a.gguf", "--out", out, "--force"]
     arguments += ["--data", tmp_path / "rows.jsonl"]
-    (tmp_path / "rows.jsonl").write_text('{"text": "hello world"}\n')
+    row = {"text": "hello world", "prompt": "hello", "completion": " world"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    code, said = wgtrain(capsys, *arguments)
+    assert code == 2 and "choose with --kind text or --kind prompt" in said
+    assert not out.exists()  # rows are read first
+    counts = {}
+    for kind in ("text", "prompt"):
+        code, said = wgtrain(capsys, *arguments, "--kind", kind)
+        counts[kind] = re.findall(r"\((\S+) tokens\)", said)
+    assert code == 0 and counts["text"] != counts["prompt"]
+    arguments += ["--kind", "text"]
     lines = {}
     for option in ((), ("--quantize-base", "nf4")):
         code, said = wgtrain(capsys, *arguments, *option)
@@ -534,15 +547,23 @@ def test_a_chat_template_goes_along(files: Path, tmp_path: Path, folder: Path) -
     assert (tmp_path / "merged" / "chat_template.jinja").read_bytes() == own.read_bytes()
 
 
+@pytest.mark.gpu
 def test_a_run_knows_its_base(
     files: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And the chat template that its rows went through."""
+    """And how its rows were read, and the chat template that they went through."""
     monkeypatch.chdir(files)
     run = files / "run"
     run.mkdir()
     (files / "a1.gguf").rename(run / "adapter.gguf")
-    (run / "config.yaml").write_text("model: base.gguf\ndata: rows.jsonl\nchat_template: chatml\n")
+    settings = "model: base.gguf\ndata: rows.jsonl\n"
+    (run / "config.yaml").write_text(f"{settings}seq_len: 7\n")
+    (files / "test.jsonl").write_text(json.dumps({"text": "hello hold the lord"}) + "\n")
+    code, said = wgtrain(capsys, "--adapter", run, "--out", files / "x.gguf", "--data", files)
+    assert code == 0 and f"rows are read as for {run}: --seq-len 7" in said, said
+    assert "(6 tokens)" in said
+    (run / "config.yaml").write_text(f"{settings}chat_template: chatml\n")
+    (files / "Modelfile").unlink()
     out = files / "merged.gguf"
     code, said = wgtrain(capsys, "--adapter", f"{run}:0.5", "--out", out, "--no-check")
     assert code == 0 and "using base.gguf" in said, said

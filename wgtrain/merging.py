@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from wgtrain.api import HOST, load_dataset, load_model, open_base
-from wgtrain.data.templates import Templating
+from wgtrain.data import Dataset
 from wgtrain.dual import dual_function
 from wgtrain.errors import FileError, OptionError
 from wgtrain.files import GGUF
@@ -206,25 +206,18 @@ async def effect(
     model: Any,
     adapters: Sequence[Scaled],
     merged: AnyPath | bytes,
-    data: AnyPath | bytes | None = None,
-    chat: Templating | None = None,
+    rows: Dataset | None = None,
     **options: Any,
 ) -> Effect:
-    """How far a merged model is from its base with the adapters, on the rows of `data`, as
-    `load_dataset` takes them, or on a few texts.
+    """How far a merged model is from its base with the adapters, on some rows, or on a few texts.
 
     `options` are those of `load_model`: for the base all of them, for what was merged those of the
     GPU.
     """
     pairs = [(each.adapter, each.scale) for each in adapters]
     with await load_model.aio(model, **options) as opened:
-        rows = await load_dataset.aio(
-            JSONL if data is None else data,
-            opened,
-            seq_len=ROW if data is None else 512,
-            train_on="all" if data is None else "completions",
-            chat=chat if data is not None else None,
-        )
+        if rows is None:
+            rows = await load_dataset.aio(JSONL, opened, seq_len=ROW, train_on="all")
         before = await read_rows(opened, rows, pairs)
     gpu = {name: options[name] for name in ("adapter_index", "gpu_memory") if name in options}
     with await load_model.aio(merged, **gpu) as opened:

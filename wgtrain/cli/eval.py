@@ -10,6 +10,7 @@ import click
 
 from wgtrain.cli.evaluated import as_json, told
 from wgtrain.cli.options import options_of
+from wgtrain.cli.rows import row_settings, runs_of
 from wgtrain.cli.streams import complain
 from wgtrain.cli.using import Sectioned, Using, opened, read_wanted, using_options
 from wgtrain.data import Dataset
@@ -18,12 +19,10 @@ from wgtrain.data.questions import questions
 from wgtrain.errors import FileError, OptionError
 from wgtrain.infer.comparison import Comparison, compare
 from wgtrain.runs import parts
-from wgtrain.runs.adapters import run_of
 from wgtrain.runs.disk import write_file
-from wgtrain.runs.held_out import READ, HeldOut, read_as, rows_at, rows_of_run
+from wgtrain.runs.held_out import HeldOut, rows_at, rows_of_run
 from wgtrain.runs.output import check_output
 from wgtrain.train.config import RunConfig, TrainConfig
-from wgtrain.train.settings import build, canonical
 
 ROWS = ("kind", "system", "seq_len", "train_on", "mask_prompt", "batch_size")
 ASKED = 50  # rows, where nothing else is said
@@ -84,14 +83,14 @@ def command(**given: Any) -> int:
     wanted = read_wanted(given, lambda text: None)
     if given["side_by_side"] and not wanted.adapters:
         raise OptionError("--compare: there is no adapter; --adapter names one")
-    runs = _runs([adapter.path for adapter in wanted.adapters])
+    runs = runs_of(wanted.adapters)
     held = _held_out(given["data"], runs)
     if given["html"] is not None:
         read = [wanted.paths.model, str(held.rows.path), *(one.path for one in wanted.adapters)]
         check_output(Path(given["html"]), given["force"], *map(Path, read))
     elif given["force"]:
         raise OptionError("--force: only with --html")
-    rows, config = _settings(given, runs)
+    rows, config = row_settings(given, ROWS, runs)
     with opened(given) as using:
         chat = using.chat
         if given["system"] is not None:
@@ -140,12 +139,6 @@ def _answers(given: Mapping[str, Any]) -> int | None:
     return int(text)
 
 
-def _runs(adapters: list[str]) -> list[Path]:
-    """The runs that adapters come from."""
-    found = [run_of(Path(path)) for path in adapters]
-    return list(dict.fromkeys(run for run in found if run is not None))
-
-
 def _held_out(data: str | None, runs: list[Path]) -> HeldOut:
     """The rows that are named, or those of the run."""
     if data is not None:
@@ -161,26 +154,6 @@ def _held_out(data: str | None, runs: list[Path]) -> HeldOut:
     held = rows_of_run(runs[0])
     complain(f"evaluating the validation rows of {runs[0]}: {held.told}")
     return held
-
-
-def _settings(given: Mapping[str, Any], runs: list[Path]) -> tuple[RunConfig, TrainConfig]:
-    """How rows are read and batched: as said, or as the runs did."""
-    line = {name: given[name] for name in ROWS if given[name] is not None}
-    settings = canonical(line, (RunConfig, TrainConfig), "command line")
-    theirs = {name: value for name, value in read_as(runs).items() if name not in settings}
-    plain = (RunConfig("-", "-"), TrainConfig())
-    unlike = {
-        name: value
-        for name, value in theirs.items()
-        if value != next(getattr(one, name) for one in plain if hasattr(one, name))
-    }
-    if unlike:
-        named = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in unlike.items())
-        complain(f"rows are read as for {' and '.join(map(str, runs))}: {named}")
-    if len(runs) > 1 and not theirs and not set(READ) <= settings.keys():
-        complain("warning: these runs read rows in different ways; none of them is used")
-    rows, config = build({"model": "-", "data": "-", **theirs, **settings}, RunConfig, TrainConfig)
-    return rows, config
 
 
 def _limited(data: Dataset, limit: int | None) -> Dataset:

@@ -5,10 +5,12 @@ from typing import Any
 
 import click
 
-from wgtrain.api import opened_base
-from wgtrain.cli.options import as_options
+from wgtrain.api import opened_base, training_tokenizer
+from wgtrain.cli.options import as_options, options_of
+from wgtrain.cli.rows import row_settings, runs_of
 from wgtrain.cli.streams import complain
 from wgtrain.cli.using import Sectioned, Wanted, read_wanted, using_some
+from wgtrain.data import Dataset
 from wgtrain.errors import OptionError, WgtrainError
 from wgtrain.files.file_types import TARGETS
 from wgtrain.gpu import format_size, run
@@ -28,7 +30,9 @@ from wgtrain.model.quantised import quantised_types
 from wgtrain.modelfiles import NAME, write_modelfile
 from wgtrain.runs.adapter_config import each_usable
 from wgtrain.runs.adapters import NamedAdapter
+from wgtrain.runs.held_out import rows_at
 from wgtrain.runs.output import check_output
+from wgtrain.train.config import RunConfig
 
 OPTIONS = ("model", "quantize_base", "chat_template", "template_args", "adapter_index")
 
@@ -44,17 +48,19 @@ OPTIONS = ("model", "quantize_base", "chat_template", "template_args", "adapter_
 )
 @click.option(
     "--type",
-    "kind",
+    "type_",
     metavar="TYPE",
     help=f"{', '.join(TARGETS)}; of a folder F32, F16, BF16.  [default: each tensor keeps its own]",
 )
 @click.option("--force", is_flag=True, help="Replace files that are there.")
 @click.option(
     "--data",
-    metavar="FILE",
-    help="Rows on which base and adapters are compared with what was merged.  [default: a few "
+    metavar="FILE|FOLDER",
+    help="Rows on which base and adapters are compared with what was merged, read as the runs of "
+    "the adapters read theirs; of a folder test.jsonl, or else valid.jsonl.  [default: a few "
     "texts]",
 )
+@options_of(RunConfig, only=("kind",))
 @click.option("--no-check", is_flag=True, help="Do not compare them, which needs the GPU.")
 @click.option(
     "--modelfile/--no-modelfile",
@@ -63,7 +69,7 @@ OPTIONS = ("model", "quantize_base", "chat_template", "template_args", "adapter_
 )
 def command(
     out: str,
-    kind: str | None,
+    type_: str | None,
     force: bool,
     data: str | None,
     no_check: bool,
@@ -81,6 +87,8 @@ def command(
     """
     if data is not None and no_check:
         raise OptionError(f"data = {data}: --no-check reads no rows")
+    if given["kind"] is not None and data is None:
+        raise OptionError("kind: only with --data")
     if modelfile and not is_gguf(out):
         raise OptionError(f"modelfile: {out} is no GGUF, and Ollama is told of one")
     told = is_gguf(out) and modelfile is not False
@@ -100,16 +108,17 @@ def command(
                 f"quantize_base = {wanted.paths.quantize_base}: merged into the full-precision "
                 f"weights of {model}, as PEFT's users do; training saw them quantised"
             )
+        rows = None if data is None else _rows(data, wanted, base, given)
         template = wanted.chat.source
-        made = run(write_merged(model, base, adapters, inputs, out, kind, force, template))
+        made = run(write_merged(model, base, adapters, inputs, out, type_, force, template))
         architecture = base.gguf.get("general.architecture", str)
         _told(out, architecture, made, len(adapters))
         if told:
             _modelfile(path, base, wanted, force)
-    if made.exact and data is None:
+    if made.exact and rows is None:
         _say(f"{out}: nothing was rounded to less than float32")
     elif not no_check:
-        _check(wanted, adapters, path, data)
+        _check(wanted, adapters, path, rows)
 
 
 def _say(line: str) -> None:
@@ -131,6 +140,15 @@ def _read(wanted: Wanted, base: Folder, given: dict[str, Any]) -> tuple[list[Sca
     return [scaled for scaled, _ in found], [file for _, file in found]
 
 
+def _rows(data: str, wanted: Wanted, base: Folder, given: dict[str, Any]) -> Dataset:
+    """The rows that are compared, before anything is written."""
+    paths, config = row_settings(given, ("kind",), runs_of(wanted.adapters))
+    rows = rows_at(data).load(training_tokenizer(base), paths, config, wanted.chat)
+    for note in rows.notes:
+        complain(note)
+    return rows
+
+
 def _told(out: str, architecture: str, made: Merged, adapters: int) -> None:
     for note in made.notes:
         _say(note)
@@ -150,7 +168,7 @@ def _modelfile(path: Path, base: Folder, wanted: Wanted, force: bool) -> None:
     click.echo(f"{where}: ollama create NAME -f {where}")
 
 
-def _check(wanted: Wanted, adapters: list[Scaled], path: Path, data: str | None) -> None:
+def _check(wanted: Wanted, adapters: list[Scaled], path: Path, rows: Dataset | None) -> None:
     """What was lost, or why nobody knows."""
     paths = wanted.paths
     try:
@@ -158,15 +176,14 @@ def _check(wanted: Wanted, adapters: list[Scaled], path: Path, data: str | None)
             paths.model,
             adapters,
             path,
-            data,
-            wanted.chat,
+            rows,
             adapter_index=paths.adapter_index,
             gpu_memory=paths.gpu_memory,
             precision=paths.precision,
             quantize_base=paths.quantize_base,
         )
     except WgtrainError as error:
-        if data is not None:
+        if rows is not None:
             raise
         _say(f"warning: what merging changed was not measured: {error}; --no-check leaves it out")
     else:
