@@ -375,7 +375,7 @@ def test_what_stays(files: Path, folder: Path, capsys: pytest.CaptureFixture[str
         ([base, "--adapter", a, "--out", out, "--no-check", "--data", a], "--no-check reads no"),
         ([base, "--adapter", a, "--out", out, "--kind", "text"], "--kind: only with --data"),
         ([base, "--adapter", a, "--out", out, "--data", files / "no"], "no: No such file"),
-        ([base, "--adapter", a, "--out", files / "new", "--modelfile"], "is no GGUF"),
+        ([base, "--adapter", a, "--out", files / "new", "--modelfile"], "--modelfile: "),
     ):
         code, said = wgtrain(capsys, "--model", *arguments)
         assert (code, words in said) == (2, True), said

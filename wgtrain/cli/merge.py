@@ -90,7 +90,7 @@ def command(
     if given["kind"] is not None and data is None:
         raise OptionError("kind: only with --data")
     if modelfile and not is_gguf(out):
-        raise OptionError(f"modelfile: {out} is no GGUF, and Ollama is told of one")
+        raise OptionError(f"--modelfile: {out} is no GGUF, and Ollama is told of one")
     told = is_gguf(out) and modelfile is not False
     if given.get("template_args") is not None and not told and data is None:
         raise OptionError("template_args: only a Modelfile and --data depend on them")

@@ -15,7 +15,7 @@ _FIELDS = [f for config_class in CONFIGS for f in fields(config_class)]
 _KNOWN = {name for f in _FIELDS for name in (f.name, *setting_of(f).aliases)}
 _KNOWN |= {"resume", "config", "rows", "type", "prompt", "message", "prompts", "stop", "json"}
 _KNOWN |= {"max_tokens", "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "stats"}
-_KNOWN |= {"force", "adapter", "host", "port"}
+_KNOWN |= {"force", "adapter", "api_key", "allow_origin", "host", "port"}
 _WORDS = {"adapter"}  # which begin lines that are of no option
 
 

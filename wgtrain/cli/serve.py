@@ -73,7 +73,7 @@ def command(**given: Any) -> int:
     # All that can be wrong is found before a model is loaded.
     check_access(key, origins)
     if given["name"] is not None and not (given["name"] and given["name"].isprintable()):
-        raise OptionError(f"name = {shown(given['name'])}: a printable text is needed")
+        raise OptionError(f"--name {shown(given['name'])}: a printable text is needed")
     Sampling(given["temperature"])
     if folder is not None and not folder.is_dir():
         raise FileError(f"{folder}: no folder, which --adapter-dir has to be")
