@@ -175,14 +175,12 @@ def test_thoughts_stand_beside_the_answer(chat, answering):
 
 
 @gpu
-def test_a_conversation_is_saved_as_a_row_to_train_on(chat, answering):
+def test_a_conversation_is_saved_as_a_row_to_train_on(chat, answering, monkeypatch):
     answering([answer("A\nb")], [answer("ü")])
-    _, said = (
-        chat("one", "/save ~/c.jsonl", "two", "/save c.jsonl", options=["--system", "S"])
-        if 0
-        else chat("one", "/save c.jsonl", "two", "/save c.jsonl", options=["--system", "S"])
-    )
-    assert said == ["c.jsonl: 1 row", "c.jsonl: 2 rows"]
+    monkeypatch.setenv("HOME", str(Path.cwd()))
+    given = ["--system", "S"]
+    _, said = chat("one", "/save ~/c.jsonl", "two", "/save c.jsonl", options=given)
+    assert said == ["~/c.jsonl: 1 row", "c.jsonl: 2 rows"]
     with package.load_model(BASE) as model:
         rows = package.load_dataset("c.jsonl", model).rows
         texts = [model.tokenizer.decode(row.tokens.tolist(), special=True) for row in rows]
@@ -231,15 +229,13 @@ def test_a_row_is_added_behind_one_without_a_line_end():
 @gpu
 def test_adapters_come_and_go(chat, run):
     given = ["--max-tokens", "8"]
-    (base, tuned), _ = (
-        chat("Who?", options=given)[0] + chat("Who?", options=[*given, "--adapter", run])[0],
-        0,
-    )
+    (base,), _ = chat("Who?", options=given)
+    (tuned,), _ = chat("Who?", options=[*given, "--adapter", run])
     assert base != tuned
     name = "one"  # after the folder of the run
     out, said = chat(
         *("/adapter", f"/adapter {run}", "Who?", "/reset", f"/adapter {name}:0", "Who?", "/reset"),
-        *(f"/adapter {name}:1", "Who?", "/reset", f"/adapter -{name}", "Who?", "/adapter none"),
+        *(f"/adapter {run}", "Who?", "/reset", f"/adapter -{name}", "Who?", "/adapter none"),
         options=given,
     )
     assert out == [tuned, base, tuned, base]

@@ -17,7 +17,7 @@ from wgtrain.cli.using import Sectioned, Using, opened, using_options
 from wgtrain.errors import DeviceError, OptionError, WgtrainError
 from wgtrain.infer.generation import MAX_TOKENS, Request, room_for
 from wgtrain.runs.adapter_config import load_adapters
-from wgtrain.runs.adapters import parse_adapter
+from wgtrain.runs.adapters import adapter_path, parse_adapter
 
 DONE, INTERRUPTED = 0, 130
 _HELP = """\
@@ -28,7 +28,7 @@ _HELP = """\
 /system [TEXT]       show the system message, or replace it; none = without
 /adapter             list the adapters
 /adapter A[:SCALE]   load one: a GGUF, a PEFT folder, a run or a checkpoint
-/adapter NAME:SCALE  give a loaded one another scale
+/adapter NAME:SCALE  give a loaded one another scale; its path does, too
 /adapter -NAME       remove one; /adapter none removes all
 /save FILE           add the conversation to a JSONL file, as a row for wgtrain train
 /help                show this
@@ -235,11 +235,20 @@ class Chat:
             adapters.remove(text[1:])
         elif text:
             named = parse_adapter(os.path.expanduser(text))
-            if named.path in adapters:
-                adapters.rescale(named.path, named.scale)
+            if (name := self._loaded(named.path)) is not None:
+                adapters.rescale(name, named.scale)
             else:
                 load_adapters(self._using.model, [named], False, complain)
         self._adapters()
+
+    def _loaded(self, named: str) -> str | None:
+        """The name of the adapter that is loaded and meant by its name, or by a path to it."""
+        adapters = self._using.model.adapters
+        if named in adapters:
+            return named
+        key = adapters.read(adapter_path(named)).key
+        stacked = zip(adapters, adapters.stack.adapters, strict=True)
+        return next((name for (name, _), (one, _) in stacked if one.key == key), None)
 
     def _adapters(self, first: str = "") -> None:
         listed = [f"{name} at {scale:g}" for name, scale in self._using.model.adapters]
