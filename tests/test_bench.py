@@ -214,7 +214,7 @@ def test_progress_says_what_is_left(
         for name in ("one", "two", "three"):
             advance(name)
     lines = capsys.readouterr().err.splitlines()
-    assert [line.rpartition("  left ")[0] for line in lines] == ["1/3  two", "2/3  three"]
+    assert [line.rpartition("  left ")[0] for line in lines] == ["two: 1 of 3", "three: 2 of 3"]
 
 
 # Measurements

@@ -4,6 +4,7 @@ from typing import Any
 
 from wgtrain.errors import printable
 from wgtrain.infer.comparison import Comparison
+from wgtrain.infer.evaluation import perplexity_in_words
 
 _LISTED = 20  # lines that are named
 _LONGEST = 600  # characters of a text that is shown
@@ -52,9 +53,7 @@ def told(found: Comparison, samples: int) -> None:
     if len(found.contenders) > 1:
         _table(console, found)
     else:
-        perplexity = "beyond all numbers"
-        if result.perplexity is not None:
-            perplexity = f"{result.perplexity:,.4g}"
+        perplexity = perplexity_in_words(result.perplexity)
         speed = f"{result.tokens / max(result.seconds, 1e-9):,.0f} tokens a second"
         name = found.contenders[0].name
         say(f"{name}: loss {result.loss:.4f}, perplexity {perplexity}", "bold")

@@ -14,6 +14,7 @@ from wgtrain.errors import OptionError, printable
 from wgtrain.files.source import shown
 from wgtrain.infer.comparison_page import page
 from wgtrain.infer.contender import Contender
+from wgtrain.infer.evaluation import perplexity_in_words
 from wgtrain.infer.model import AdapterLike, Model
 
 Pairs = Sequence[tuple[AdapterLike, float]]
@@ -44,7 +45,7 @@ class Comparison:
         rows = [tuple(names)]
         for contender in self.contenders:
             result = contender.result
-            perplexity = "-" if result.perplexity is None else f"{result.perplexity:,.4g}"
+            perplexity = perplexity_in_words(result.perplexity)
             cells = [printable(contender.name), f"{result.loss:.4f}", perplexity]
             if compared:
                 changes = contender.changes(self.contenders[0])

@@ -15,6 +15,7 @@ from wgtrain.data import Dataset, Tokenizer
 from wgtrain.data.questions import Question
 from wgtrain.errors import printable
 from wgtrain.infer.contender import Contender
+from wgtrain.infer.evaluation import perplexity_in_words
 
 MOST_ROWS = 1000  # in the table: those whose loss changed the most
 MOST_STEMS = 250
@@ -89,7 +90,7 @@ def _card(one: Contender, contenders: Sequence[Contender], asked: int) -> dict[s
         "scales": ", ".join(f"× {scale:g}" for scale in scales),
         "loss": one.result.loss,
         "share": 100 * one.result.loss / worst if worst > 0 else 0,
-        "perplexity": one.result.perplexity,
+        "perplexity": perplexity_in_words(one.result.perplexity),
         "change": one.result.loss - first.result.loss,
         "better": sum(change < 0 for change in one.changes(first)),
         "first": one is first,

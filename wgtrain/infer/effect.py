@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from wgtrain.data import Dataset
-from wgtrain.infer.evaluation import perplexity
+from wgtrain.infer.evaluation import perplexity, perplexity_in_words
 from wgtrain.infer.model import AdapterLike, Model
 
 ROW = 128  # tokens of a row, where nobody names rows
@@ -54,10 +54,7 @@ class Effect:
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        before, after = (
-            "beyond all floats" if value is None else f"{value:,.5g}"
-            for value in (self.before, self.after)
-        )
+        before, after = (perplexity_in_words(value, 5) for value in (self.before, self.after))
         return (
             f"logits differ by at most {self.largest:.1e} of their range, {self.mean:.1e} on "
             f"average ({self.positions} positions); perplexity {before} with base and adapters, "

@@ -71,6 +71,11 @@ def perplexity(loss: float) -> float | None:
     return math.exp(loss) if loss < MOST_EXPONENT else None
 
 
+def perplexity_in_words(value: float | None, digits: int = 4) -> str:
+    """What `perplexity` gave, as people read it."""
+    return "beyond all numbers" if value is None else f"{value:,.{digits}g}"
+
+
 class Evaluator:
     """The compiled plan of an evaluation, for batches of up to `max_tokens` tokens with rows of up
     to `max_row`; `tuning`: a table in place of the base's. Nothing is allocated before `open`.

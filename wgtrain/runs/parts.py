@@ -17,54 +17,16 @@ SHOWN_FROM = 64 << 20  # bytes: what is smaller is moved before anybody could re
 
 @contextmanager
 def progress(parts: int, what: str = "") -> Iterator[Advance]:
-    """Shows parts begun and the time left, guessed from those done; first says `what` it is."""
+    """Shows which part was begun, how many are done, and the time left; first says `what` it is."""
     if what:
         print(what, file=sys.stderr, flush=True)
-    show = _bar(parts) if sys.stderr.isatty() else _lines(parts)
-    with show as advance:
-        yield advance
-
-
-@contextmanager
-def _lines(parts: int) -> Iterator[Advance]:
-    began = shown = time.monotonic()
     done = -1
-
-    def advance(name: str) -> None:
-        nonlocal shown, done
-        done += 1
-        now = time.monotonic()
-        if done and now - shown >= LINE_SECONDS:
-            left = (now - began) / done * (parts - done)
-            print(f"{done}/{parts}  {name}  left {clock(left)}", file=sys.stderr, flush=True)
-            shown = now
-
-    yield advance
-
-
-@contextmanager
-def _bar(parts: int) -> Iterator[Advance]:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.description}"),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
-        task = shown.add_task("", total=parts, completed=-1)
+    with counted() as show:
 
         def advance(name: str) -> None:
-            shown.update(task, advance=1, description=name)
+            nonlocal done
+            done += 1
+            show(name, done, parts)
 
         yield advance
 

@@ -11,7 +11,7 @@ from wgtrain.data import Dataset
 from wgtrain.data.examples import in_rows
 from wgtrain.errors import NonFiniteError, WgtrainError, printable
 from wgtrain.gpu import format_size
-from wgtrain.infer.evaluation import perplexity
+from wgtrain.infer.evaluation import perplexity, perplexity_in_words
 from wgtrain.runs.folder import RESULTS, RunFolder
 from wgtrain.train.needs import Needs
 from wgtrain.train.results import Tested
@@ -168,14 +168,11 @@ def ending(found: dict[str, Any]) -> str:
 
 def tested(found: Tested) -> str:
     """What a test found, in words."""
-    losses = (found.base_loss, found.loss)
-    base, tuned = (f"{loss:.4f}, perplexity {_perplexity(loss)}" for loss in losses)
+    base, tuned = (
+        f"{loss:.4f}, perplexity {perplexity_in_words(perplexity(loss))}"
+        for loss in (found.base_loss, found.loss)
+    )
     return f"test rows: loss {tuned}; of the base {base}; {found.count:,} tokens count"
-
-
-def _perplexity(loss: float) -> str:
-    found = perplexity(loss)
-    return "beyond all numbers" if found is None else f"{found:,.4g}"
 
 
 def how_to_use(run: Path, rows: Dataset) -> str:
