@@ -97,17 +97,9 @@ async def plan(
     if init_adapter is not None:
         lora = adopted(gguf, lora, init_adapter, given)
         fixed |= BROUGHT
-    if rows is not None and valid is None and isinstance(config.valid, float):
-        rows, valid = split_rows(rows, config.valid, config.seed)
     if rows is not None:
         config = replace(config, seq_len=rows.seq_len)
-    if rows is None:
-        prompts = len(config.sample or range(DEFAULT_PROMPTS)) if config.samples else 0
-        lengths = Lengths(samples=[config.seq_len] * prompts)
-    else:
-        if samples is None and config.samples:
-            samples = _prompts(model, gguf, config, rows, valid)
-        lengths = lengths_of(rows, valid, test, samples or ())
+    lengths = _lengths(model, gguf, config, (rows, valid, test), samples)
     return make_plan(
         gguf,
         Settings(lora, config, quantize_base),
@@ -120,6 +112,25 @@ async def plan(
         precision=precision or "f32",
         fixed=fixed,
     )
+
+
+def _lengths(
+    model: Any,
+    gguf: GGUF,
+    config: TrainConfig,
+    data: tuple[Dataset | None, Dataset | None, Dataset | None],
+    samples: Sequence[Prompt] | None,
+) -> Lengths:
+    """How many tokens rows to train, to validate and to test with have, and prompts of samples."""
+    rows, valid, test = data
+    if rows is None:
+        prompts = len(config.sample or range(DEFAULT_PROMPTS)) if config.samples else 0
+        return Lengths(samples=[config.seq_len] * prompts)
+    if valid is None and isinstance(config.valid, float):
+        rows, valid = split_rows(rows, config.valid, config.seed)
+    if samples is None and config.samples:
+        samples = _prompts(model, gguf, config, rows, valid)
+    return lengths_of(rows, valid, test, samples or ())
 
 
 def _prompts(

@@ -48,6 +48,27 @@ def check_settings(lora: Any, config: Any) -> None:
             raise OptionError(what + hint)
 
 
+def settled_rows(
+    rows: Dataset, valid: Dataset | None, test: Dataset | None, config: TrainConfig
+) -> tuple[Dataset, Dataset | None]:
+    """(rows to train, rows held out); OptionError where some are none, or were not made as `config`
+    says.
+    """
+    if config.seq_len not in (TrainConfig().seq_len, rows.seq_len):
+        raise OptionError(f"seq_len = {config.seq_len}: {rows.name} has {rows.seq_len}")
+    if config.train_on not in (TrainConfig().train_on, rows.train_on):
+        marked = repr(rows.train_on) if rows.train_on else "marks of its own"
+        raise OptionError(f"train_on = {config.train_on!r}: {rows.name} has {marked}")
+    if valid is None and isinstance(config.valid, str):
+        raise OptionError(f"valid = {config.valid}: load its rows and pass them as `valid`")
+    if valid is None and config.valid is not None:
+        rows, valid = split_rows(rows, float(config.valid), config.seed)
+    for part in (rows, valid, test):
+        if part is not None and not part.rows:
+            raise OptionError(f"{part.name}: no row with a token to train")
+    return rows, valid
+
+
 def split_rows(data: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
     """(rows to train, rows held out), in the order of the file; OptionError if one is empty."""
     n = len(data.rows)

@@ -33,7 +33,7 @@ from wgtrain.train.results import Place, StepResult, Tested
 from wgtrain.train.samples import Sampler
 from wgtrain.train.schedule import make_schedule
 from wgtrain.train.settings import as_mapping
-from wgtrain.train.start import adopt, check_arguments, hash_rows, other_chats, split_rows
+from wgtrain.train.start import adopt, check_arguments, hash_rows, other_chats, settled_rows
 from wgtrain.train.windows import At, Windows
 from wgtrain.turn import Turn
 
@@ -71,18 +71,7 @@ class Trainer(Loop):
     ):
         check_arguments(model, rows, lora, config, valid, test)
         lora, config = lora or LoraConfig(), config or TrainConfig()
-        if config.seq_len not in (TrainConfig().seq_len, rows.seq_len):
-            raise OptionError(f"seq_len = {config.seq_len}: {rows.name} has {rows.seq_len}")
-        if config.train_on not in (TrainConfig().train_on, rows.train_on):
-            marked = repr(rows.train_on) if rows.train_on else "marks of its own"
-            raise OptionError(f"train_on = {config.train_on!r}: {rows.name} has {marked}")
-        if valid is None and isinstance(config.valid, str):
-            raise OptionError(f"valid = {config.valid}: load its rows and pass them as `valid`")
-        if valid is None and config.valid is not None:
-            rows, valid = split_rows(rows, float(config.valid), config.seed)
-        for part in (rows, valid, test):
-            if part is not None and not part.rows:
-                raise OptionError(f"{part.name}: no row with a token to train")
+        rows, valid = settled_rows(rows, valid, test, config)
         if init_adapter is not None:
             init_adapter = model.read_adapter(init_adapter)
             adapter_fits(
