@@ -242,11 +242,14 @@ def test_adapters_of_a_folder_come_and_go(
     shutil.copy(BASE, folder / "base.gguf")  # a model is no adapter
     (folder / "notes.txt").write_text("x")
     (folder / ".hidden.gguf").write_bytes(write_adapter_gguf(a))
+    (folder / "norun").mkdir()
+    (folder / "norun" / "adapter.gguf").write_bytes(write_adapter_gguf(a))
     (tmp_path / "outside.gguf").write_bytes(write_adapter_gguf(a))
     warned: list[str] = []
     given = [("given", model.adapters.read(b), 1.0)]
     shelf = Shelf("m", given, folder, model.adapters.read, warned.append)
-    assert len(warned) == 2 and "cut.gguf" in warned[0] and "given" in warned[1]
+    for warning, words in zip(warned, ("cut.gguf", "given", "norun"), strict=True):
+        assert words in warning and "it is left out" in warning
 
     with serving(model, shelf) as server:
 
@@ -261,7 +264,7 @@ def test_adapters_of_a_folder_come_and_go(
         assert text("m") == text("m+peft") == text("m+given") == said(model, PROMPT, [(b, 1.0)])
         status, error = text("m+bad")
         assert status == 400 and "bad" in error["message"]
-        assert str(tmp_path) not in error["message"] and any("bad.gguf" in w for w in warned[2:])
+        assert str(tmp_path) not in error["message"] and any("bad.gguf" in w for w in warned[3:])
         for name in ("../outside", "outside", f"{tmp_path}/outside", ".hidden", "one.gguf"):
             assert text(f"m+{name}")[0] == 404
 

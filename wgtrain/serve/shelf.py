@@ -12,6 +12,7 @@ from wgtrain.files.gguf import read_gguf
 from wgtrain.files.source import shown
 from wgtrain.gpu import run
 from wgtrain.infer.stack import Checked, check_strength
+from wgtrain.runs.adapters import adapter_path
 from wgtrain.runs.sources import as_source, is_adapter
 from wgtrain.serve.choice import Choice
 from wgtrain.serve.refusals import Refused, wrong_field
@@ -250,9 +251,10 @@ def _version(path: Path) -> Version | None:
 
 
 def _holds_adapter(path: Path) -> bool:
-    """Whether an adapter is there; FileError for a GGUF that cannot be read."""
+    """Whether an adapter is there; FileError for one that cannot be read."""
     if path.is_dir():
-        return (path / ADAPTER).is_file() or is_adapter(path)
+        found = (path / ADAPTER).is_file() or is_adapter(path)
+        return found and bool(adapter_path(path))
     if path.suffix != ".gguf":
         return False
     with as_source(path) as opened:
