@@ -102,6 +102,16 @@ def test_rows_are_found_again_or_not_at_all(
     (moved / "data" / "valid.jsonl").unlink()
     code, _, error = evaluate("--adapter", "run")
     assert code == 2 and "validation rows of run: " in error and "--data names rows" in error
+    shutil.copy(place / "data" / "valid.jsonl", moved / "data")
+    summary["inputs"]["test"] = summary["inputs"].pop("valid")
+    (moved / "run" / "summary.json").write_text(json.dumps(summary))
+    code, text, error = evaluate("--adapter", "run", "--json")
+    assert code == 0 and json.loads(text)["loss"] == pytest.approx(last_loss("run"), rel=1e-6)
+    assert "evaluating the test rows of run: " in error
+    del summary["inputs"]["test"]
+    (moved / "run" / "summary.json").write_text(json.dumps(summary))
+    code, _, error = evaluate("--adapter", "run")
+    assert code == 2 and "--data: needed: run had no validation or test rows; a file" in error
 
 
 def test_a_folder_gives_its_test_rows_or_its_validation_rows(

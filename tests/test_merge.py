@@ -443,6 +443,7 @@ def test_command(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
         )
         assert code == 0 and f"{out}: qwen2 with 2 adapters" in said and "Modelfile" in said
         found[kind] = re.search(r"at most (\S+) of their range, (\S+) on average", said)
+        assert ("comparing it with base and adapters on a few texts\n" in said) == (kind != "F32")
         assert ("perplexity" in said) == (found[kind] is not None) == (kind != "F32"), said
         assert ("nothing was rounded to less than float32" in said) == (kind == "F32")
     described = parse_gguf(out.read_bytes()).metadata["general.description"]

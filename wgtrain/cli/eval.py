@@ -35,7 +35,7 @@ SAMPLES = 3
     "--data",
     metavar="FILE|FOLDER",
     help="Rows: a file, or a folder, of which test.jsonl is taken, or else valid.jsonl.  "
-    "[default: the validation rows of the run in --adapter]",
+    "[default: the validation or test rows of the run in --adapter]",
 )
 @options_of(RunConfig, TrainConfig, only=ROWS)
 @click.option("--limit", metavar="N", type=click.IntRange(1), help="The first N rows alone.")
@@ -152,7 +152,7 @@ def _held_out(data: str | None, runs: list[Path]) -> HeldOut:
             f"data: needed: a file of rows, or a folder with test.jsonl or valid.jsonl{why}"
         )
     held = rows_of_run(runs[0])
-    complain(f"evaluating the validation rows of {runs[0]}: {held.told}")
+    complain(f"evaluating the {held.kind} rows of {runs[0]}: {held.told}")
     return held
 
 

@@ -31,6 +31,7 @@ class HeldOut:
     fraction: float | None = None
     seed: int = 0
     now: datetime | None = None
+    kind: str = ""  # of a run's: validation or test
 
     @property
     def told(self) -> str:
@@ -63,29 +64,33 @@ def rows_at(data: str) -> HeldOut:
 
 
 def rows_of_run(run: Path) -> HeldOut:
-    """The validation rows of a run, where they are now; OptionError where it had none, FileError
-    where they are gone or others.
+    """The validation rows of a run, else its test rows, where they are now; OptionError where it
+    had none, FileError where they are gone or others.
     """
     _, _, config = run_settings(run)
     entries = run_entries(run)
     part = config.valid if isinstance(config.valid, float) else None
-    name = "valid" if part is None else "data"
-    if name not in entries or entries[name].get("pipe"):
+    kinds = {"valid" if part is None else "data": "validation", "test": "test"}
+    there = [name for name in kinds if name in entries]
+    name = next((name for name in there if not entries[name].get("pipe")), None)
+    if name is None:
+        why = "read its validation rows from a pipe" if there else "had no validation or test rows"
         raise OptionError(
-            f"data: needed: no validation rows of {run} can be found again; a file of rows, or a "
-            "folder with test.jsonl or valid.jsonl"
+            f"data: needed: {run} {why}; a file of rows, or a folder with test.jsonl or valid.jsonl"
         )
+    kind = kinds[name]
+    part = part if kind == "validation" else None
     entry = entries[name]
     problem: WgtrainError | None = None
     for path in places(entry, run):
         try:
             check_path(path)
         except FileError as error:
-            problem = problem or FileError(f"validation rows of {run}: {error}; --data names rows")
+            problem = problem or FileError(f"{kind} rows of {run}: {error}; --data names rows")
             continue
         rows = Rows(path)
         if rows.identity["sha256"] == entry.get("sha256"):
-            return HeldOut(rows, part, config.seed, _started(run))
+            return HeldOut(rows, part, config.seed, _started(run), kind)
         problem = FileError(f"{changed(name, str(path), run)}; --data names rows")
     assert problem is not None
     raise problem
