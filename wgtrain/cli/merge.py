@@ -171,8 +171,8 @@ def _modelfile(path: Path, base: Folder, wanted: Wanted, force: bool) -> None:
 def _check(wanted: Wanted, adapters: list[Scaled], path: Path, rows: Dataset | None) -> None:
     """What was lost, or why nobody knows."""
     paths = wanted.paths
-    rows = "a few texts" if data is None else f"the rows of {data}"
-    complain(f"comparing it with base and adapters on {rows}")
+    texts = "a few texts" if rows is None else f"the rows of {rows.name}"
+    complain(f"comparing it with base and adapters on {texts}")
     try:
         found = effect(
             paths.model,
