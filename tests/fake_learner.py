@@ -77,6 +77,9 @@ class FakeModel:
         },
     )
 
+    def clear_cache(self):
+        """It keeps nothing."""
+
     def __init__(
         self,
         path="fake.gguf",

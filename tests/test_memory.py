@@ -13,9 +13,11 @@ import pytest
 import random_model as rm
 
 from wgtrain import gpu
+from wgtrain.data import Dataset, Row
 from wgtrain.files import Adapter
 from wgtrain.infer.model import Model
 from wgtrain.train.config import LoraConfig
+from wgtrain.train.trainer import Trainer
 
 pytestmark = pytest.mark.gpu
 SHAPE = rm.Shape(layers=2, vocabulary=131)
@@ -97,6 +99,20 @@ def test_a_session_takes_what_its_plan_says(model: Model) -> None:
     device = model.device
     model.close()
     assert device.allocated == 0
+
+
+def test_a_run_has_the_memory_that_a_model_kept_for_requests(model: Model) -> None:
+    before = model.device.allocated
+    kept = model.logits([1] * 300)
+    assert model.device.allocated > before
+    ids = np.arange(9, dtype=np.int32)
+    rows = Dataset([Row(ids.astype(np.uint32), ids, 1)], "rows", 64)
+    trainer = Trainer(model, rows)
+    assert model.device.allocated == before
+    trainer.build()
+    assert model.device.allocated == before + trainer.learner.nbytes
+    np.testing.assert_array_equal(model.logits([1] * 300), kept)
+    trainer.close()
 
 
 def test_learners_and_sessions_stand_side_by_side(model: Model) -> None:

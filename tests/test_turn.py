@@ -304,6 +304,7 @@ def test_a_forked_model_says_so(model: Any) -> None:
 def test_a_trainer_of_the_engine_is_closed_while_it_runs(model: Any) -> None:
     pairs = tiny.random_rows(tiny.SPECS["llama"], [9, 17, 5], 0)
     rows = Dataset([Row(*pair, line) for line, pair in enumerate(pairs, 1)], "rows", 32)
+    model.clear_cache()
     before = model.device.allocated
     for _ in range(3):
         config = TrainConfig(iters=10**6, epochs=None, batch_size=2, tuning="default")

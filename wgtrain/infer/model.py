@@ -323,6 +323,13 @@ class Model:
         """
         return await self._kept.sequences(stack, places, room, self.host)
 
+    def clear_cache(self) -> None:
+        """Gives back what is kept for the next request: rows that were read, and the programs of
+        `logits`; they are made again when they are asked for.
+        """
+        with self._turn(wait=True):
+            self._kept.drop()
+
     def close(self) -> None:
         """Gives all GPU memory back; the model cannot be used afterwards. What another thread asks
         of it is waited for.

@@ -119,6 +119,9 @@ class OpenModel(Protocol):
     def host(self) -> Host:
         """What it was opened with."""
 
+    def clear_cache(self) -> None:
+        """Gives back the memory of what can be made again."""
+
     def read_adapter(self, adapter: Any) -> Adapter:
         """What a person names as an adapter, read."""
 

@@ -93,6 +93,7 @@ class Trainer(Loop):
         if samples is None and config.samples:
             samples = model.sample_prompts(config.sample or (), rows, valid)
         self._sampler = Sampler(model, samples or ())
+        model.clear_cache()  # a run asks for more than the time to read a prompt again
         self.memory_origin = model.device.find_budget()
         lengths = lengths_of(rows, valid, test, self._sampler.prompts)
         self._fit = Fit(model, lora, config, lengths, lora_learner)
