@@ -341,7 +341,8 @@ class RunConfig:
     init_adapter: str | None = setting(
         None,
         str,
-        "Adapter to start from, GGUF or PEFT folder; brings rank, alpha and targets.",
+        "Adapter to start from: a GGUF, a PEFT folder, a run or a checkpoint; brings rank, alpha "
+        "and targets.",
         metavar="FILE",
         convert=_path,
     )
