@@ -564,6 +564,11 @@ def test_a_run_knows_its_base(
     assert code == 0 and f"rows are read as for {run}: --seq-len 7" in said, said
     assert "(6 tokens)" in said
     (run / "config.yaml").write_text(f"{settings}chat_template: chatml\n")
+    given = ("--adapter", run, "--out", files / "y.gguf", "--data", files)
+    code, said = wgtrain(capsys, *given)  # plain rows, which need no template
+    assert code == 0 and "tokens)" in said, said
+    code, said = wgtrain(capsys, *given, "--force", "--chat-template", "chatml")
+    assert code == 2 and "--chat-template 'chatml': " in said and "has no conversations" in said
     (files / "Modelfile").unlink()
     out = files / "merged.gguf"
     code, said = wgtrain(capsys, "--adapter", f"{run}:0.5", "--out", out, "--no-check")

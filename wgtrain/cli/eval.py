@@ -94,7 +94,7 @@ def command(**given: Any) -> int:
     with opened(given) as using:
         chat = using.chat
         if given["system"] is not None:
-            chat = replace(chat, system=rows.system)
+            chat = replace(chat, system=rows.system, asked=True)
         data = _limited(held.load(using.model, rows, config, chat), given["limit"])
         for note in data.notes:
             complain(note)

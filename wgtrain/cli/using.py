@@ -7,7 +7,7 @@ def command(..., **given): with opened(given) as using: using.model ...
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +175,7 @@ def read_wanted(given: Mapping[str, Any], say: Say) -> Wanted:
     """The command line over a JSON configuration over what runs say of themselves."""
     settings = {n: value for n, value in given.items() if n in _NAMES and value is not None}
     line = canonical(settings, [RunConfig], "command line")
+    asked = not line.keys().isdisjoint(CHAT)
     adapters = tuple(map(parse_adapter, given.get("adapter") or ()))
     skip = False
     if (config := given.get("config_file")) is not None:
@@ -196,7 +197,7 @@ def read_wanted(given: Mapping[str, Any], say: Say) -> Wanted:
         named = [("quantize_base", paths.quantize_base), ("precision", paths.precision)]
         more = [f", {name} {value}" for name, value in named if value not in (None, "f32")]
         say(f"using {paths.model}{''.join(more)}: the base that the adapter was trained on")
-    return Wanted(paths, templating_of(paths), adapters, skip)
+    return Wanted(paths, replace(templating_of(paths), asked=asked), adapters, skip)
 
 
 def _of_runs(

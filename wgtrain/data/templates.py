@@ -32,7 +32,8 @@ class Templating:
 
     `template` is the source of one that replaces the model's, or "chatml", and `label` what
     messages call it; `args` are more variables for it; with `system` "merge" a system text goes
-    in front of the user's next turn; `now` is the day of templates that write one.
+    in front of the user's next turn; `now` is the day of templates that write one. Where they were
+    not `asked` for, but come with a model or an adapter, they may have nothing to do.
     """
 
     template: str | None = None
@@ -40,6 +41,7 @@ class Templating:
     system: str = "keep"
     now: datetime = field(default_factory=lambda: datetime.now().replace(microsecond=0))
     label: str = ""
+    asked: bool = field(default=True, compare=False)
 
     def __post_init__(self) -> None:
         if self.system not in SYSTEM:
@@ -85,9 +87,11 @@ class Templating:
         return template
 
     def check_plain(self, chats: int, name: str) -> None:
-        """OptionError for settings that did nothing: no template ran over the rows of `name`, of
-        which `chats` are conversations.
+        """OptionError for settings asked for that did nothing: no template ran over the rows of
+        `name`, of which `chats` are conversations.
         """
+        if not self.asked:
+            return
         given = {"chat_template": self.template and self.name, "template_args": dict(self.args)}
         if not chats:
             given["system"] = self.system if self.system != "keep" else None
