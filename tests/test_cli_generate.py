@@ -203,6 +203,8 @@ def test_settings_of_runs(monkeypatch):
     first = {"model": "m", "precision": "f16", "quantize_base": "nf4", "system": "merge"}
     runs = {"a": first, "b": {**first, "quantize_base": "int8"}, "c": None}
     monkeypatch.setattr(using, "model_of_run", runs.get)
+    for name in runs:
+        Path(name).touch()
     said = []
 
     def wanted(**given):
