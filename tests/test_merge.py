@@ -455,6 +455,21 @@ def test_command(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("option", "why"), [(("--gpu-memory", "1"), "the budget is 1"), (("--adapter-index", 99), "99")]
+)
+def test_the_gpu_that_compares(
+    option: tuple[Any, ...], why: str, files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where it cannot, the file is there, and a line says why nothing was measured."""
+    out = files / "out.gguf"
+    given = ["--model", files / "base.gguf", "--adapter", files / "a1.gguf", "--out", out]
+    code, said = wgtrain(capsys, *given, "--no-modelfile", *option)
+    assert code == 0 and out.exists()
+    assert "warning: what merging changed was not measured: " in said and why in said, said
+
+
+@pytest.mark.gpu
 def test_the_effect_is_what_logits_say(files: Path) -> None:
     base, adapter = files / "base.gguf", files / "a1.gguf"
     made = package.merge(base, [(adapter, 1.0)], files / "out.gguf", "Q4_0")
