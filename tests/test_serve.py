@@ -620,6 +620,19 @@ def test_bodies_are_bounded(server: Any) -> None:
     connection.close()
 
 
+def test_a_request_of_two_lengths_is_the_last_of_its_connection(server: Any) -> None:
+    """Nothing is smuggled past a proxy that believes the other one."""
+    inner = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    body = b"0\r\n\r\n" + inner
+    head = b"POST /lora-adapters HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n"
+    head += b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as client:
+        client.sendall(head + body)
+        with client.makefile("rb") as answers:
+            found = answers.read()
+    assert found.startswith(b"HTTP/1.1 400 ") and found.count(b"HTTP/1.1") == 1
+
+
 def test_clients_that_say_nothing_are_let_go(
     model: FakeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -43,8 +43,13 @@ class Named:
 
         app = self.app
         if scope["type"] == "http":
-            host = dict(scope["headers"]).get(b"host", b"").decode("latin-1").lower()
-            if not self.is_ours(host):
+            headers = dict(scope["headers"])
+            host = headers.get(b"host", b"").decode("latin-1").lower()
+            if b"content-length" in headers and b"transfer-encoding" in headers:
+                # A proxy may believe the one and h11 the other: what follows is nobody's request.
+                told = "Content-Length and Transfer-Encoding exclude each other"
+                app = PlainTextResponse(told, 400, {"Connection": "close"})
+            elif not self.is_ours(host):
                 app = PlainTextResponse(f"only {' and '.join(sorted(self.names))} are served", 421)
             await app(scope, receive, with_headers)
         else:
