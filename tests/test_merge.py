@@ -3,6 +3,7 @@ llama.cpp and transformers too; what it must not do.
 """
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -429,6 +430,14 @@ def test_nothing_is_left_of_a_folder_that_was_empty(
     with pytest.raises(FileError, match=r"out: No space left on device"):
         package.merge(folder, [(adapter_for("llama-tied", 4, 1), 1.0)], out)
     assert list(out.iterdir()) == []
+
+
+def test_an_adapter_s_name_that_is_no_utf_8_is_escaped(files: Path) -> None:
+    path = files / os.fsdecode(b"\xff.gguf")
+    (files / "a1.gguf").rename(path)
+    made = package.merge(files / "base.gguf", [(path, 1.0)]).data
+    assert made is not None
+    assert r"wgtrain: \udcff.gguf (" in parse_gguf(made).metadata["general.description"]
 
 
 @pytest.mark.gpu

@@ -425,6 +425,15 @@ def test_models_are_the_base_with_each_adapter(server: Any) -> None:
             assert answer[0] == 404 and answer[2]["error"]["code"] == "model_not_found"
 
 
+def test_names_that_are_no_utf_8_are_escaped(model: FakeModel) -> None:
+    names = os.fsdecode(b"m\xfe"), os.fsdecode(b"\xff")
+    with serving(model, Shelf(names[0], [(names[1], "A", 1.0)])) as server:
+        listed = [one["id"] for one in send(server, "/v1/models")[2]["data"]]
+        assert listed == [r"m\udcfe", r"m\udcfe+\udcff"]
+        assert send(server, "/lora-adapters")[2][0]["name"] == r"\udcff"
+        assert send(server, CHAT, chat(model=listed[1]))[2]["model"] == listed[1]
+
+
 @pytest.mark.parametrize(
     ("fields", "adapters"),
     [

@@ -11,7 +11,7 @@ from typing import Any
 from wgtrain.api import HOST, load_dataset, load_model, open_base
 from wgtrain.data import Dataset
 from wgtrain.dual import dual_function
-from wgtrain.errors import FileError, OptionError
+from wgtrain.errors import FileError, OptionError, printable
 from wgtrain.files import GGUF
 from wgtrain.files.adapters import CONFIG_FILE, TENSOR_FILE, fitted
 from wgtrain.files.gguf_writer import gguf_chunks
@@ -138,7 +138,7 @@ def read_adapters(adapters: Sequence[tuple[Any, float]], gguf: GGUF) -> list[Sca
         )
     stack = read_stack(adapters, read)
     return [
-        Scaled(one.adapter, scale, _name(given))
+        Scaled(one.adapter, scale, printable(_name(given)))  # a file's text is UTF-8
         for (one, scale), (given, _) in zip(stack.adapters, adapters, strict=True)
     ]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wgtrain.errors import FileError, WgtrainError
+from wgtrain.errors import FileError, WgtrainError, printable
 from wgtrain.files.adapters import TENSOR_FILE
 from wgtrain.files.gguf import read_gguf
 from wgtrain.files.source import shown
@@ -51,11 +51,12 @@ class Shelf:
         read: Callable[[Path], Any] | None = None,
         say: Callable[[str], None] = print,
     ):
-        self.base = base
+        self.base = printable(base)  # JSON cannot hold what is not UTF-8 in a file's name
         self._folder, self._read, self._say = folder, read, say
         self._entries: list[Entry] = []
         self._default: dict[int, float] = {}
-        for i, (name, adapter, scale) in enumerate(given):
+        for i, (called, adapter, scale) in enumerate(given):
+            name = printable(called)
             self._entries.append(Entry(name, name, scale or 1.0, adapter))
             self._default[i] = scale
         self._passed: dict[str, Version] = {}  # what lies in the folder and is no adapter
