@@ -213,6 +213,16 @@ def test_beside_a_merged_model(files: Path, capsys: pytest.CaptureFixture[str]) 
     assert code == 2 and "--template-args: only a Modelfile and --data depend on them" in said
 
 
+def test_a_name_that_no_modelfile_can_hold(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--model", files / "base.gguf", "--adapter", files / "a.gguf", "--no-check"]
+    arguments += ["--out", files / 'x""".gguf']
+    code, said = wgtrain(capsys, "merge", *arguments)
+    assert code == 0 and "warning: no Modelfile is written: " in said
+    assert "a Modelfile cannot hold such a name" in said and not (files / "Modelfile").exists()
+    code, said = wgtrain(capsys, "merge", *arguments, "--modelfile", "--force")
+    assert code == 2 and "a Modelfile cannot hold such a name" in said
+
+
 def test_a_base_with_an_adapter(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (files / "below").mkdir()
     out = files / "below" / "Modelfile"

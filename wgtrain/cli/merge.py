@@ -11,7 +11,7 @@ from wgtrain.cli.rows import row_settings, runs_of
 from wgtrain.cli.streams import complain
 from wgtrain.cli.using import Sectioned, Wanted, read_wanted, using_some
 from wgtrain.data import Dataset
-from wgtrain.errors import OptionError, WgtrainError
+from wgtrain.errors import FileError, OptionError, WgtrainError
 from wgtrain.files.file_types import TARGETS
 from wgtrain.gpu import format_size, run
 from wgtrain.merging import (
@@ -114,7 +114,7 @@ def command(
         architecture = base.gguf.get("general.architecture", str)
         _told(out, architecture, made, len(adapters))
         if told:
-            _modelfile(path, base, wanted, force)
+            _modelfile(path, base, wanted, force, modelfile is not None)
     if made.exact and rows is None:
         _say(f"{out}: nothing was rounded to less than float32")
     elif not no_check:
@@ -158,12 +158,20 @@ def _told(out: str, architecture: str, made: Merged, adapters: int) -> None:
     click.echo(f"{out}: {architecture} with {what}, {size}; tensors: {listed}")
 
 
-def _modelfile(path: Path, base: Folder, wanted: Wanted, force: bool) -> None:
+def _modelfile(path: Path, base: Folder, wanted: Wanted, force: bool, asked: bool) -> None:
+    """Writes one; unless it was asked for, a merge is not spoilt by one that cannot be written."""
     where = path.with_name(NAME)
     if where.exists() and not force:
         _say(f"warning: {where} exists already and stays as it is; --force replaces it")
         return
-    for note in write_modelfile(where, path, base, wanted.chat, force=force):
+    try:
+        notes = write_modelfile(where, path, base, wanted.chat, force=force)
+    except FileError as error:
+        if asked:
+            raise
+        _say(f"warning: no Modelfile is written: {error}")
+        return
+    for note in notes:
         _say(f"{where}: {note}")
     click.echo(f"{where}: ollama create NAME -f {where}")
 
