@@ -188,5 +188,8 @@ def test_the_model_of_a_run_may_have_moved_with_it(run: Path, tmp_path: Path) ->
     with pytest.raises(FileError, match=r"summary.json: damaged \(KeyError"):
         model_of_run(run)
     (run / "config.yaml").write_text("rank: many\n")
-    with pytest.raises(OptionError, match="rank = many"):
+    with pytest.raises(FileError, match="config.yaml: not the settings of a run: .*rank = many"):
+        model_of_run(run)
+    (run / "config.yaml").write_text("")  # as a full disk leaves it
+    with pytest.raises(FileError, match="config.yaml: not the settings of a run: model: needed"):
         model_of_run(run)

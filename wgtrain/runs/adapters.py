@@ -139,7 +139,11 @@ def run_settings(run: Path) -> tuple[RunConfig, LoraConfig, TrainConfig]:
     """The settings of a run, as they were used; FileError for a config.yaml that cannot be read."""
     config = run / CONFIG
     read = canonical(parse_yaml(disk.read_file(config), str(config)), CONFIGS, str(config))
-    paths, lora, train = build(read, *CONFIGS)
+    try:
+        paths, lora, train = build(read, *CONFIGS)
+    except OptionError as error:
+        what = "; ".join(str(error).splitlines())
+        raise FileError(f"{config}: not the settings of a run: {what}") from None
     return paths, lora, train
 
 
