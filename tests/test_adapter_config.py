@@ -34,6 +34,8 @@ def test_the_form_of_wasi_nn(tmp_path: Path) -> None:
     path = write(tmp_path, {"model": {"path": "base.gguf"}, "lora_adapters": [A, B]})
     wanted = AdapterConfig({"model": str(tmp_path / "base.gguf")}, named(tmp_path, A, B), "skip")
     assert read_config(path) == wanted
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())  # as editors on Windows save it
+    assert read_config(path) == wanted
     assert read_config(write(tmp_path, {})) == AdapterConfig({}, (), "skip")
 
 

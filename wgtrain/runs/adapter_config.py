@@ -6,6 +6,7 @@
 object (all of a process), within `model`, and a request. Paths are relative to the file.
 """
 
+import codecs
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -55,7 +56,7 @@ def read_config(path: str | os.PathLike[str]) -> AdapterConfig:
         raise FileError(
             f"{name}: {len(data):,} bytes; a configuration takes at most {MOST_BYTES:,}"
         )
-    values = json_object(data, name)
+    values = json_object(data.removeprefix(codecs.BOM_UTF8), name)  # Windows' editors write one
     _check_keys(values, (MODEL, ADAPTERS, ON_ERROR), name)
     folder = Path(path).parent
     model = values.get(MODEL, {})
