@@ -486,6 +486,7 @@ def test_the_effect_is_what_logits_say(files: Path) -> None:
     with package.load_model(base) as model:
         scaled = read_adapters([(adapter, 1.0)], model.gguf)
         loaded = package.load_dataset(data, model)
+        long = package.load_dataset(b'{"text": "%s"}' % (b"hold " * 600), model)
         rows = loaded.rows
         before = [model.logits(row.tokens, [(adapter, 1.0)]) for row in rows]
     assert made.out is not None
@@ -505,9 +506,8 @@ def test_the_effect_is_what_logits_say(files: Path) -> None:
     assert found.largest == pytest.approx(apart(one, two), rel=1e-4)
     assert found.mean == pytest.approx(np.abs(one - two).mean() / np.ptp(one), rel=1e-4)
     assert found.positions == len(one) and found.tokens == sum(len(row.tokens) - 1 for row in rows)
-    long = b'{"text": "%s"}\n' % (b"hold " * 600)
     assert found.notes == ()
-    assert effect(base, scaled, made.out, data + long).notes == ("data: 1 cut at 512 tokens",)
+    assert effect(base, scaled, made.out, long).notes == ("data: 1 cut at 512 tokens",)
 
 
 def test_a_configuration(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
