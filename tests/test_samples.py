@@ -9,6 +9,7 @@ from pathlib import Path
 import fake_learner
 import numpy as np
 import pytest
+import tiny
 from fake_learner import FakeAnswers, FakeModel, fake_rows, write_rows
 
 import wgtrain
@@ -116,6 +117,18 @@ def test_what_does_not_fit_recomputes_first(model, rows, monkeypatch):
     assert (alone.recompute, sampled.recompute) == (False, True)
     alone.close()
     sampled.close()
+
+
+def test_answers_end_where_the_context_does():
+    with wgtrain.load_model(tiny.tiny("llama").gguf, limits="default") as model:
+        context, prompt = model.config.context, [5, 6, 7] * 40
+        samples = model.answering({}, [prompt, prompt[:3]])
+        wgtrain.run(samples.open())
+        found = wgtrain.run(samples.answers())
+        samples.close()
+        asked = [Request(prompt, context - len(prompt)), Request(prompt[:3], MAX_TOKENS)]
+        wanted = ["".join(p.text for p in model.answers([one])) for one in asked]
+    assert asked[0].max_tokens == 8 and found == wanted
 
 
 def test_prompts(model, rows):

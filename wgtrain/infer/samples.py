@@ -81,6 +81,9 @@ class Samples:
         self._prompts, self._tokenizer = prompts, tokenizer
         self._session = _session(device, base, beside, [len(ids) for ids in prompts])
         self._turn = Turn("samples")
+        # Within the model's context, unless its prompt is beyond it, as training's rows may be.
+        left = [base.config.context - len(ids) for ids in prompts]
+        self._most = [min(MAX_TOKENS, n) if n > 0 else MAX_TOKENS for n in left]
 
     async def open(self) -> None:
         """Allocates and compiles; OutOfMemoryError where it does not fit."""
@@ -97,8 +100,8 @@ class Samples:
             return places
 
         rows = [
-            Row(i, Request(ids, MAX_TOKENS), list(ids), self._tokenizer, session.room)
-            for i, ids in enumerate(self._prompts)
+            Row(i, Request(ids, most), list(ids), self._tokenizer, session.room)
+            for i, (ids, most) in enumerate(zip(self._prompts, self._most, strict=True))
         ]
         found = [""] * len(rows)
         async for piece in generate(seats, self._turn, rows):
