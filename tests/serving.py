@@ -46,8 +46,9 @@ class FakeModel:
 
     def prompt(self, messages: Any, tools: Any, template_args: Any, system: Any) -> list[int]:
         self.prompts.append((messages, tools, template_args, system))
-        shown = "" if "blind" in messages[0]["content"] else str(tools or "")
-        return self.tokenizer.encode(shown + " ".join(m.get("content", "") for m in messages))
+        calls = [m["tool_calls"] for m in messages if "tool_calls" in m]
+        shown = "" if "blind" in messages[0]["content"] else f"{tools or ''}{calls or ''}"
+        return self.tokenizer.encode(shown + " ".join(m.get("content") or "" for m in messages))
 
     def check_tokens(self, tokens: Sequence[int]) -> list[int]:
         return list(tokens)

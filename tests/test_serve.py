@@ -195,6 +195,19 @@ def test_what_a_template_gets(server: Any, model: FakeModel) -> None:
     assert answer[0] == 400 and answer[2]["error"]["param"] == "tools"
 
 
+def test_calls_of_tools_are_not_dropped(server: Any, model: FakeModel) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    for word, status in (("seeing", 200), ("blind", 400)):
+        turns = [
+            {"role": "user", "content": word},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "content": "say it", "tool_call_id": "1"},
+        ]
+        code, _, answer = send(server, CHAT, {**chat(), "messages": turns})
+        assert code == status
+    assert answer["error"]["param"] == "messages" and "no tool_calls" in answer["error"]["message"]
+
+
 class Refusing(FakeModel):
     """Its template takes no system messages."""
 

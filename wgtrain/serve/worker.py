@@ -3,6 +3,7 @@
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
 from wgtrain.errors import FileError, OptionError, WgtrainError
 from wgtrain.infer.generation import Piece, Request
@@ -80,6 +81,11 @@ class Worker:
                 asked.messages, None, asked.template_args, system
             ):
                 raise wrong_field("the chat template writes none of them", "tools")
+            without = [_without_calls(message) for message in asked.messages]
+            if without != asked.messages and ids == model.prompt(
+                without, asked.tools, asked.template_args, system
+            ):
+                raise wrong_field("the chat template writes no tool_calls", "messages")
             return ids
         except FileError as error:
             if not str(error).startswith(_REFUSES):
@@ -108,3 +114,11 @@ class Worker:
         adapters = self._shelf.load(chosen)
         yield sum(map(len, prompts))
         yield from self._model.answers(requests, adapters=adapters)
+
+
+def _without_calls(message: dict[str, Any]) -> dict[str, Any]:
+    """A message that has tool_calls without them, others as they are."""
+    if "tool_calls" not in message:
+        return message
+    rest = {name: value for name, value in message.items() if name != "tool_calls"}
+    return {**rest, "content": rest.get("content") or ""}
