@@ -238,7 +238,7 @@ LARGE[1, 7] = 1e20
     ("metadata", "matrix", "target", "words"),
     [
         ({}, LARGE, "Q3_K", ["'Q3_K'", *TARGETS]),
-        ({"general.type": "adapter"}, LARGE, "F16", ["'adapter'"]),
+        ({"general.type": "adapter"}, LARGE, "F16", ["an adapter, not a base model"]),
         ({"general.type": "mmproj"}, LARGE, "F16", ["projector"]),
         ({"llama.expert_count": np.ones(2, np.int32)}, LARGE, "Q8_0", ["llama.expert_count"]),
         ({"llama.expert_count": 8}, LARGE, "Q8_0", ["experts", "F32, F16, BF16"]),

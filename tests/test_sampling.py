@@ -257,17 +257,6 @@ def test_edges(how: Sampling, drawn: set[int]) -> None:
     assert found == drawn
 
 
-@pytest.mark.parametrize(("penalty", "drawn"), [(5e-324, {0, 2}), (1e308, {0, 1, 2})])
-@pytest.mark.filterwarnings("error")
-def test_any_penalty_leaves_numbers(penalty: float, drawn: set[int]) -> None:
-    how, values = Sampling(1.0, repeat_penalty=penalty), np.array([3.0, 2.9, 2.8], np.float32)
-    seen = [0, 2]
-    found = {Sampler(replace(how, seed=seed), seen).draw(values) for seed in range(60)}
-    assert found == drawn
-    below = Sampler(how, [0, 1, 2]).draw(-values)
-    assert below in {0, 1, 2}
-
-
 def test_equals_are_taken_by_the_lowest_id() -> None:
     same = np.zeros(5, np.float32)
     assert Sampler(Sampling(), []).draw(same) == 0

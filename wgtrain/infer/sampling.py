@@ -112,8 +112,7 @@ def penalised(logits: np.ndarray, seen: list[int], penalty: float) -> np.ndarray
     """The logits, float64 (V,), with those of `seen` tokens made less likely."""
     out = logits.astype(np.float64)
     theirs = out[seen]
-    with np.errstate(over="ignore"):
-        out[seen] = np.nan_to_num(np.where(theirs < 0, theirs * penalty, theirs / penalty))
+    out[seen] = np.where(theirs < 0, theirs * penalty, theirs / penalty)
     return out
 
 
