@@ -12,7 +12,7 @@ from wgtrain.infer.generation import Piece
 from wgtrain.serve.guards import error_response, said_of
 from wgtrain.serve.line import Full, Line, Place, Work
 from wgtrain.serve.refusals import FAILED, Refused
-from wgtrain.serve.replies import ChatReply, TextReply
+from wgtrain.serve.replies import Reply
 from wgtrain.serve.worker import Item
 
 RETRY_SECONDS = 2
@@ -26,7 +26,7 @@ Told = Callable[[Exception, Scope], Refused]
 class Answer:
     """An ASGI application that waits its turn and then tells the pieces, or the whole."""
 
-    def __init__(self, line: Line, work: Work[Item], reply: ChatReply | TextReply, told: Told):
+    def __init__(self, line: Line, work: Work[Item], reply: Reply, told: Told):
         self._line, self._work, self._reply, self._told = line, work, reply, told
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

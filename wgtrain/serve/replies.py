@@ -3,6 +3,7 @@
 import codecs
 import secrets
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ LEAST_LOGPROB = -9999.0  # OpenAI's word for "as good as never"; JSON has no inf
 Spell = Callable[[int], bytes]  # the bytes of a token
 
 
-class Reply:
+class Reply(ABC):
     """One answer as it is made. `model` is what it calls itself, `spell` gives a token's bytes."""
 
     kind = ("", "")  # of the whole answer and of a chunk
@@ -48,9 +49,9 @@ class Reply:
             yield f"prompt={self.read} answer={self.made}"
             yield f"finish={','.join(str(one) for one in self.finish)}"
 
+    @abstractmethod
     def keep(self, piece: Piece) -> None:
         """Keeps a piece."""
-        raise NotImplementedError
 
     def count(self, piece: Piece) -> None:
         """Counts a piece."""
@@ -62,9 +63,13 @@ class Reply:
         """The chunks before the first piece."""
         yield from ()
 
+    @abstractmethod
     def chunk(self, piece: Piece) -> Iterator[dict[str, Any]]:
         """The chunks of a piece."""
-        raise NotImplementedError
+
+    @abstractmethod
+    def whole(self) -> dict[str, Any]:
+        """What was kept, as one object."""
 
     def tail(self) -> Iterator[dict[str, Any]]:
         """The chunks after the last piece."""
